@@ -1,0 +1,27 @@
+"""OmniGen2: text to image, edits, compositions and descriptions with one model.
+
+`load` is the way in. Importing this package does not import torch; the first use of the model does.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omnigen2.model import OmniGen2
+
+
+def load(source: str = "nano", device: str = "auto", dtype: str = "auto") -> "OmniGen2":
+    """Load a model: `nano`, a folder in the published layout, or the id of a downloaded repository.
+
+    `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` (bfloat16 on a GPU, float32 on a CPU),
+    `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        FileNotFoundError: no such model is on this machine; the message says how to get it.
+        ValueError: a weight is missing, surplus or misshapen, or `device` or `dtype` is unknown.
+    """
+    from omnigen2.model import OmniGen2
+
+    return OmniGen2.load(source, device=device, dtype=dtype)
+
+
+__all__ = ["load"]

@@ -1,0 +1,99 @@
+"""The model card: what a checkpoint is, what it decides by default and where its limits are.
+
+Read from `card.json` beside the weights where the checkpoint has one (nano), otherwise the published
+model's own values. Needs neither weights nor torch: tools are described while the model is still loading.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from omnigen2.params import MAX_REFERENCES, Decoding, Params, ReferenceSampling
+
+CARD_FILE = "card.json"
+
+
+class Defaults(Params):
+    """What the model decides when a request leaves a field open, per ability."""
+
+    text_to_image: ReferenceSampling
+    edit: ReferenceSampling
+    compose: ReferenceSampling
+    describe: Decoding
+
+
+class Limits(Params):
+    """What the model can take."""
+
+    max_pixels: int = Field(default=1024 * 1024, ge=256)
+    """Pixels of the denoised picture; a larger request is denoised at this size and enlarged afterwards."""
+    max_input_side: int = Field(default=1024, ge=16)
+    """Longest side in pixels to which a reference image is reduced before it is encoded."""
+    max_side: int = Field(default=4096, ge=16)
+    """Longest side in pixels of a result."""
+    max_references: int = Field(MAX_REFERENCES, ge=0, le=MAX_REFERENCES)
+    """Most reference images in one request."""
+    max_text_tokens: int = Field(default=1024, ge=1)
+    """Tokens of the chat string beyond which a prompt is cut."""
+
+
+class ModelCard(Params):
+    """Identity, defaults and limits of one checkpoint."""
+
+    id: str
+    """The name by which the model is asked for: a repository id, a folder's name, or `nano`."""
+    title: str
+    """The name people read."""
+    about: str
+    """One or two sentences: what the model can do and what it cannot."""
+    vocabulary: tuple[str, ...] = ()
+    """Words the model knows; empty for an open vocabulary. A prompt with other words gets a note."""
+    digest: str | None = None
+    """`sha256:<hex>` over the weight files, as published with the checkpoint; checked when it is loaded."""
+    defaults: Defaults
+    limits: Limits = Limits.model_construct()
+
+    def defaults_for(self, references: int) -> ReferenceSampling:
+        """The complete sampling defaults of a request with that many reference images."""
+        return (self.defaults.text_to_image, self.defaults.edit, self.defaults.compose)[min(references, 2)]
+
+
+def read_card(folder: Path, model_id: str) -> ModelCard:
+    """The card of the checkpoint in `folder`.
+
+    Raises:
+        ValueError: `card.json` is there and is not a valid card.
+    """
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return published_card(model_id)
+    return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")) | {"id": model_id})
+
+
+def published_card(model_id: str) -> ModelCard:
+    """The card of OmniGen2 as published: the defaults of its authors' command line and README."""
+    text_to_image = ReferenceSampling(
+        negative_prompt="",
+        width=1024,
+        height=1024,
+        num_images=1,
+        steps=50,
+        text_guidance_scale=4.0,
+        image_guidance_scale=1.0,
+        cfg_range=(0.0, 1.0),
+        scheduler="euler",
+        speed="exact",
+    )
+    edit = text_to_image.model_copy(update={"text_guidance_scale": 5.0, "image_guidance_scale": 2.0})
+    return ModelCard(
+        id=model_id,
+        title="OmniGen2",
+        about="Makes, edits and composes pictures from text in any style, and describes images.",
+        defaults=Defaults(
+            text_to_image=text_to_image,
+            edit=edit,
+            compose=edit.model_copy(update={"image_guidance_scale": 2.5}),
+            describe=Decoding(max_tokens=256, temperature=0.0),
+        ),
+    )

@@ -1,0 +1,101 @@
+"""Every tunable of the model, once: its name, type, bounds and sentence.
+
+Tool schemas, command-line options, REST bodies and reference pages derive from these classes. A field that
+is `None` means "the model decides"; the values it decides on live in the model card (`omnigen2.card`) and
+nowhere else. Nothing here imports torch.
+"""
+
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_SEED = 2**53 - 1  # the largest integer that survives JSON in every client
+MAX_REFERENCES = 5  # rows of the checkpoint's image_index_embedding
+
+Scheduler = Literal["euler", "dpmsolver++"]
+Speed = Literal["exact", "balanced", "fast"]
+
+P = TypeVar("P", bound="Params")
+
+
+class Params(BaseModel):
+    """A frozen group of parameters that can be cut out of a larger request and completed with defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def part(self, kind: type[P]) -> P:
+        """The fields of this value that belong to `kind`, as a `kind`."""
+        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
+
+    def filled(self, defaults: "Params") -> Self:
+        """This value with every `None` replaced by what `defaults` says for the field of the same name."""
+        missing = {
+            name: value
+            for name, value in defaults
+            if name in type(self).model_fields and getattr(self, name) is None
+        }
+        return self.model_copy(update=missing)
+
+
+class Sampling(Params):
+    """How a picture is sampled."""
+
+    negative_prompt: str | None = Field(default=None, max_length=4000)
+    """What the picture should not show."""
+    width: int | None = Field(default=None, ge=16, le=4096)
+    """Width of the result in pixels."""
+    height: int | None = Field(default=None, ge=16, le=4096)
+    """Height of the result in pixels."""
+    num_images: int | None = Field(default=None, ge=1, le=8)
+    """How many variants to make; each has its own noise."""
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """Number that fixes the noise: an equal request gives an equal picture. Drawn if absent."""
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    """Denoising steps: more is slower and finer."""
+    text_guidance_scale: float | None = Field(default=None, ge=0, le=30)
+    """How strongly the text is followed; 1 or less turns text guidance off and halves the work."""
+    cfg_range: tuple[float, float] | None = None
+    """Part of the denoising, from 0 to 1, in which guidance applies; a shorter range is faster."""
+    scheduler: Scheduler | None = None
+    """The sampler: `euler`, or `dpmsolver++`, which needs fewer steps."""
+    speed: Speed | None = None
+    """`exact` computes every step; `balanced` and `fast` reuse work between steps and differ slightly."""
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> Self:
+        if self.cfg_range is not None and not 0 <= self.cfg_range[0] <= self.cfg_range[1] <= 1:
+            raise ValueError("cfg_range must be [start, end] with 0 <= start <= end <= 1")
+        return self
+
+
+class ReferenceSampling(Sampling):
+    """How a picture is sampled when reference images guide it."""
+
+    image_guidance_scale: float | None = Field(default=None, ge=0, le=30)
+    """How closely the reference images are followed; 1 or less turns image guidance off."""
+
+
+class Decoding(Params):
+    """How text is written about images."""
+
+    max_tokens: int | None = Field(default=None, ge=1, le=2048)
+    """Longest answer, in tokens."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """0 gives the most likely answer; higher values vary it."""
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """Number that fixes the answer when the temperature is above 0. Drawn if absent."""
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence per wrong field: its name, what was given, what is allowed."""
+    sentences = []
+    for problem in error.errors(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "request"
+        given = "" if problem["type"] == "missing" else f" (given: {_short(problem['input'])})"
+        sentences.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(sentences)
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,110 @@
+"""What a model is asked and what it answers, and the protocol every model backend follows.
+
+Tasks hold PIL images and filled parameters, never ids: the engine knows nothing of requests, jobs or the
+store. Nothing here imports torch.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from PIL.Image import Image
+
+from omnigen2.card import ModelCard
+from omnigen2.params import Decoding, ReferenceSampling
+
+NUMERICS_VERSION = 1
+"""Raised whenever the same recipe would give other pixels; part of the key of remembered results."""
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """Make pictures: no image is text to image, one is an edit, more are a composition."""
+
+    prompt: str
+    images: tuple[Image, ...]
+    sampling: ReferenceSampling  # filled: no field but `seed` may be None
+    lora: str | None = None  # folder or file of a LoRA in the published format
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Write text about images."""
+
+    question: str
+    images: tuple[Image, ...]
+    decoding: Decoding  # filled
+
+
+Task = ImageTask | TextTask
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a task is. `preview` is a small picture of the current estimate, made only on request."""
+
+    stage: Literal["encode", "denoise", "decode", "write"]
+    step: int = 0
+    steps: int = 0
+    preview: Image | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a task.
+
+    `timings` holds milliseconds per stage: `encode_ms`, `denoise_ms`, `decode_ms`. `notes` are sentences the
+    caller should pass on, such as that a prompt was cut.
+    """
+
+    pictures: tuple[Image, ...] = ()
+    text: str = ""
+    notes: tuple[str, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Cancelled(Exception):
+    """The task was cancelled before it was finished."""
+
+
+class OutOfMemory(Exception):
+    """The task does not fit into the device's memory, alone and after every cache was freed."""
+
+
+@dataclass
+class Ticket:
+    """A task under way: `future` gives its `Outcome` or raises `Cancelled`, `OutOfMemory`, `ValueError`."""
+
+    task: Task
+    on_progress: Callable[[Progress], None]
+    future: "Future[Outcome]" = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    wants_preview: threading.Event = field(default_factory=threading.Event)  # cleared when one was delivered
+
+    def cancel(self) -> None:
+        """Ask the engine to drop the task; it does so before the next denoising step."""
+        self.cancelled.set()
+
+
+class Backend(Protocol):
+    """A loaded model. Callable from any thread; `on_progress` is called on the backend's own thread."""
+
+    card: ModelCard
+
+    def submit(self, task: Task, on_progress: Callable[[Progress], None]) -> Ticket:
+        """Start the task; it joins the tasks already running at the next step."""
+        ...
+
+    def has_room(self, task: Task) -> bool:
+        """Whether the task would be computed at once if it were submitted now."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Bytes the model keeps on its device."""
+        ...
+
+    def close(self) -> None:
+        """Fail what is running with `Cancelled` and free the device."""
+        ...
