@@ -1,0 +1,132 @@
+"""Full attention inside each sequence of a packed tensor: one call, one signature, on every device.
+
+Sequences of different lengths lie one after the other along the token axis. On CUDA the variable-length flash
+kernel takes their bounds. Elsewhere sequences of similar length are gathered into padded groups, so that no
+Python loop runs over the samples. Callers never ask which.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_PADDING = 1.25  # a group may hold this many times the tokens it was given
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The sequences packed along the token axis of a tensor, in order."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def total(self) -> int:
+        """Tokens of all sequences together."""
+        return sum(self.lengths)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Where each sequence starts, and where the last one ends: (n + 1,) int32."""
+        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
+        return lengths.cumsum(0, dtype=torch.int32).to(self.device)
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """The sequence that each token belongs to: (total,) int64."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
+
+    @cached_property
+    def groups(self) -> "tuple[Group, ...]":
+        """The sequences in groups of similar length."""
+        order = sorted((n for n in range(len(self.lengths)) if self.lengths[n]), key=self.lengths.__getitem__)
+        groups: list[list[int]] = []
+        tokens = 0
+        for n in order:
+            longest = self.lengths[n]
+            if groups and longest * (len(groups[-1]) + 1) <= MAX_PADDING * (tokens + longest):
+                groups[-1].append(n)
+                tokens += longest
+            else:
+                groups.append([n])
+                tokens = longest
+        starts = [0]
+        for length in self.lengths:
+            starts.append(starts[-1] + length)
+        return tuple(
+            _group([starts[n] for n in g], [self.lengths[n] for n in g], self.device) for g in groups
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Sequences of similar length, padded at the end to the longest.
+
+    `rows` (m, L) int64 says which packed token stands where (padding repeats a token of the same sequence);
+    `valid` (m, L) is False on padding, or None where there is none.
+    """
+
+    rows: Tensor
+    valid: Tensor | None
+
+
+def _group(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Group:
+    longest = max(lengths)
+    offsets = torch.arange(longest)
+    limits = torch.tensor(lengths)[:, None]
+    rows = torch.tensor(starts)[:, None] + torch.minimum(offsets[None, :], limits - 1)
+    valid = None if min(lengths) == longest else (offsets[None, :] < limits).to(device)
+    return Group(rows.to(device), valid)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    """Attention of every token to all tokens of its own sequence, scaled by head_dim ** -0.5.
+
+    `query` (T, heads, head_dim); `key`, `value` (T, kv_heads, head_dim), each kv head serving
+    heads / kv_heads query heads (grouped-query attention, Ainslie et al. 2023). Returns (T, heads, head_dim).
+    """
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        return _attend_flash(query, key, value, segments)
+    return _attend_grouped(query, key, value, segments)
+
+
+def _attend_flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    longest = max(segments.lengths)
+    out = varlen_attn(query, key, value, segments.bounds, segments.bounds, longest, longest)
+    assert isinstance(out, Tensor)  # a tuple only when auxiliary outputs are asked for
+    return out
+
+
+def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    groups = segments.groups
+    if len(groups) == 1 and groups[0].valid is None:  # equal lengths: the packed tensor is the batch
+        shape = (len(segments.lengths), -1)
+        out = _attend_padded(
+            query.unflatten(0, shape), key.unflatten(0, shape), value.unflatten(0, shape), None
+        )
+        return out.flatten(0, 1)
+    out = torch.empty_like(query)
+    for group in groups:
+        padded = _attend_padded(query[group.rows], key[group.rows], value[group.rows], group.valid)
+        if group.valid is None:
+            out = out.index_copy(0, group.rows.flatten(), padded.flatten(0, 1))
+        else:
+            out = out.index_copy(0, group.rows[group.valid], padded[group.valid])
+    return out
+
+
+def _attend_padded(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    """(m, L, heads, head_dim) each; `valid` (m, L) masks keys."""
+    mask = None if valid is None else valid[:, None, None, :]
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, enable_gqa=True
+    )
+    return out.transpose(1, 2)
