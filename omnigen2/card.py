@@ -5,6 +5,7 @@ model's own values. Needs neither weights nor torch: tools are described while t
 """
 
 import json
+import re
 from pathlib import Path
 
 from pydantic import Field
@@ -55,8 +56,18 @@ class ModelCard(Params):
     limits: Limits = Limits.model_construct()
 
     def defaults_for(self, references: int) -> ReferenceSampling:
-        """The complete sampling defaults of a request with that many reference images."""
+        """The sampling defaults of a request with that many reference images.
+
+        Complete but for the seed, and for the size of an edit, which is the input's.
+        """
         return (self.defaults.text_to_image, self.defaults.edit, self.defaults.compose)[min(references, 2)]
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt outside the vocabulary, in order; none where the vocabulary is open."""
+        if not self.vocabulary:
+            return []
+        words = re.findall(r"[^\W\d_]+", prompt.lower())
+        return [word for word in dict.fromkeys(words) if word not in self.vocabulary]
 
 
 def read_card(folder: Path, model_id: str) -> ModelCard:
@@ -85,15 +96,16 @@ def published_card(model_id: str) -> ModelCard:
         scheduler="euler",
         speed="exact",
     )
-    edit = text_to_image.model_copy(update={"text_guidance_scale": 5.0, "image_guidance_scale": 2.0})
+    compose = text_to_image.model_copy(update={"text_guidance_scale": 5.0, "image_guidance_scale": 2.5})
+    as_input = {"width": None, "height": None, "image_guidance_scale": 2.0}
     return ModelCard(
         id=model_id,
         title="OmniGen2",
         about="Makes, edits and composes pictures from text in any style, and describes images.",
         defaults=Defaults(
             text_to_image=text_to_image,
-            edit=edit,
-            compose=edit.model_copy(update={"image_guidance_scale": 2.5}),
+            edit=compose.model_copy(update=as_input),
+            compose=compose,
             describe=Decoding(max_tokens=256, temperature=0.0),
         ),
     )

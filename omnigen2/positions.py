@@ -1,7 +1,8 @@
 """Positions of tokens on three axes and their rotary embedding.
 
-Text token i stands at (i, i, i). After L text tokens, a reference image of h x w tokens stands at (s, row, column)
-with s = L; s then grows by max(h, w) for each reference, and the denoised picture follows in the same way.
+Text token i stands at (i, i, i). After L text tokens, a reference image of h x w tokens stands at
+(s, row, column) with s = L; s then grows by max(h, w) for each reference, and the denoised picture follows in
+the same way.
 Angles are computed, not looked up, so that no prompt or picture is too long for a table.
 """
 

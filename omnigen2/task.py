@@ -25,7 +25,7 @@ class ImageTask:
 
     prompt: str
     images: tuple[Image, ...]
-    sampling: ReferenceSampling  # filled: no field but `seed` may be None
+    sampling: ReferenceSampling  # filled; only the seed, and the size of an edit, may be None
     lora: str | None = None  # folder or file of a LoRA in the published format
 
 

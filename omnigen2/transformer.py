@@ -1,33 +1,34 @@
 """The OmniGen2 transformer on packed sequences (Wu et al. 2025, "OmniGen2", arXiv:2506.18871, section 3).
 
 Text is refined without time; each reference image is refined alone; the noisy picture is refined alone; then
-`[text | references | picture]` of every sample passes through the joint layers. Samples of any sizes, text lengths
-and numbers of references lie one after the other along the token axis, without padding. What does not depend on
-the timestep is made once (`condition`), what does at every step (`forward`).
+`[text | references | picture]` of every sample passes through the joint layers. Samples of any sizes, text
+lengths and numbers of references lie one after the other along the token axis, without padding. What does not
+depend on the timestep is made once (`condition`), what does at every step (`forward`).
 
-Parameter names and shapes are those of the published checkpoint. Loading, saving, sharding, offloading and LoRA
-come from diffusers.
+Parameter names and shapes are those of the published checkpoint. Loading, saving, sharding, offloading and
+LoRA come from diffusers.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from omnigen2.attention import Segments, attend
+from omnigen2.attention import Segments
+from omnigen2.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
 from omnigen2.params import MAX_REFERENCES
-from omnigen2.positions import Grid, rotate, rotations, sample_positions, text_positions
+from omnigen2.positions import Grid, rotations, sample_positions, text_positions
 
-FREQUENCIES = 256  # channels of the sinusoid that encodes the timestep
 MAX_TIME_CHANNELS = 1024
 
 
@@ -38,7 +39,7 @@ def patchify(latents: Tensor, patch_size: int = 2) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: Grid, patch_size: int = 2) -> Tensor:
-    """(..., h * w, p * p * C) -> (..., C, h * p, w * p), the inverse of `patchify`; `grid` is (h, w) in tokens."""
+    """(..., h * w, p * p * C) -> (..., C, h * p, w * p): undoes `patchify`; `grid` is (h, w) in tokens."""
     p, (h, w) = patch_size, grid
     return rearrange(tokens, "... (h w) (p1 p2 c) -> ... c (h p1) (w p2)", h=h, w=w, p1=p, p2=p)
 
@@ -47,8 +48,9 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: int = 2) -> Tensor:
 class Condition:
     """What one sequence is conditioned on, independent of time.
 
-    `text` (L, D) refined caption; `references`, one (R, D) per image, embedded patches with their image index;
-    `reference_grids` and `grid`: rows and columns, in tokens, of the references and of the picture to make.
+    `text` (L, D) refined caption; `references`, one (R, D) per image, embedded patches with their image
+    index; `reference_grids` and `grid`: rows and columns, in tokens, of the references and of the picture to
+    make.
     """
 
     text: Tensor
@@ -61,10 +63,10 @@ class Condition:
 class Batch:
     """Conditions packed for `forward`; D is the hidden size, all index tensors are int64.
 
-    `text` (sum L, D) and `references` (sum R, D): packed tokens; `*_rotation`: rotary factors of packed tokens;
-    `reference_owner` (sum R,): the sample of each reference token; `order` (T,): where each joint token comes
-    from in [text, references, picture]; `picture_rows` (sum N,): where the picture tokens stand in the joint
-    sequence.
+    `text` (sum L, D) and `references` (sum R, D): packed tokens; `*_rotation`: rotary factors of packed
+    tokens; `reference_owner` (sum R,): the sample of each reference token; `order` (T,): where each joint
+    token comes from in [text, references, picture]; `picture_rows` (sum N,): where the picture tokens stand
+    in the joint sequence.
     """
 
     text: Tensor
@@ -80,135 +82,17 @@ class Batch:
     picture_rows: Tensor
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over channels (Zhang & Sennrich 2019) with a learnt scale."""
-
-    def __init__(self, channels: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) -> (..., channels)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-class ModulatedNorm(nn.Module):
-    """RMS norm of the tokens, and scales and gates drawn from the time embedding."""
-
-    def __init__(self, channels: int, time_channels: int, eps: float):
-        super().__init__()
-        self.linear = nn.Linear(time_channels, 4 * channels)
-        self.norm = RMSNorm(channels, eps)
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention with normed queries and keys and rotary positions."""
-
-    def __init__(self, channels: int, heads: int, kv_heads: int):
-        super().__init__()
-        head_dim = channels // heads
-        self.head_dim = head_dim
-        self.norm_q = RMSNorm(head_dim, eps=1e-5)
-        self.norm_k = RMSNorm(head_dim, eps=1e-5)
-        self.to_q = nn.Linear(channels, heads * head_dim, bias=False)
-        self.to_k = nn.Linear(channels, kv_heads * head_dim, bias=False)
-        self.to_v = nn.Linear(channels, kv_heads * head_dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels, bias=False)])
-
-    def forward(self, x: Tensor, rotation: Tensor, segments: Segments) -> Tensor:
-        """(T, channels) -> (T, channels)."""
-        query, key, value = (
-            project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.to_q, self.to_k, self.to_v)
-        )
-        query = rotate(self.norm_q(query), rotation)
-        key = rotate(self.norm_k(key), rotation)
-        return self.to_out[0](attend(query, key, value.to(query.dtype), segments).flatten(-2))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020)."""
-
-    def __init__(self, channels: int, inner: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(channels, inner, bias=False)
-        self.linear_2 = nn.Linear(inner, channels, bias=False)
-        self.linear_3 = nn.Linear(channels, inner, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, channels) -> (T, channels)."""
-        return self.linear_2(F.silu(self.linear_1(x)) * self.linear_3(x))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each between two norms; with `time_channels`, scaled and gated by time."""
-
-    def __init__(
-        self, channels: int, heads: int, kv_heads: int, inner: int, eps: float, time_channels: int = 0
-    ):
-        super().__init__()
-        self.attn = Attention(channels, heads, kv_heads)
-        self.feed_forward = FeedForward(channels, inner)
-        self.norm1 = ModulatedNorm(channels, time_channels, eps) if time_channels else RMSNorm(channels, eps)
-        self.ffn_norm1 = RMSNorm(channels, eps)
-        self.norm2 = RMSNorm(channels, eps)
-        self.ffn_norm2 = RMSNorm(channels, eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Tensor,
-        segments: Segments,
-        time: Tensor | None = None,
-        owner: Tensor | None = None,
-    ) -> Tensor:
-        """(T, channels) -> (T, channels); `time` (n, time_channels) after SiLU, `owner` (T,) its row per token."""
-        if time is None or not isinstance(self.norm1, ModulatedNorm):
-            x = x + self.norm2(self.attn(self.norm1(x), rotation, segments))
-            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
-        scale1, gate1, scale2, gate2 = self._modulation(time, owner)
-        x = x + gate1 * self.norm2(self.attn(self.norm1.norm(x) * scale1, rotation, segments))
-        return x + gate2 * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale2))
-
-    def _modulation(self, time: Tensor, owner: Tensor | None) -> tuple[Tensor, ...]:
-        scale1, gate1, scale2, gate2 = self.norm1.linear(time).chunk(4, dim=-1)
-        return tuple(part[owner] for part in (1 + scale1, gate1.tanh(), 1 + scale2, gate2.tanh()))
-
-
-class TimeCaptionEmbedding(nn.Module):
-    """Embeds the timestep, and projects the text encoder's features to the hidden size."""
-
-    def __init__(self, channels: int, text_channels: int, time_channels: int, eps: float):
-        super().__init__()
-        self.timestep_embedder = TimestepEmbedding(FREQUENCIES, time_channels)
-        self.caption_embedder = nn.Sequential(RMSNorm(text_channels, eps), nn.Linear(text_channels, channels))
-
-
-class OutputLayer(nn.Module):
-    """Layer norm scaled by time, and the projection to patches."""
-
-    def __init__(self, channels: int, time_channels: int, out: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(time_channels, channels)
-        self.linear_2 = nn.Linear(channels, out)
-
-    def forward(self, x: Tensor, time: Tensor, owner: Tensor) -> Tensor:
-        """(N, channels) -> (N, out)."""
-        scale = (1 + self.linear_1(time))[owner]
-        return self.linear_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * scale)
-
-
 class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the velocity (data - noise) of noisy latents, given text and reference latents.
 
-    The class name and the configuration fields are those of the published `config.json`; `axes_lens` only sized
-    a table of positions there and is ignored.
+    The class name and the configuration fields are those of the published `config.json`; `axes_lens` only
+    sized a table of positions there and is ignored.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _repeated_blocks = ["Block"]
-    _skip_layerwise_casting_patterns = ["embedder", "norm"]
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _repeated_blocks: ClassVar[list[str]] = ["Block"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["embedder", "norm"]
 
     @register_to_config
     def __init__(
@@ -259,8 +143,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> Batch:
         """Everything a batch needs that does not depend on time.
 
-        `text`: per sample (L, text_feat_dim); `references`: per sample up to 5 latents (C, h, w); `sizes`: per
-        sample the (h, w) of the latents to make.
+        `text`: per sample (L, text_feat_dim); `references`: per sample up to 5 latents (C, h, w); `sizes`:
+        per sample the (h, w) of the latents to make.
 
         Raises:
             ValueError: more than 5 references, or sides that are no multiple of the patch size.
@@ -276,7 +160,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             Condition(
                 caption,
                 tuple(self._embed_reference(latents, index) for index, latents in enumerate(images)),
-                tuple(self._grid(latents.shape[-2:]) for latents in images),
+                tuple(self._grid((latents.shape[-2], latents.shape[-1])) for latents in images),
                 self._grid(size),
             )
             for caption, images, size in zip(refined, references, sizes, strict=True)
@@ -294,7 +178,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         def turn(parts: list[np.ndarray]) -> Tensor:
             stacked = np.concatenate(parts) if parts else np.zeros((0, 3), dtype=np.int64)
-            return rotations(stacked, self.config.axes_dim_rope, device)
+            return rotations(stacked, self.config["axes_dim_rope"], device)
 
         text = torch.cat([c.text for c in conditions])
         return Batch(
@@ -314,8 +198,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def forward(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         """Velocity of every picture of the batch.
 
-        `tokens` (sum N, p * p * C): the patchified noisy latents of all samples, packed; `timestep` (n,): flow
-        time of each sample, 0 = noise, 1 = data. Returns (sum N, p * p * C).
+        `tokens` (sum N, p * p * C): the patchified noisy latents of all samples, packed; `timestep` (n,):
+        flow time of each sample, 0 = noise, 1 = data. Returns (sum N, p * p * C).
         """
         time = self._embed_time(timestep)
         owner = batch.picture_segments.owner
@@ -358,7 +242,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             FREQUENCIES,
             flip_sin_to_cos=True,
             downscale_freq_shift=0.0,
-            scale=self.config.timestep_scale,
+            scale=self.config["timestep_scale"],
         )
         return F.silu(self.time_caption_embed.timestep_embedder(wave.to(dtype)))
 
@@ -367,7 +251,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = self.time_caption_embed.caption_embedder(torch.cat(list(text)))
         segments = Segments(lengths, x.device)
         positions = np.concatenate([text_positions(length) for length in lengths])
-        rotation = rotations(positions, self.config.axes_dim_rope, x.device)
+        rotation = rotations(positions, self.config["axes_dim_rope"], x.device)
         for block in self.context_refiner:
             x = self._run(block, x, rotation, segments)
         return x.split(lengths)
@@ -376,12 +260,12 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if index >= MAX_REFERENCES:
             raise ValueError(f"references: at most {MAX_REFERENCES} images, got image number {index + 1}")
         return (
-            self.ref_image_patch_embedder(patchify(latents, self.config.patch_size))
+            self.ref_image_patch_embedder(patchify(latents, self.config["patch_size"]))
             + self.image_index_embedding[index]
         )
 
     def _grid(self, size: Grid) -> Grid:
-        p = self.config.patch_size
+        p = self.config["patch_size"]
         if size[0] % p or size[1] % p:
             raise ValueError(
                 f"size: latents of {size[0]} x {size[1]} cannot be cut into patches of {p} x {p}"
@@ -390,7 +274,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _run(self, block: nn.Module, *inputs: Tensor | Segments) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *inputs)
+            return self._gradient_checkpointing_func(block, *inputs)  # pyright: ignore
         return block(*inputs)
 
 

@@ -1,0 +1,137 @@
+"""The layers that the transformer is built of, on packed tokens (T, channels).
+
+Every sub-layer stands between two norms; time enters through scales and gates, as in Lumina-Next (Zhuo et al.
+2024, arXiv:2406.18583, section 2). Names of modules are those of the published weights.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor, nn
+
+from omnigen2.attention import Segments, attend
+from omnigen2.positions import rotate
+
+FREQUENCIES = 256  # channels of the sinusoid that encodes the timestep
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over channels (Zhang & Sennrich 2019) with a learnt scale."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> (..., channels)."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class ModulatedNorm(nn.Module):
+    """RMS norm of the tokens, and scales and gates drawn from the time embedding."""
+
+    def __init__(self, channels: int, time_channels: int, eps: float):
+        super().__init__()
+        self.linear = nn.Linear(time_channels, 4 * channels)
+        self.norm = RMSNorm(channels, eps)
+
+    def modulation(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(n, time_channels) -> scale and gate of attention, of feed-forward, (n, channels)."""
+        scale1, gate1, scale2, gate2 = self.linear(time).chunk(4, dim=-1)
+        return 1 + scale1, gate1.tanh(), 1 + scale2, gate2.tanh()
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with normed queries and keys and rotary positions."""
+
+    def __init__(self, channels: int, heads: int, kv_heads: int):
+        super().__init__()
+        head_dim = channels // heads
+        self.head_dim = head_dim
+        self.norm_q = RMSNorm(head_dim, eps=1e-5)
+        self.norm_k = RMSNorm(head_dim, eps=1e-5)
+        self.to_q = nn.Linear(channels, heads * head_dim, bias=False)
+        self.to_k = nn.Linear(channels, kv_heads * head_dim, bias=False)
+        self.to_v = nn.Linear(channels, kv_heads * head_dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels, bias=False)])
+
+    def forward(self, x: Tensor, rotation: Tensor, segments: Segments) -> Tensor:
+        """(T, channels) -> (T, channels)."""
+        query, key, value = (
+            project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.to_q, self.to_k, self.to_v)
+        )
+        query = rotate(self.norm_q(query), rotation)
+        key = rotate(self.norm_k(key), rotation)
+        return self.to_out[0](attend(query, key, value.to(query.dtype), segments).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(channels, inner, bias=False)
+        self.linear_2 = nn.Linear(inner, channels, bias=False)
+        self.linear_3 = nn.Linear(channels, inner, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, channels) -> (T, channels)."""
+        return self.linear_2(F.silu(self.linear_1(x)) * self.linear_3(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each between two norms; with `time_channels`, scaled and gated by time."""
+
+    def __init__(
+        self, channels: int, heads: int, kv_heads: int, inner: int, eps: float, time_channels: int = 0
+    ):
+        super().__init__()
+        self.attn = Attention(channels, heads, kv_heads)
+        self.feed_forward = FeedForward(channels, inner)
+        self.norm1 = ModulatedNorm(channels, time_channels, eps) if time_channels else RMSNorm(channels, eps)
+        self.ffn_norm1 = RMSNorm(channels, eps)
+        self.norm2 = RMSNorm(channels, eps)
+        self.ffn_norm2 = RMSNorm(channels, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        segments: Segments,
+        time: Tensor | None = None,
+        owner: Tensor | None = None,
+    ) -> Tensor:
+        """(T, channels) -> (T, channels).
+
+        `time` (n, time_channels) is the embedded time after SiLU, `owner` (T,) the row of it for each token.
+        """
+        if time is None or not isinstance(self.norm1, ModulatedNorm):
+            x = x + self.norm2(self.attn(self.norm1(x), rotation, segments))
+            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+        scale1, gate1, scale2, gate2 = (part[owner] for part in self.norm1.modulation(time))
+        x = x + gate1 * self.norm2(self.attn(self.norm1.norm(x) * scale1, rotation, segments))
+        return x + gate2 * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale2))
+
+
+class TimeCaptionEmbedding(nn.Module):
+    """Embeds the timestep, and projects the text encoder's features to the hidden size."""
+
+    def __init__(self, channels: int, text_channels: int, time_channels: int, eps: float):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(FREQUENCIES, time_channels)
+        self.caption_embedder = nn.Sequential(RMSNorm(text_channels, eps), nn.Linear(text_channels, channels))
+
+
+class OutputLayer(nn.Module):
+    """Layer norm scaled by time, and the projection to patches."""
+
+    def __init__(self, channels: int, time_channels: int, out: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(time_channels, channels)
+        self.linear_2 = nn.Linear(channels, out)
+
+    def forward(self, x: Tensor, time: Tensor, owner: Tensor) -> Tensor:
+        """(N, channels) -> (N, out)."""
+        scale = (1 + self.linear_1(time))[owner]
+        return self.linear_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * scale)

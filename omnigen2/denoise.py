@@ -1,0 +1,161 @@
+"""Denoising of many pictures at once, each at its own step, size, guidance and sampler.
+
+A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture in
+a single forward, combines the branches and applies each picture's own update. Pictures join and leave between
+steps; only then is anything packed anew.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from omnigen2.guidance import Branch, Weights
+from omnigen2.positions import Grid
+from omnigen2.schedule import Step
+from omnigen2.transformer import Batch, Condition, OmniGen2Transformer2DModel
+
+
+@dataclass(eq=False)
+class Sample:
+    """One picture being made.
+
+    `tokens` (N, p * p * C) float32 are its patchified latents, noise at first and current after every step;
+    `estimate`, of the same shape, is the finished picture as the last step foresaw it. `weights` and `plan`
+    have one entry per step.
+    """
+
+    tokens: Tensor
+    conditions: dict[Branch, Condition]
+    weights: list[Weights]
+    plan: list[Step]
+    index: int = 0
+    estimate: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.estimate = torch.zeros_like(self.tokens)
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of the picture, in tokens."""
+        return self.conditions[Branch.FULL].grid
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        return self.index == len(self.plan)
+
+    @property
+    def cost(self) -> int:
+        """Tokens of all branches together: what one step of the picture computes."""
+        return sum(
+            len(c.text) + sum(map(len, c.references)) + c.grid[0] * c.grid[1]
+            for c in self.conditions.values()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """How branches map to pictures: N packed picture tokens, M packed tokens of all branches, n pictures.
+
+    `source` (M,): the picture token a branch token copies; `sample` (branches,): the picture of each branch;
+    `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's branches are in M, and their weights.
+    """
+
+    batch: Batch
+    source: Tensor
+    sample: Tensor
+    rows: Tensor
+    weights: Tensor
+    owner: Tensor
+
+
+class Denoiser:
+    """The pictures in flight and the transformer that moves them."""
+
+    def __init__(self, transformer: OmniGen2Transformer2DModel):
+        self.transformer = transformer
+        self.samples: list[Sample] = []
+        self._layouts: dict[tuple[object, ...], _Layout] = {}
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Let pictures join at the next step."""
+        self.samples += samples
+        self._layouts.clear()
+
+    def remove(self, samples: Iterable[Sample]) -> None:
+        """Let pictures leave, finished or not."""
+        leaving = set(map(id, samples))
+        self.samples = [sample for sample in self.samples if id(sample) not in leaving]
+        self._layouts.clear()
+
+    @property
+    def cost(self) -> int:
+        """Tokens of all branches of all pictures in flight."""
+        return sum(sample.cost for sample in self.samples)
+
+    @torch.inference_mode()
+    def step(self) -> list[Sample]:
+        """Move every picture by one step of its plan; returns and lets go those that are finished."""
+        layout = self._layout()
+        steps = [sample.plan[sample.index] for sample in self.samples]
+        table = torch.tensor([(s.time, s.keep, s.push, s.recall) for s in steps]).to(layout.owner.device)
+        tokens = torch.cat([sample.tokens for sample in self.samples])
+        before = torch.cat([sample.estimate for sample in self.samples])
+
+        branches = tokens[layout.source].to(self.transformer.dtype)
+        velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
+        velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
+        time, keep, push, recall = table[layout.owner].unsqueeze(-1).unbind(dim=1)
+        estimate = tokens + (1 - time) * velocity
+        tokens = keep * tokens + push * velocity + recall * before
+
+        lengths = [len(sample.tokens) for sample in self.samples]
+        for sample, moved, seen in zip(
+            self.samples, tokens.split(lengths), estimate.split(lengths), strict=True
+        ):
+            sample.tokens, sample.estimate = moved, seen
+            sample.index += 1
+        finished = [sample for sample in self.samples if sample.done]
+        if finished:
+            self.remove(finished)
+        return finished
+
+    def _layout(self) -> _Layout:
+        """The layout of this step; it changes with the company and where guidance starts or ends."""
+        active = [sample.weights[sample.index] for sample in self.samples]
+        key = tuple(tuple(weights.items()) for weights in active)
+        if key not in self._layouts:
+            self._layouts[key] = self._make_layout(active)
+        return self._layouts[key]
+
+    def _make_layout(self, active: list[Weights]) -> _Layout:
+        device = self.samples[0].tokens.device
+        lengths = torch.tensor([len(sample.tokens) for sample in self.samples])
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        rows = torch.zeros(len(owner), len(Branch), dtype=torch.int64)
+        scales = torch.zeros(len(owner), len(Branch), 1)
+        source: list[Tensor] = []
+        branches: list[tuple[int, Condition]] = []
+        for n, (sample, weights) in enumerate(zip(self.samples, active, strict=True)):
+            own = (owner == n).nonzero()[:, 0]
+            for branch, weight in sorted(weights.items()):
+                first = sum(map(len, source))
+                places = torch.arange(first, first + len(own))
+                # An absent branch has weight 0 and points at the picture's own full branch, never at
+                # another's.
+                if branch == Branch.FULL:
+                    rows[own] = places[:, None]
+                rows[own, branch] = places
+                scales[own, branch] = weight
+                source.append(own)
+                branches.append((n, sample.conditions[branch]))
+        return _Layout(
+            batch=self.transformer.pack([condition for _, condition in branches]),
+            source=torch.cat(source).to(device),
+            sample=torch.tensor([n for n, _ in branches]).to(device),
+            rows=rows.to(device),
+            weights=scales.to(device),
+            owner=owner.to(device),
+        )

@@ -1,0 +1,27 @@
+"""Where a model runs and in which precision."""
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the first GPU if there is one. Raises ValueError if the device cannot be used."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: {device!r} is unknown; allowed: auto, cpu, cuda, cuda:N") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {device!r} was asked for, but torch sees no GPU; use auto or cpu")
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU. Raises ValueError if it is unknown."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]

@@ -1,0 +1,60 @@
+"""Classifier-free guidance over two conditions, as weights of branches decided before the loop.
+
+A branch is one way to run the model on a picture: with everything, with the references but without the text,
+or with neither. The guided velocity is a weighted sum of the branches' velocities; a branch of weight 0 is
+not run.
+"""
+
+from enum import IntEnum
+
+from omnigen2.params import ReferenceSampling
+
+
+class Branch(IntEnum):
+    """What the model sees in a run."""
+
+    FULL = 0
+    """The prompt and the references."""
+    REFERENCES = 1
+    """The negative prompt and the references."""
+    BARE = 2
+    """The negative prompt alone."""
+
+
+Weights = dict[Branch, float]
+UNGUIDED: Weights = {Branch.FULL: 1.0}
+
+
+def branch_weights(text_scale: float, image_scale: float, references: bool) -> Weights:
+    """Weights of the branches that count, summing to 1.
+
+    With v(text, images), (Brooks et al. 2023, "InstructPix2Pix", eq. 3):
+
+        v = v(-, -) + image_scale * (v(-, images) - v(-, -)) + text_scale * (v(text, images) - v(-, images))
+
+    A scale of 1 or less turns its guidance off, that is, counts as 1. With text guidance alone the reference
+    implementation contrasts with the bare branch instead: v = v(-, -) + text_scale * (v(text, images) - v(-,
+    -)). Image guidance alone is the formula above with text_scale = 1 (the reference implementation ignores
+    it).
+    """
+    text_scale = max(text_scale, 1.0)
+    if image_scale <= 1 or not references:
+        weights = {Branch.FULL: text_scale, Branch.BARE: 1 - text_scale}
+    else:
+        weights = {
+            Branch.FULL: text_scale,
+            Branch.REFERENCES: image_scale - text_scale,
+            Branch.BARE: 1 - image_scale,
+        }
+    return {branch: weight for branch, weight in weights.items() if weight}
+
+
+def schedule_weights(sampling: ReferenceSampling, references: bool) -> list[Weights]:
+    """The weights at every step: guided where start <= index / steps <= end of `cfg_range`."""
+    assert sampling.steps is not None and sampling.cfg_range is not None
+    guided = branch_weights(
+        sampling.text_guidance_scale or 0.0, sampling.image_guidance_scale or 0.0, references
+    )
+    start, end = sampling.cfg_range
+    steps = sampling.steps
+    return [guided if start <= index / steps <= end else UNGUIDED for index in range(steps)]

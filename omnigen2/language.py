@@ -1,0 +1,163 @@
+"""Qwen2.5-VL: prompts to features that condition the transformer, and images to text.
+
+The chat strings are the reference's, built here and not from a checkpoint's template. The tokenizer and the
+PIL image processor are used separately, because the library's combined processor needs torchvision.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from omnigen2.autoencoder import flatten
+from omnigen2.params import Decoding
+
+SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
+STOPS = ("<|im_end|>", "<|img|>", "<|endoftext|>")
+IMAGE = "<|image_pad|>"
+
+
+def generation_chat(prompt: str) -> str:
+    """The chat string that conditions a picture."""
+    return f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n"
+
+
+def question_chat(question: str, images: int) -> str:
+    """The chat string of a question about numbered images, up to where the answer starts."""
+    numbered = "".join(f"<img{n}>: <|vision_start|>{IMAGE}<|vision_end|>" for n in range(1, images + 1))
+    return f"{generation_chat(numbered + question)}<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """Features of a prompt: (L, text_feat_dim); `cut` says that the prompt was longer than the limit."""
+
+    features: Tensor
+    cut: bool
+
+
+class LanguageModel:
+    """The multimodal language model with its tokenizer and image processor."""
+
+    def __init__(
+        self,
+        mllm: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Qwen2VLImageProcessorPil,
+    ):
+        self.mllm = mllm
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+
+    @torch.inference_mode()
+    def encode(self, prompt: str, max_tokens: int) -> Caption:
+        """The last hidden state (after the final norm) of the chat string, cut after `max_tokens` tokens."""
+        ids = self.tokenizer(generation_chat(prompt))["input_ids"]
+        kept = torch.tensor([ids[:max_tokens]], device=self.mllm.device)
+        features = self.mllm.model.language_model(input_ids=kept).last_hidden_state[0]
+        return Caption(features, cut=len(ids) > max_tokens)
+
+    def question_inputs(self, images: Sequence[Image], question: str) -> dict[str, Tensor]:
+        """What the model needs to answer: token ids (1, L), and the images' patches if there are any."""
+        chat = question_chat(question, len(images))
+        device = self.mllm.device
+        if not images:
+            return {"input_ids": torch.tensor([self.tokenizer(chat)["input_ids"]], device=device)}
+        pictures = self.image_processor(images=[flatten(image) for image in images], return_tensors="pt")
+        merged = self.image_processor.merge_size**2
+        pieces = chat.split(IMAGE)
+        text = pieces[0]
+        for grid, piece in zip(pictures["image_grid_thw"], pieces[1:], strict=True):
+            text += IMAGE * (int(grid.prod()) // merged) + piece
+        ids = torch.tensor([self.tokenizer(text)["input_ids"]], device=device)
+        return {
+            "input_ids": ids,
+            "pixel_values": pictures["pixel_values"].to(device, self.mllm.dtype),
+            "image_grid_thw": pictures["image_grid_thw"].to(device),
+            # Without it transformers 5 places the images wrongly and raises nothing.
+            "mm_token_type_ids": (ids == self.mllm.config.image_token_id).int(),
+        }
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        images: Sequence[Image],
+        question: str,
+        decoding: Decoding,
+        on_token: Callable[[int], None] = lambda count: None,
+    ) -> str:
+        """Text written about the images. `on_token(count)` is called after each token and may raise."""
+        inputs = self.question_inputs(images, question)
+        new = self.continue_ids(inputs, decoding, on_token)
+        return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+    def continue_ids(
+        self,
+        inputs: dict[str, Tensor],
+        decoding: Decoding,
+        on_token: Callable[[int], None] = lambda count: None,
+    ) -> list[int]:
+        """The ids that follow the inputs, the stop token included."""
+        prompt_length = inputs["input_ids"].shape[1]
+        processors = LogitsProcessorList()
+        if decoding.temperature:
+            processors.append(_Sampler(decoding.temperature, decoding.seed or 0))
+        own = self.mllm.generation_config
+        config = GenerationConfig(
+            max_new_tokens=decoding.max_tokens,
+            do_sample=False,
+            repetition_penalty=(own.repetition_penalty if own else None) or 1.0,
+            eos_token_id=self._stop_ids(),
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        output = self.mllm.generate(  # pyright: ignore
+            **inputs,
+            attention_mask=torch.ones_like(inputs["input_ids"]),
+            generation_config=config,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([_Report(prompt_length, on_token)]),
+        )
+        return output[0, prompt_length:].tolist()
+
+    def _stop_ids(self) -> list[int]:
+        vocabulary = self.tokenizer.get_vocab()
+        return [vocabulary[token] for token in STOPS if token in vocabulary]
+
+
+class _Sampler(LogitsProcessor):
+    """Adds Gumbel noise from its own generator, so that the most likely token is a sample (Gumbel-max trick).
+
+    It leaves the global random state alone and gives the same text on every device.
+    """
+
+    def __init__(self, temperature: float, seed: int):
+        self.temperature = temperature
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        uniform = torch.rand(scores.shape, generator=self.generator).clamp_min(1e-20)
+        return scores / self.temperature - (-uniform.log()).log().to(scores)
+
+
+class _Report(StoppingCriteria):
+    """Tells how many tokens there are; whatever the callback raises ends the generation."""
+
+    def __init__(self, prompt_length: int, on_token: Callable[[int], None]):
+        self.prompt_length = prompt_length
+        self.on_token = on_token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        self.on_token(input_ids.shape[1] - self.prompt_length)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,65 @@
+"""Tensors computed with the reference implementation, and how far ours are from them.
+
+All of them lie in `shared/golden` beside a checkout of the project; a small part is kept in
+`tests/data/golden`, so that the suite also says something where the rest is missing.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import omnigen2
+
+PROJECT = Path(__file__).parents[2]
+KEPT = PROJECT / "tests" / "data" / "golden"
+SHARED = PROJECT.parent / "shared" / "golden"
+ROOT = SHARED if SHARED.is_dir() else KEPT
+
+PIPELINE = ROOT / "pipeline"
+STEPS = ROOT / "steps"
+BAR = 1e-4
+"""Largest relative error in float32 on a CPU at which a tensor counts as equal to the reference's."""
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of `path`.safetensors."""
+    return load_file(f"{path}.safetensors")
+
+
+def keys(path: Path) -> set[str]:
+    """Names of the tensors of `path`.safetensors, without reading them."""
+    with safe_open(f"{path}.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+def described(path: Path) -> Any:
+    """The content of `path`.json."""
+    return json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+
+
+def names(folder: Path, prefix: str = "") -> list[str]:
+    """Names of the cases of a folder, without those that measure approximations."""
+    return sorted(
+        file.stem
+        for file in folder.glob(f"{prefix}*.safetensors")
+        if not file.stem.endswith(("teacache", "taylorseer", "taylorseer_edit"))
+    )
+
+
+def error(ours: Tensor, golden: Tensor) -> float:
+    """Relative error, ||ours - golden|| / ||golden||."""
+    assert ours.shape == golden.shape
+    return ((ours.double() - golden.double()).norm() / golden.double().norm()).item()
+
+
+@lru_cache(maxsize=2)
+def model(folder: Path) -> Any:
+    """The checkpoint in `folder`, loaded once per test run."""
+    torch.manual_seed(0)
+    return omnigen2.load(str(folder), device="cpu", dtype="float32")

@@ -1,0 +1,65 @@
+"""Time grids and samplers against the reference's trajectories."""
+
+import pytest
+import torch
+
+from omnigen2.schedule import plan, time_grid
+from tests.omnigen2.golden import BAR, PIPELINE, STEPS, error, keys, names, tensors
+
+NAMES = {"dpm": "dpmsolver++", "dpmsolver++": "dpmsolver++", "euler": "euler"}
+RUNS = sorted({tuple(name.split(".")[:3]) for name in keys(PIPELINE / "schedulers")})
+TRAJECTORIES = (
+    sorted({name.rsplit(".", 1)[0] for name in keys(STEPS / "cases" / "schedulers")})
+    if "schedulers" in names(STEPS / "cases")
+    else []
+)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("run", RUNS, ids=".".join)
+def test_given_predictions_lead_where_the_reference_goes(run: tuple[str, str, str]) -> None:
+    kind, steps, pixels = run
+    stored = {
+        name.removeprefix(".".join(run) + "."): tensor
+        for name, tensor in tensors(PIPELINE / "schedulers").items()
+        if name.startswith(".".join(run) + ".")
+    }
+    planned = plan(NAMES[kind], int(steps), int(pixels))
+    times = torch.tensor([step.time for step in planned])
+    assert error(times, stored["timesteps"]) < BAR
+    x = recalled = stored["x0"]
+    for step, velocity in zip(planned, stored["predictions"], strict=True):
+        x, recalled = (
+            step.keep * x + step.push * velocity + step.recall * recalled,
+            x + (1 - step.time) * velocity,
+        )
+    assert error(x, stored["x_final"]) < BAR
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("run", [name for name in TRAJECTORIES if name.endswith("dyn1")])
+def test_a_given_field_is_followed_step_by_step(run: str) -> None:
+    kind, steps, pixels, _ = run.split(".")
+    stored = tensors(STEPS / "cases" / "schedulers")
+    path = stored[f"{run}.trajectory"]
+    x = recalled = path[0]
+    planned = plan(NAMES[kind], int(steps.removeprefix("steps")), int(pixels.removeprefix("tokens")))
+    for step, there in zip(planned, path[1:], strict=True):
+        mixed = torch.einsum("ij,bjhw->bihw", stored[f"{run}.W"], x)
+        velocity = mixed.tanh() + 0.3 * step.time - 0.1 * x
+        x, recalled = (
+            step.keep * x + step.push * velocity + step.recall * recalled,
+            x + (1 - step.time) * velocity,
+        )
+        assert error(x, there) < BAR
+
+
+def test_a_larger_picture_spends_more_steps_near_the_noise() -> None:
+    small, large = time_grid(10, 256), time_grid(10, 16384)
+    assert small[0] == large[0] == 0 and small[-1] == large[-1] == 1
+    assert all(a > b for a, b in zip(small[1:-1], large[1:-1], strict=True))
+
+
+def test_an_unknown_scheduler_is_named_with_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match=r"scheduler: 'ddim' is unknown; allowed: euler, dpmsolver\+\+"):
+        plan("ddim", 4, 64)
