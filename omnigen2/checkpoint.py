@@ -6,11 +6,13 @@ loaded.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import safe_open
@@ -44,18 +46,23 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> LanguageModel:
     """The language model in `folder`/mllm and `folder`/processor. Raises ValueError on wrong weights."""
     part = folder / "mllm"
     config = Qwen2_5_VLConfig.from_pretrained(part)
-    mllm, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        part,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        local_files_only=True,
-    )  # pyright: ignore
+    with _quiet_transformers():
+        mllm, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            part,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and raised below
+            output_loading_info=True,
+            local_files_only=True,
+        )  # pyright: ignore
     problems = [
         *(f"missing {name}" for name in sorted(report["missing_keys"])),
         *(f"surplus {name}" for name in sorted(report["unexpected_keys"])),
-        *(f"misshapen {name}" for name in sorted(map(str, report["mismatched_keys"]))),
+        *(
+            f"misshapen {name}: {list(stored)}, wanted {list(wanted)}"
+            for name, stored, wanted in sorted(report["mismatched_keys"])
+        ),
     ]
     _raise_problems(part, problems)
     processor = folder / "processor"
@@ -104,6 +111,20 @@ def _load_diffusers(kind: type[M], part: Path, dtype: torch.dtype) -> M:
     wanted = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     _raise_problems(part, compare_shapes(wanted, stored_shapes(part)))
     return kind.from_pretrained(part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar and no report on standard error: what matters is raised."""
+    level, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bar:
+            transformers.logging.enable_progress_bar()
 
 
 def _raise_problems(part: Path, problems: list[str], shown: int = 8) -> None:

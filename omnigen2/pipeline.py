@@ -1,0 +1,235 @@
+"""The stages of a task: a request is prepared, denoised in company, and finished; or a text is written.
+
+`prepare` turns a task into samples, `omnigen2.denoise.Denoiser` moves them, `finish` decodes them. The
+library (`omnigen2.model`) does this in the calling thread for one request, the engine (`omnigen2.engine`) for
+many at once.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from omnigen2.autoencoder import Autoencoder, flatten
+from omnigen2.card import Limits, ModelCard
+from omnigen2.denoise import Sample
+from omnigen2.guidance import Branch, schedule_weights
+from omnigen2.language import Caption, LanguageModel
+from omnigen2.memo import Memo
+from omnigen2.schedule import plan
+from omnigen2.task import ImageTask, TextTask
+from omnigen2.transformer import Condition, OmniGen2Transformer2DModel, patchify, unpatchify
+
+REMEMBERED_PROMPTS = 256
+REMEMBERED_IMAGES = 64
+
+
+class Pipeline:
+    """The parts of a checkpoint, working together. Not safe for use by several threads at once."""
+
+    def __init__(
+        self,
+        transformer: OmniGen2Transformer2DModel,
+        autoencoder: Autoencoder,
+        language: LanguageModel,
+        card: ModelCard,
+    ):
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.language = language
+        self.card = card
+        self._captions: Memo[Caption] = Memo(REMEMBERED_PROMPTS)
+        self._references: Memo[Tensor] = Memo(REMEMBERED_IMAGES)
+
+    def prepare(
+        self, task: ImageTask, limits: Limits | None = None, noise: Tensor | None = None
+    ) -> tuple[list[Sample], list[str]]:
+        """Encode a task into one sample per picture, and notes for the user.
+
+        `noise` (num_images, C, h, w) float32 overrides the seed.
+
+        Raises:
+            ValueError: an empty prompt, an unreadable image, an impossible size, noise of another shape.
+        """
+        limits = limits or self.card.limits
+        sampling = task.sampling
+        _check_text("prompt", task.prompt)
+        if sampling.speed != "exact":
+            raise ValueError(f"speed: {sampling.speed!r} is not offered by this model; allowed: exact")
+        references = self.encode_references([_readable(image) for image in task.images], limits)
+        height, width = self._latent_size(task, references, limits)
+        weights = schedule_weights(sampling, bool(references))
+        captions = {
+            True: self.caption(task.prompt, limits),
+            False: self.caption(sampling.negative_prompt or "", limits),
+        }
+        conditions = self._conditions({b for w in weights for b in w}, captions, references, (height, width))
+        channels = self.transformer.config["in_channels"]
+        start = _noise(task, (channels, height, width)) if noise is None else noise.float()
+        if start.shape != (sampling.num_images, channels, height, width):
+            raise ValueError(
+                f"noise: shape {list(start.shape)} given; "
+                f"this request needs {[sampling.num_images, channels, height, width]}"
+            )
+        steps = plan(sampling.scheduler or "euler", len(weights), height * width)
+        patch = self.transformer.config["patch_size"]
+        tokens = patchify(start, patch).to(self.transformer.device)
+        return [Sample(own, conditions, weights, steps) for own in tokens], self._notes(task, captions[True])
+
+    def finish(self, task: ImageTask, samples: Sequence[Sample], limits: Limits | None = None) -> list[Image]:
+        """Decode finished samples to pictures of the size that was asked for."""
+        size = self._requested_size(task, limits or self.card.limits)
+        return [self.autoencoder.decode(self.latents(sample), size) for sample in samples]
+
+    def latents(self, sample: Sample) -> Tensor:
+        """The current latents (C, h, w) of a sample."""
+        return unpatchify(sample.tokens, sample.grid, self.transformer.config["patch_size"])
+
+    def cost(self, task: ImageTask) -> int:
+        """Tokens of one denoising step of the task, all pictures and branches, before anything is encoded.
+
+        The text is estimated; a task that `prepare` refuses costs nothing.
+        """
+        limits = self.card.limits
+        fit, area = self.autoencoder.fit, self.autoencoder.multiple**2
+        try:
+            bounds = (limits.max_pixels, limits.max_input_side)
+            sizes = [fit(*image.size, *bounds) for image in task.images]
+            size = self._requested_size(task, limits)
+            made = fit(*size, limits.max_pixels) if size else sizes[0]
+        except ValueError:
+            return 0
+        references = sum(math.prod(size) for size in sizes) // area
+        text = min(limits.max_text_tokens, 40 + len(task.prompt) // 3)
+        weights = schedule_weights(task.sampling, bool(sizes))
+        branches = {branch for step in weights for branch in step}
+        tokens = sum(
+            math.prod(made) // area + text + (references if branch != Branch.BARE else 0)
+            for branch in branches
+        )
+        return tokens * (task.sampling.num_images or 1)
+
+    def memory_bytes(self) -> int:
+        """Bytes of the weights on their device."""
+        parts = (self.transformer, self.autoencoder.vae, self.language.mllm)
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+    def forget(self) -> None:
+        """Drop the remembered prompts and reference images, to free memory."""
+        self._captions.clear()
+        self._references.clear()
+
+    def preview(self, sample: Sample) -> Image:
+        """A small picture of what the sample will become."""
+        return self.autoencoder.preview(
+            unpatchify(sample.estimate, sample.grid, self.transformer.config["patch_size"])
+        )
+
+    def encode_references(self, images: Sequence[Image], limits: Limits) -> list[Tensor]:
+        """Latents (C, h, w) of each reference image; equal pictures are encoded once."""
+        bounds = (limits.max_pixels, limits.max_input_side)
+
+        def encode(image: Image) -> Tensor:
+            image = flatten(image)
+            key = (hashlib.sha256(image.tobytes()).digest(), image.size, bounds)
+            return self._references.get(key, lambda: self.autoencoder.encode(image, *bounds))
+
+        return [encode(image) for image in images]
+
+    def caption(self, prompt: str, limits: Limits) -> Caption:
+        """Features of a prompt; equal prompts are encoded once."""
+        most = limits.max_text_tokens
+        return self._captions.get((prompt, most), lambda: self.language.encode(prompt, most))
+
+    def write(self, task: TextTask, on_token: Callable[[int], None] = lambda count: None) -> str:
+        """The text of a task. `on_token(count)` is called after each token and may raise to cancel.
+
+        Raises:
+            ValueError: no question, or an unreadable image.
+        """
+        _check_text("question", task.question)
+        images = [_readable(image) for image in task.images]
+        return self.language.answer(images, task.question, task.decoding, on_token)
+
+    @torch.inference_mode()
+    def _conditions(
+        self,
+        branches: set[Branch],
+        captions: dict[bool, Caption],
+        references: list[Tensor],
+        size: tuple[int, int],
+    ) -> dict[Branch, Condition]:
+        """What each branch sees; `captions` maps whether it is the prompt to the encoded text."""
+        order = sorted(branches)
+        dtype = self.transformer.dtype
+        own = [reference.to(dtype) for reference in references]
+        made = self.transformer.conditions(
+            [captions[branch == Branch.FULL].features.to(dtype) for branch in order],
+            [[] if branch == Branch.BARE else own for branch in order],
+            [size] * len(order),
+        )
+        return dict(zip(order, made, strict=True))
+
+    def _requested_size(self, task: ImageTask, limits: Limits) -> tuple[int, int] | None:
+        """The (width, height) asked for, in pixels, or None where the reference image decides.
+
+        With one side given for an edit, the other one follows the input's shape.
+        """
+        width, height = task.sampling.width, task.sampling.height
+        ratio = task.images[0].width / task.images[0].height if task.images else 1.0
+        if width is None:
+            if height is None:
+                return None
+            width = round(height * ratio)
+        elif height is None:
+            height = round(width / ratio)
+        if max(width, height) > limits.max_side:
+            raise ValueError(
+                f"size: {width} x {height} pixels asked for; a side may have at most {limits.max_side} pixels"
+            )
+        return width, height
+
+    def _latent_size(self, task: ImageTask, references: list[Tensor], limits: Limits) -> tuple[int, int]:
+        """Height and width of the latents to make."""
+        size = self._requested_size(task, limits)
+        if size is None:
+            return references[0].shape[-2], references[0].shape[-1]
+        width, height = self.autoencoder.fit(*size, limits.max_pixels)
+        return height // self.autoencoder.factor, width // self.autoencoder.factor
+
+    def _notes(self, task: ImageTask, caption: Caption) -> list[str]:
+        notes = []
+        if caption.cut:
+            limit = self.card.limits.max_text_tokens
+            notes.append(f"The prompt was longer than {limit} tokens; what came after was ignored.")
+        unknown = self.card.unknown_words(task.prompt)
+        if unknown:
+            notes.append(f"{self.card.title} does not know: {', '.join(unknown)}. {self.card.about}")
+        return notes
+
+
+def _check_text(field: str, text: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{field}: {text!r} given; it must be a text that is not empty")
+
+
+def _readable(image: Image) -> Image:
+    if not isinstance(image, Image):
+        raise ValueError(f"images: {type(image).__name__} given; each must be a PIL image")
+    try:
+        image.load()
+    except Exception as error:  # decoders raise whatever they like on broken bytes
+        raise ValueError(f"images: an image cannot be read ({error}); give a complete image") from error
+    return image
+
+
+def _noise(task: ImageTask, shape: tuple[int, int, int]) -> Tensor:
+    """(num_images, C, h, w): each picture's noise from its own generator, on the CPU, the same everywhere."""
+    seed, count = task.sampling.seed, task.sampling.num_images
+    assert seed is not None and count is not None
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed + index)) for index in range(count)]
+    )
