@@ -101,6 +101,10 @@ class Backend(Protocol):
         """Whether the task would be computed at once if it were submitted now."""
         ...
 
+    def busy(self) -> bool:
+        """Whether tasks are running or waiting."""
+        ...
+
     def memory_bytes(self) -> int:
         """Bytes the model keeps on its device."""
         ...

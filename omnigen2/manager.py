@@ -1,0 +1,193 @@
+"""Keeps models resident: loads each once, in the background, and unloads what is in the way or out of use.
+
+It knows names and folders; what a model is made of is its backend's business. Neither importing this
+module nor asking for a card imports torch: only loading a model does.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from omnigen2 import hub
+from omnigen2.card import ModelCard, read_card
+from omnigen2.task import Backend
+
+State = Literal["absent", "loading", "ready", "failed"]
+IN_HAND_S = 10.0
+"""Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackendFactory:
+    """A model that a plugin brings: its card, and how to load it on a device in a dtype."""
+
+    card: ModelCard
+    load: Callable[[str, str], Backend]
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """What became of a model; `device` and `dtype` are as asked for."""
+
+    id: str
+    state: State
+    device: str
+    dtype: str
+    memory_bytes: int = 0
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class _Resident:
+    backend: "Future[Backend]" = field(default_factory=Future)
+    last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is loaded, has nothing to do, and nobody just asked for it."""
+        if not self.backend.done() or self.backend.exception() is not None:
+            return False
+        if self.backend.result().busy():
+            self.last_used = time.monotonic()
+        return time.monotonic() - self.last_used > IN_HAND_S
+
+
+class Manager:
+    """The models of a process. Safe for use by several threads at once."""
+
+    def __init__(
+        self,
+        default_model: str = hub.NANO,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        factories: Mapping[str, BackendFactory] | None = None,
+        idle_unload_s: float | None = None,
+    ):
+        """`idle_unload_s`: unload a model that many seconds after its last task; None keeps it."""
+        self.default_model = default_model
+        self.device = device
+        self.dtype = dtype
+        self._factories = dict(factories or {})
+        self._idle_unload_s = idle_unload_s
+        self._residents: dict[str, _Resident] = {}
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()  # one model at a time: two would race for the memory
+        self._closed = threading.Event()
+        if idle_unload_s is not None:
+            threading.Thread(target=self._watch, name="unload idle models", daemon=True).start()
+
+    def card(self, model: str | None = None) -> ModelCard:
+        """The card of a model, None being the default one. Loads nothing.
+
+        Raises:
+            FileNotFoundError: it is not on this machine; the message says how to get it.
+            ValueError: its card cannot be read.
+        """
+        name = model or self.default_model
+        if name in self._factories:
+            return self._factories[name].card
+        return read_card(hub.resolve(name), name)
+
+    def acquire(self, model: str | None = None) -> "Future[Backend]":
+        """The loaded model, loading it in the background if it is not yet; a failed load is tried again.
+
+        The future raises what loading raised: FileNotFoundError, ValueError, OutOfMemory.
+        """
+        name = model or self.default_model
+        with self._lock:
+            resident = self._residents.get(name)
+            if resident is None or (resident.backend.done() and resident.backend.exception()):
+                resident = self._residents[name] = _Resident()
+                resident.backend.set_running_or_notify_cancel()
+                threading.Thread(
+                    target=self._load, args=(name, resident), name=f"load {name}", daemon=True
+                ).start()
+            resident.last_used = time.monotonic()
+            return resident.backend
+
+    def status(self) -> list[ModelStatus]:
+        """Every model that was asked for, the default one first."""
+        with self._lock:
+            residents = dict(self._residents)
+        names = [self.default_model, *(name for name in residents if name != self.default_model)]
+        return [self._describe(name, residents.get(name)) for name in names]
+
+    def close(self) -> None:
+        """Unload every model; what is running fails with `Cancelled`."""
+        self._closed.set()
+        with self._lock:
+            residents = list(self._residents.values())
+            self._residents.clear()
+        for resident in residents:
+            resident.backend.add_done_callback(_close)
+
+    def _describe(self, name: str, resident: _Resident | None) -> ModelStatus:
+        status = partial(ModelStatus, name, device=self.device, dtype=self.dtype)
+        if resident is None:
+            return status(state="absent")
+        if not resident.backend.done():
+            return status(state="loading")
+        if error := resident.backend.exception():
+            return status(state="failed", error=str(error))
+        return status(state="ready", memory_bytes=resident.backend.result().memory_bytes())
+
+    def _load(self, name: str, resident: _Resident) -> None:
+        started = time.monotonic()
+        with self._loading:
+            try:
+                backend = self._make(name)
+            except Exception as error:
+                log.warning("model %s could not be loaded: %s", name, error)
+                resident.backend.set_exception(error)
+                return
+        log.info("model %s loaded in %.1f s", name, time.monotonic() - started)
+        resident.last_used = time.monotonic()
+        resident.backend.set_result(backend)
+
+    def _make(self, name: str) -> Backend:
+        if name in self._factories:
+            return self._factories[name].load(self.device, self.dtype)
+        folder = hub.resolve(name)
+        from omnigen2.engine import Engine
+        from omnigen2.memory import make_room
+        from omnigen2.model import OmniGen2
+
+        make_room(folder, self.device, self.dtype, self._evict)
+        return Engine(OmniGen2.load(name, device=self.device, dtype=self.dtype))
+
+    def _evict(self) -> bool:
+        """Unload the idle model that was used longest ago; False if there is none."""
+        with self._lock:
+            idle = [name for name, resident in self._residents.items() if resident.idle]
+            if not idle:
+                return False
+            oldest = self._residents.pop(min(idle, key=lambda name: self._residents[name].last_used))
+        log.info("unloading a model to make room")
+        _close(oldest.backend)
+        return True
+
+    def _watch(self) -> None:
+        assert self._idle_unload_s is not None
+        while not self._closed.wait(min(self._idle_unload_s, 5.0)):
+            with self._lock:
+                late = [
+                    name
+                    for name, resident in self._residents.items()
+                    if resident.idle and time.monotonic() - resident.last_used > self._idle_unload_s
+                ]
+                gone = [self._residents.pop(name) for name in late]
+            for resident in gone:
+                _close(resident.backend)
+
+
+def _close(backend: "Future[Backend]") -> None:
+    if backend.exception() is None:
+        backend.result().close()
