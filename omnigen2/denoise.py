@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnigen2.guidance import Branch, Weights
+from omnigen2.guidance import Branch, Guidance
 from omnigen2.positions import Grid
 from omnigen2.schedule import Step
 from omnigen2.transformer import Batch, Condition, OmniGen2Transformer2DModel
@@ -22,19 +22,21 @@ class Sample:
     """One picture being made.
 
     `tokens` (N, p * p * C) float32 are its patchified latents, noise at first and current after every step;
-    `estimate`, of the same shape, is the finished picture as the last step foresaw it. `weights` and `plan`
-    have one entry per step.
+    `estimate`, of the same shape, is the finished picture as the last step foresaw it, `pull` what guidance
+    added to the velocity of the last guided step. `guidance` and `plan` have one entry per step.
     """
 
     tokens: Tensor
     conditions: dict[Branch, Condition]
-    weights: list[Weights]
+    guidance: list[Guidance]
     plan: list[Step]
     index: int = 0
     estimate: Tensor = field(init=False)
+    pull: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.estimate = torch.zeros_like(self.tokens)
+        self.pull = torch.zeros_like(self.tokens)
 
     @property
     def grid(self) -> Grid:
@@ -60,7 +62,8 @@ class _Layout:
     """How branches map to pictures: N packed picture tokens, M packed tokens of all branches, n pictures.
 
     `source` (M,): the picture token a branch token copies; `sample` (branches,): the picture of each branch;
-    `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's branches are in M, and their weights.
+    `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's branches are in M, and their weights;
+    `reuse` (N, 1): whether the guidance of an earlier step is used; `owner` (N,): the picture of each token.
     """
 
     batch: Batch
@@ -68,6 +71,7 @@ class _Layout:
     sample: Tensor
     rows: Tensor
     weights: Tensor
+    reuse: Tensor
     owner: Tensor
 
 
@@ -106,16 +110,20 @@ class Denoiser:
 
         branches = tokens[layout.source].to(self.transformer.dtype)
         velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
+        plain = velocity[layout.rows[:, Branch.FULL]]
         velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
+        pull = torch.where(
+            layout.reuse, torch.cat([sample.pull for sample in self.samples]), velocity - plain
+        )
+        velocity = torch.where(layout.reuse, plain + pull, velocity)
         time, keep, push, recall = table[layout.owner].unsqueeze(-1).unbind(dim=1)
         estimate = tokens + (1 - time) * velocity
         tokens = keep * tokens + push * velocity + recall * before
 
         lengths = [len(sample.tokens) for sample in self.samples]
-        for sample, moved, seen in zip(
-            self.samples, tokens.split(lengths), estimate.split(lengths), strict=True
-        ):
-            sample.tokens, sample.estimate = moved, seen
+        parts = zip(tokens.split(lengths), estimate.split(lengths), pull.split(lengths), strict=True)
+        for sample, (own_tokens, own_estimate, own_pull) in zip(self.samples, parts, strict=True):
+            sample.tokens, sample.estimate, sample.pull = own_tokens, own_estimate, own_pull
             sample.index += 1
         finished = [sample for sample in self.samples if sample.done]
         if finished:
@@ -124,13 +132,13 @@ class Denoiser:
 
     def _layout(self) -> _Layout:
         """The layout of this step; it changes with the company and where guidance starts or ends."""
-        active = [sample.weights[sample.index] for sample in self.samples]
-        key = tuple(tuple(weights.items()) for weights in active)
+        active = [sample.guidance[sample.index] for sample in self.samples]
+        key = tuple(active)
         if key not in self._layouts:
             self._layouts[key] = self._make_layout(active)
         return self._layouts[key]
 
-    def _make_layout(self, active: list[Weights]) -> _Layout:
+    def _make_layout(self, active: list[Guidance]) -> _Layout:
         device = self.samples[0].tokens.device
         lengths = torch.tensor([len(sample.tokens) for sample in self.samples])
         owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
@@ -138,9 +146,9 @@ class Denoiser:
         scales = torch.zeros(len(owner), len(Branch), 1)
         source: list[Tensor] = []
         branches: list[tuple[int, Condition]] = []
-        for n, (sample, weights) in enumerate(zip(self.samples, active, strict=True)):
+        for n, (sample, guidance) in enumerate(zip(self.samples, active, strict=True)):
             own = (owner == n).nonzero()[:, 0]
-            for branch, weight in sorted(weights.items()):
+            for branch, weight in guidance.weights:
                 first = sum(map(len, source))
                 places = torch.arange(first, first + len(own))
                 # An absent branch has weight 0 and points at the picture's own full branch, never at
@@ -157,5 +165,6 @@ class Denoiser:
             sample=torch.tensor([n for n, _ in branches]).to(device),
             rows=rows.to(device),
             weights=scales.to(device),
+            reuse=torch.tensor([guidance.reuse for guidance in active])[owner, None].to(device),
             owner=owner.to(device),
         )

@@ -5,6 +5,7 @@ or with neither. The guided velocity is a weighted sum of the branches' velociti
 not run.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 from omnigen2.params import ReferenceSampling
@@ -22,7 +23,10 @@ class Branch(IntEnum):
 
 
 Weights = dict[Branch, float]
-UNGUIDED: Weights = {Branch.FULL: 1.0}
+REUSES = {"exact": 0, "balanced": 1, "fast": 2}
+"""Steps in a row that use the guidance of an earlier step, by `speed`."""
+EARLY = 0.2
+"""Share of the steps, from the start, at which guidance is always computed: there it decides the layout."""
 
 
 def branch_weights(text_scale: float, image_scale: float, references: bool) -> Weights:
@@ -49,12 +53,36 @@ def branch_weights(text_scale: float, image_scale: float, references: bool) -> W
     return {branch: weight for branch, weight in weights.items() if weight}
 
 
-def schedule_weights(sampling: ReferenceSampling, references: bool) -> list[Weights]:
-    """The weights at every step: guided where start <= index / steps <= end of `cfg_range`."""
-    assert sampling.steps is not None and sampling.cfg_range is not None
-    guided = branch_weights(
+@dataclass(frozen=True)
+class Guidance:
+    """How one step is guided: the branches to run with their weights.
+
+    With `reuse` the full branch alone is run, and what guidance added to it at the last guided step is added
+    again: that changes slowly along the way (Lv et al. 2024, "FasterCache", arXiv:2410.19355, section 3.3).
+    """
+
+    weights: tuple[tuple[Branch, float], ...] = ((Branch.FULL, 1.0),)
+    reuse: bool = False
+
+
+def guide(sampling: ReferenceSampling, references: bool) -> list[Guidance]:
+    """The guidance of every step: none but where start <= index / steps <= end of `cfg_range`."""
+    assert sampling.steps is not None and sampling.cfg_range is not None and sampling.speed is not None
+    weights = branch_weights(
         sampling.text_guidance_scale or 0.0, sampling.image_guidance_scale or 0.0, references
     )
+    computed = Guidance(tuple(sorted(weights.items())))
     start, end = sampling.cfg_range
-    steps = sampling.steps
-    return [guided if start <= index / steps <= end else UNGUIDED for index in range(steps)]
+    most = REUSES[sampling.speed] if len(weights) > 1 else 0
+    guidance, reused = [], most
+    for index in range(sampling.steps):
+        place = index / sampling.steps
+        if not start <= place <= end:
+            guidance.append(Guidance())
+        elif reused < most and place >= EARLY:
+            guidance.append(Guidance(reuse=True))
+            reused += 1
+        else:
+            guidance.append(computed)
+            reused = 0
+    return guidance

@@ -16,7 +16,7 @@ from torch import Tensor
 from omnigen2.autoencoder import Autoencoder, flatten
 from omnigen2.card import Limits, ModelCard
 from omnigen2.denoise import Sample
-from omnigen2.guidance import Branch, schedule_weights
+from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
 from omnigen2.memo import Memo
 from omnigen2.schedule import plan
@@ -57,16 +57,15 @@ class Pipeline:
         limits = limits or self.card.limits
         sampling = task.sampling
         _check_text("prompt", task.prompt)
-        if sampling.speed != "exact":
-            raise ValueError(f"speed: {sampling.speed!r} is not offered by this model; allowed: exact")
         references = self.encode_references([_readable(image) for image in task.images], limits)
         height, width = self._latent_size(task, references, limits)
-        weights = schedule_weights(sampling, bool(references))
+        guidance = guide(sampling, bool(references))
         captions = {
             True: self.caption(task.prompt, limits),
             False: self.caption(sampling.negative_prompt or "", limits),
         }
-        conditions = self._conditions({b for w in weights for b in w}, captions, references, (height, width))
+        branches = {branch for step in guidance for branch, _ in step.weights}
+        conditions = self._conditions(branches, captions, references, (height, width))
         channels = self.transformer.config["in_channels"]
         start = _noise(task, (channels, height, width)) if noise is None else noise.float()
         if start.shape != (sampling.num_images, channels, height, width):
@@ -74,10 +73,10 @@ class Pipeline:
                 f"noise: shape {list(start.shape)} given; "
                 f"this request needs {[sampling.num_images, channels, height, width]}"
             )
-        steps = plan(sampling.scheduler or "euler", len(weights), height * width)
+        steps = plan(sampling.scheduler or "euler", len(guidance), height * width)
         patch = self.transformer.config["patch_size"]
         tokens = patchify(start, patch).to(self.transformer.device)
-        return [Sample(own, conditions, weights, steps) for own in tokens], self._notes(task, captions[True])
+        return [Sample(own, conditions, guidance, steps) for own in tokens], self._notes(task, captions[True])
 
     def finish(self, task: ImageTask, samples: Sequence[Sample], limits: Limits | None = None) -> list[Image]:
         """Decode finished samples to pictures of the size that was asked for."""
@@ -104,8 +103,7 @@ class Pipeline:
             return 0
         references = sum(math.prod(size) for size in sizes) // area
         text = min(limits.max_text_tokens, 40 + len(task.prompt) // 3)
-        weights = schedule_weights(task.sampling, bool(sizes))
-        branches = {branch for step in weights for branch in step}
+        branches = {branch for step in guide(task.sampling, bool(sizes)) for branch, _ in step.weights}
         tokens = sum(
             math.prod(made) // area + text + (references if branch != Branch.BARE else 0)
             for branch in branches

@@ -1,0 +1,88 @@
+"""Guidance: which branches run at which step, and what they weigh."""
+
+import pytest
+import torch
+
+from omnigen2.card import published_card
+from omnigen2.guidance import Branch, Guidance, branch_weights, guide
+from omnigen2.params import ReferenceSampling
+from tests.omnigen2.golden import PIPELINE, error, model
+from tests.omnigen2.test_model import picture
+
+CARD = published_card("test")
+
+
+def asked(references: int = 1, **given: object) -> list[Guidance]:
+    sampling = ReferenceSampling.model_validate({"steps": 10} | given)
+    return guide(sampling.filled(CARD.defaults_for(references)), bool(references))
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "references", "weights"),
+    [
+        (1.0, 1.0, True, {Branch.FULL: 1}),
+        (4.0, 1.0, False, {Branch.FULL: 4, Branch.BARE: -3}),
+        (4.0, 2.0, False, {Branch.FULL: 4, Branch.BARE: -3}),
+        (5.0, 1.0, True, {Branch.FULL: 5, Branch.BARE: -4}),
+        (5.0, 2.0, True, {Branch.FULL: 5, Branch.REFERENCES: -3, Branch.BARE: -1}),
+        (1.0, 2.0, True, {Branch.FULL: 1, Branch.REFERENCES: 1, Branch.BARE: -1}),
+        (2.0, 2.0, True, {Branch.FULL: 2, Branch.BARE: -1}),
+    ],
+)
+def test_branches_have_the_weights_of_the_formula(
+    text: float, image: float, references: bool, weights: dict[Branch, float]
+) -> None:
+    assert branch_weights(text, image, references) == weights
+    assert sum(weights.values()) == 1
+
+
+def test_guidance_applies_in_its_range_only() -> None:
+    plan = asked(cfg_range=(0.3, 0.6))
+    assert [index for index, step in enumerate(plan) if len(step.weights) > 1] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("speed", "computed"), [("exact", 10), ("balanced", 6), ("fast", 4)])
+def test_speed_computes_guidance_less_often_and_always_at_the_start(speed: str, computed: int) -> None:
+    plan = asked(speed=speed)
+    fresh = [index for index, step in enumerate(plan) if not step.reuse]
+    assert len(fresh) == computed
+    assert fresh[:2] == [0, 1]
+
+
+def test_nothing_is_reused_where_nothing_is_guided() -> None:
+    assert not any(
+        step.reuse for step in asked(text_guidance_scale=1.0, image_guidance_scale=1.0, speed="fast")
+    )
+
+
+def test_faster_pictures_are_close_to_the_exact_one() -> None:
+    omnigen = model(PIPELINE / "checkpoint")
+
+    def edit(speed: str) -> torch.Tensor:
+        return omnigen.generate(
+            "make it green", [picture(32, 32)], steps=12, seed=3, speed=speed, output="latents"
+        )
+
+    exact, balanced, fast = edit("exact"), edit("balanced"), edit("fast")
+    assert 0 < error(balanced, exact) < error(fast, exact) < 0.1
+
+
+def test_speed_is_each_pictures_own_in_mixed_company() -> None:
+    omnigen = model(PIPELINE / "checkpoint")
+    from omnigen2.denoise import Denoiser
+    from omnigen2.task import ImageTask
+
+    tasks = [
+        ImageTask("a circle", (), ReferenceSampling(width=32, height=32, steps=9, seed=2, speed=speed).filled(
+            omnigen.card.defaults_for(0)))
+        for speed in ("fast", "exact", "balanced")
+    ]  # fmt: skip
+    together = [omnigen.pipeline.prepare(task)[0][0] for task in tasks]
+    alone = [omnigen.pipeline.prepare(task)[0][0] for task in tasks]
+    for group in (together, *([sample] for sample in alone)):
+        denoiser = Denoiser(omnigen.pipeline.transformer)
+        denoiser.add(group)
+        while denoiser.samples:
+            denoiser.step()
+    for one, other in zip(together, alone, strict=True):
+        assert error(one.tokens, other.tokens) < 1e-5
