@@ -59,7 +59,7 @@ class Sampling(Params):
     scheduler: Scheduler | None = None
     """The sampler: `euler`, or `dpmsolver++`, which needs fewer steps."""
     speed: Speed | None = None
-    """`exact` computes all of every step; `balanced` and `fast` reuse guidance between steps and differ slightly."""
+    """`exact` computes every step in full; `balanced` and `fast` reuse guidance, and differ slightly."""
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> Self:
