@@ -1,0 +1,61 @@
+"""Packed attention against the plain formula, on every device that is there."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnigen2.attention import MAX_PADDING, Segments, attend
+from tests.omnigen2.golden import PIPELINE, error, model
+
+CPU = torch.device("cpu")
+LENGTHS = [(5,), (4, 4, 4), (1, 30, 2, 31, 29, 0, 7), (64, 1), tuple(range(1, 12))]
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """softmax(q k / sqrt(d)) v, one sequence at a time, in float64."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1).double() for x in (key, value))
+    parts = []
+    for q, k, v in zip(query.double().split(lengths), key.split(lengths), value.split(lengths), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q, k) / query.shape[-1] ** 0.5
+        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(parts)
+
+
+def tokens(lengths: tuple[int, ...], heads: int, device: torch.device = CPU) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(lengths) + heads)
+    return torch.randn((sum(lengths), heads, 16), generator=generator).to(device)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_every_sequence_attends_to_itself_only(lengths: tuple[int, ...]) -> None:
+    query, key, value = tokens(lengths, 6), tokens(lengths, 3), tokens(lengths, 3) + 1
+    ours = attend(query, key, value, Segments(lengths, CPU))
+    assert error(ours, plain(query, key, value, lengths)) < 1e-6
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_groups_hold_every_token_once_with_little_padding(lengths: tuple[int, ...]) -> None:
+    groups = Segments(lengths, CPU).groups
+    seen = torch.cat([g.rows.flatten() if g.valid is None else g.rows[g.valid] for g in groups])
+    assert sorted(seen.tolist()) == list(range(sum(lengths)))
+    assert sum(g.rows.numel() for g in groups) <= MAX_PADDING * sum(lengths)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_the_flash_kernel_agrees(lengths: tuple[int, ...]) -> None:
+    device = torch.device("cuda")
+    query, key, value = (tokens(lengths, heads, device).bfloat16() for heads in (6, 3, 3))
+    ours = attend(query, key, value, Segments(lengths, device))
+    assert error(ours.cpu(), plain(query, key, value, lengths).cpu()) < 1e-2
+
+
+@pytest.mark.gpu
+def test_a_picture_is_the_same_on_the_gpu() -> None:
+    import omnigen2
+
+    here = model(PIPELINE / "checkpoint")
+    there = omnigen2.load(str(PIPELINE / "checkpoint"), device="cuda", dtype="float32")
+    asked = {"steps": 4, "width": 48, "height": 32, "seed": 3, "output": "latents"}
+    assert error(there.generate("a circle", **asked).cpu(), here.generate("a circle", **asked)) < 1e-3
