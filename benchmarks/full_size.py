@@ -70,6 +70,7 @@ TINY_QWEN = QWEN_3B | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
     "vocab_size": 512,
 }
+QWEN_3B_VISION = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048}
 TINY_VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
 FLUX_VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -96,7 +97,7 @@ def build(tiny: bool, device: torch.device, dtype: torch.dtype) -> OmniGen2:
             use_post_quant_conv=False,
             **(TINY_VAE if tiny else FLUX_VAE),  # pyright: ignore
         ).eval()
-        vision = TINY_VISION if tiny else {"out_hidden_size": 2048}
+        vision = TINY_VISION if tiny else QWEN_3B_VISION
         config = Qwen2_5_VLConfig(text_config=TINY_QWEN if tiny else QWEN_3B, vision_config=vision)
         mllm = Qwen2_5_VLForConditionalGeneration(config).eval()
     language = LanguageModel(
