@@ -328,7 +328,8 @@ def _background(draft: Draft) -> Said | None:
     return Said("background", draft.speaker.pick(*forms), f"the background {c}")
 
 
-_CHANGES: tuple[tuple[Callable[[Draft], Said | None], float], ...] = (
+Change = Callable[[Draft], Said | None]
+_CHANGES: tuple[tuple[Change, float], ...] = (
     (_recolour, 0.2),
     (_reshape, 0.12),
     (_replace, 0.04),
@@ -345,25 +346,29 @@ def make_edit(rng: np.random.Generator) -> Example:
     """Return a random edit; a quarter of them makes several changes at once."""
     count = 1 if rng.random() < 0.74 else 2 if rng.random() < 0.75 else 3
     while True:
-        example = _try_edit(rng, sample_scene(rng), count)
-        if example is not None:
-            return example
+        # Hard kinds get several scenes to fit in, or they would be rare.
+        changes = [_CHANGES[int(i)][0] for i in np.searchsorted(_WEIGHTS, rng.random(count) * _WEIGHTS[-1])]
+        if changes.count(_background) > 1 or changes.count(_add) > 1:
+            continue
+        for _ in range(20):
+            example = _try_edit(rng, sample_scene(rng), changes)
+            if example is not None:
+                return example
 
 
-def _try_edit(rng: np.random.Generator, scene: Scene, count: int) -> Example | None:
+def _try_edit(rng: np.random.Generator, scene: Scene, changes: list[Change]) -> Example | None:
     draft = Draft(rng, scene)
     said = []
-    for _ in range(count):
-        change = _CHANGES[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1]))][0](draft)
-        if change is None:
+    for change in changes:
+        words = change(draft)
+        if words is None:
             return None
-        said.append(change)
+        said.append(words)
     target = draft.target()
-    kinds = [change.kind for change in said]
-    if target is None or kinds.count("background") > 1 or kinds.count("add") > 1:
+    if target is None:
         return None
     text = draft.speaker.finish(_join(draft.speaker, said))
-    kind = kinds[0] if count == 1 else "several"
+    kind = said[0].kind if len(said) == 1 else "several"
     return Example("edit", kind, text, (scene,), target, None, draft.wanted(), tuple(draft.combos))
 
 

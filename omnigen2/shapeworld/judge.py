@@ -55,11 +55,16 @@ def judge_reading(wanted: Wanted, reading: Reading) -> Verdict:
 
 
 def holds(relation: str, a: Thing, b: Thing) -> bool:
-    """Say whether `a` is left of, right of, above or below `b`, more so than in the other direction."""
+    """Say whether `a` stands in the relation to `b`, more so than in the other direction.
+
+    `beside` is left or right of, `stacked` above or below.
+    """
     dx, dy = b.x - a.x, b.y - a.y
-    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    along, across = (dx, dy) if relation in ("left of", "right of", "beside") else (dy, dx)
     if relation in ("right of", "below"):
         along = -along
+    elif relation in ("beside", "stacked"):
+        along = abs(along)
     return along > CLEAR and along >= abs(across)
 
 
