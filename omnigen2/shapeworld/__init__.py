@@ -4,7 +4,27 @@ The small model in the box is trained and measured on it. numpy and PIL only: im
 imports torch, and it knows nothing of models beyond the two methods `evaluate` calls.
 """
 
+from omnigen2.shapeworld.judge import Verdict, judge
+from omnigen2.shapeworld.read import Reading, read_scene
 from omnigen2.shapeworld.render import render
 from omnigen2.shapeworld.scene import COLOURS, SHAPES, SIZES, Scene, Thing, sample_scene
+from omnigen2.shapeworld.tasks import SPLITS, TASKS, example
+from omnigen2.shapeworld.wanted import Example
 
-__all__ = ["COLOURS", "SHAPES", "SIZES", "Scene", "Thing", "render", "sample_scene"]
+__all__ = [
+    "COLOURS",
+    "SHAPES",
+    "SIZES",
+    "SPLITS",
+    "TASKS",
+    "Example",
+    "Reading",
+    "Scene",
+    "Thing",
+    "Verdict",
+    "example",
+    "judge",
+    "read_scene",
+    "render",
+    "sample_scene",
+]

@@ -144,8 +144,14 @@ def _together(sources: Sources) -> Example | None:
     things, words, named = _members(sources)
     background, behind = _backdrop(sources)
     say = sources.speaker
-    text = say.pick(f"combine {words} in one picture", f"put {words} together", f"put {words} into one image",
-                    f"a picture with {words}", f"merge {words} into one picture", f"{words} together")  # fmt: skip
+    text = say.pick(
+        f"combine {words} in one picture",
+        f"put {words} together",
+        f"put {words} into one image",
+        f"a picture with {words}",
+        f"merge {words} into one picture",
+        f"{words} together",
+    )
     if not named and say.chance(0.3):
         text = say.pick(
             "combine the images",
@@ -193,10 +199,18 @@ def _on_background(sources: Sources) -> Example | None:
         return _exchange_background(sources, first, second)
     thing, words = sources.thing(first)
     behind = sources.background(second)
-    text = say.pick(f"put {words} on {behind}", f"put {words} on {behind}", f"place {words} on {behind}",
-                    f"{words} on {behind}", f"show {words} on {behind}", f"{words} with {behind}",
-                    f"use {behind} for {words}", f"put {words} onto {behind}", f"put {words} in front of {behind}",
-                    f"draw {words} on {behind}")  # fmt: skip
+    text = say.pick(
+        f"put {words} on {behind}",
+        f"put {words} on {behind}",
+        f"place {words} on {behind}",
+        f"{words} on {behind}",
+        f"show {words} on {behind}",
+        f"{words} with {behind}",
+        f"use {behind} for {words}",
+        f"put {words} onto {behind}",
+        f"put {words} in front of {behind}",
+        f"draw {words} on {behind}",
+    )
     drawn = _drawn([thing], arrangement(1))
     return _finish(sources, "on_background", text, drawn, sources.scenes[second].background, "on background")
 
@@ -263,9 +277,14 @@ def _with_colour(sources: Sources) -> Example | None:
             "compose", "with_colour", say.finish(text), sources.scenes, target, None, wanted, combos
         )
     background, behind = _backdrop(sources)
-    text = say.pick(f"{words} with the {tint} of {other}", f"{words} in the {tint} of {other}",
-                    f"draw {words} in the {tint} of {other}", f"draw {words} with the {tint} of {other}",
-                    f"show {words} in the same {tint} as {other}", f"{words} but in the {tint} of {other}")  # fmt: skip
+    text = say.pick(
+        f"{words} with the {tint} of {other}",
+        f"{words} in the {tint} of {other}",
+        f"draw {words} in the {tint} of {other}",
+        f"draw {words} with the {tint} of {other}",
+        f"show {words} in the same {tint} as {other}",
+        f"{words} but in the {tint} of {other}",
+    )
     drawn = _drawn([replace(thing, colour=colour)], arrangement(1))
     return _finish(sources, "with_colour", text + behind, drawn, background, "with colour")
 
@@ -279,7 +298,8 @@ def _add(sources: Sources) -> Example | None:
     new = first_free(Thing(thing.shape, thing.colour, "medium", 0, 0), scene.things)
     if new is None or new.colour == scene.background:
         return None
-    text = f"{say.pick('add', 'add', 'insert', 'copy')} {words} {say.pick('to', 'to', 'into')} {sources.image(second)}"
+    verb, into = say.pick("add", "add", "insert", "copy"), say.pick("to", "to", "into")
+    text = f"{verb} {words} {into} {sources.image(second)}"
     wanted = Wanted(scene.background, (*(want_same(t) for t in scene.things), want_kind(new)))
     target = Scene(scene.background, (*scene.things, new))
     combos = ((new.colour, new.shape, "add"),)
