@@ -310,7 +310,7 @@ def _alone(sources: Sources) -> Example | None:
     """Put the one thing of an image on a named background, where it is."""
     say, scene = sources.speaker, sources.scenes[0]
     colour = pick(sources.rng, tuple(COLOURS))
-    if len(scene.things) > 1 or colour in (scene.things[0].colour, scene.background):
+    if len(scene.things) != 1 or colour in (scene.things[0].colour, scene.background):
         return None
     thing, words = sources.thing(0)
     text = f"{say.pick('put', 'place', 'show', '')} {words} on {with_article(say.colour(colour))} background"
