@@ -1,0 +1,210 @@
+"""What a tool is, and what it may use: the contract between tools and the surfaces that offer them.
+
+A tool is a value. MCP schema, REST route, command line and reference page derive from it; a surface never
+asks which tool it has in hand. This module knows no tool, no server and no model.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from omnigen2.card import ModelCard
+from omnigen2.params import Params
+from omnigen2.task import Outcome, Task
+from storage import ImageStore, StoredImage
+
+Code = Literal[
+    "invalid_argument",
+    "image_not_found",
+    "image_rejected",
+    "busy",
+    "out_of_memory",
+    "cancelled",
+    "not_ready",
+    "forbidden",
+    "internal",
+]
+JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+
+
+class ToolError(Exception):
+    """A call that failed, in words an agent can act on: what was wrong with what, and what to do next."""
+
+    def __init__(self, code: Code, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.code: Code = code
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+
+class Request(Params):
+    """What was asked. Image references are strings; `None` means that the model decides."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture that is small enough to travel inside a result."""
+
+    data: bytes
+    mime_type: str
+
+
+class Result(BaseModel):
+    """What came of a call; the structured content of an answer. Never holds pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def line(self) -> str:
+        """The result in a sentence or two, for models that read only text."""
+        raise NotImplementedError
+
+    def linked(self) -> tuple[str, ...]:
+        """Ids of the images to offer as resource links."""
+        return ()
+
+    def previewed(self) -> tuple[str, ...]:
+        """Ids of the images to show as small previews."""
+        return ()
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """Pictures to show as they are, beside the previews."""
+        return ()
+
+
+Q = TypeVar("Q", bound=Request)
+R = TypeVar("R", bound=Result)
+
+
+class JobStatus(Protocol):
+    """Where a job stands, at one moment."""
+
+    id: str
+    state: JobState
+    position: int
+    """Jobs ahead of it in the queue; 0 when it is next, or no longer waits."""
+    stage: str
+    step: int
+    steps: int
+    eta_seconds: float | None
+    """Estimate of the time until it is done."""
+    preview: Picture | None
+    """What the picture looks like so far, if it was asked for."""
+    result: Result | None
+    error: ToolError | None
+
+
+class Context(Protocol):
+    """All that a running tool may use. The server implements it; one is made for every call."""
+
+    store: ImageStore
+    principal: str
+    """On whose behalf the call is made."""
+
+    def card(self, model: str | None) -> ModelCard:
+        """The card of `model`, or of the default model. No weights are read.
+
+        Raises:
+            ToolError: `invalid_argument`, with the models there are.
+        """
+        ...
+
+    async def resolve(self, reference: str, field: str) -> StoredImage:
+        """The image that a reference of any allowed form means; one from outside is stored first.
+
+        Raises:
+            ToolError: `image_not_found`, `image_rejected`, `forbidden` or `invalid_argument`, naming `field`.
+        """
+        ...
+
+    def allowed_path(self, path: str, field: str) -> str:
+        """The real path of a file or folder that the caller may name.
+
+        Raises:
+            ToolError: `forbidden`, naming `field` and the allowed folders.
+        """
+        ...
+
+    async def run(self, work: "Work", *, background: bool) -> Result:
+        """Queue `work`, wait for it and give its result; the caller sees progress meanwhile.
+
+        With `background` it returns `work.accepted(job_id)` at once and the job goes on without its caller;
+        otherwise the job is cancelled when its caller goes away.
+
+        Raises:
+            ToolError: `busy` when the queue is full, `cancelled`, `out_of_memory`, `not_ready`, ...
+        """
+        ...
+
+    async def job(self, job_id: str, wait_seconds: float = 0) -> JobStatus:
+        """Where a job of this principal stands, after waiting up to `wait_seconds` for it to end.
+
+        Asking for a running job also asks for a preview of it.
+
+        Raises:
+            ToolError: `invalid_argument`: there is no such job.
+        """
+        ...
+
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job of this principal; one that has ended stays as it is. Raises what `job` does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a tool hands to the queue."""
+
+    tool: str
+    model: str | None
+    """Which model is to do it; None is the default model."""
+    task: Task
+    holds: tuple[StoredImage, ...]
+    """Images that must not be collected before it is done."""
+    finish: Callable[[Outcome, "JobTimes"], Result]
+    """Stores what came out and makes the result; called once, on a worker thread, never after a cancel."""
+    accepted: Callable[[str], Result]
+    """What a caller gets at once who does not wait, from the job's id."""
+
+
+@dataclass(frozen=True)
+class JobTimes:
+    """What the queue knows about a finished job."""
+
+    job_id: str
+    queued_ms: float
+    load_ms: float
+    """Milliseconds spent waiting for the model to be loaded."""
+
+
+@dataclass(frozen=True)
+class Tool(Generic[Q, R]):
+    """One thing that can be asked."""
+
+    name: str
+    """For machines: `generate_image`."""
+    command: str
+    """For the command line: `generate`."""
+    title: str
+    """For people: a few words."""
+    description: str
+    """For a language model: when to use it, what it needs and gives."""
+    request: type[Q]
+    result: type[R]
+    run: Callable[[Q, Context], Awaitable[R]]
+    defaults: Callable[[ModelCard], Params] | None = None
+    """Which of the model's defaults its parameters have; None: no parameter is the model's."""
+    read_only: bool = False
+    """It changes nothing that a later call could see."""
+    destructive: bool = False
+    """It may undo or end something."""
+    idempotent: bool = False
+    """Calling it twice does no more than calling it once."""
+    open_world: bool = False
+    """It may reach outside this machine."""
+    needs_model: bool = False
+    """The model must be loaded to do it."""
