@@ -1,0 +1,197 @@
+"""Where bytes live: named by their SHA-256, written once, never changed.
+
+`BlobStore` is the plugin point: five methods, of which `put` gives the name, so nothing can be stored under a
+wrong one. It knows nothing of images, records or the index. `LocalBlobs` is the default; quota, read-only and
+verify-on-read are wrappers with the same five methods, in `storage/policies.py`.
+
+Decisions of `LocalBlobs`: a blob is written into a staging folder on the same file system, because a writer
+that is killed must not leave a file under `blobs/` that is not named by its own hash, and because its name is
+only known once it is hashed, which happens while the disk is busy with it.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from storage.digest import Digest
+from storage.errors import from_os_error
+
+_FOLDER = re.compile(r"[0-9a-f]{2}")
+_FILE = re.compile(r"[0-9a-f]{62}")
+_PLACE = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{62}")
+_ALONGSIDE = 1 << 17
+"""Bytes from which hashing in a second thread is quicker than handing the work over costs."""
+_hashing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="blob-hash")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """What a store knows of a blob without reading it."""
+
+    digest: Digest
+    size: int
+    """Bytes."""
+    created: int
+    """Nanoseconds since 1970, UTC."""
+
+
+class BlobStore(Protocol):
+    """Bytes by digest. Every method may be called from several threads and processes at once."""
+
+    def put(self, data: bytes) -> Blob:
+        """Store `data` durably, then name it. Idempotent: equal bytes keep their first time of creation.
+
+        Raises:
+            StoreFull, StoreReadOnly: nothing was stored.
+        """
+        ...
+
+    def get(self, digest: Digest) -> bytes:
+        """The bytes as they lie there; `KeyError` if there are none."""
+        ...
+
+    def has(self, digest: Digest) -> Blob | None:
+        """What is known of a blob, or None if it is not there."""
+        ...
+
+    def list(self) -> Iterator[Blob]:
+        """Every blob, in no particular order. Blobs put meanwhile may be missing."""
+        ...
+
+    def delete(self, digest: Digest) -> None:
+        """Remove a blob; no error if it is not there."""
+        ...
+
+
+class LocalBlobs:
+    """A folder of immutable files: `<folder>/sha256/<2 hex>/<62 hex>`, mode 0444."""
+
+    def __init__(self, folder: Path, staging: Path) -> None:
+        """`staging` must be on the file system of `folder`; what a crash leaves behind lies there."""
+        self.folder = folder
+        self.staging = staging
+
+    def put(self, data: bytes) -> Blob:
+        try:
+            return self._put(data)
+        except OSError as error:
+            raise from_os_error(error, self.folder.parent) from error
+
+    def get(self, digest: Digest) -> bytes:
+        try:
+            return self.path(digest).read_bytes()
+        except FileNotFoundError:
+            raise KeyError(str(digest)) from None
+
+    def has(self, digest: Digest) -> Blob | None:
+        try:
+            stat = self.path(digest).stat()
+        except FileNotFoundError:
+            return None
+        return Blob(digest, stat.st_size, stat.st_mtime_ns)
+
+    def list(self) -> Iterator[Blob]:
+        for folder in _entries(self.folder / "sha256"):
+            if not _FOLDER.fullmatch(folder.name):
+                continue
+            for file in _entries(Path(folder.path)):
+                if _FILE.fullmatch(file.name) and file.is_file(follow_symlinks=False):
+                    # Gone between listing and looking: a collection is running beside us.
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = file.stat(follow_symlinks=False)
+                        digest = Digest(bytes.fromhex(folder.name + file.name))
+                        yield Blob(digest, stat.st_size, stat.st_mtime_ns)
+
+    def delete(self, digest: Digest) -> None:
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            raise from_os_error(error, self.folder.parent) from error
+
+    def path(self, digest: Digest) -> Path:
+        """Where the blob lies, or would."""
+        return self.folder / "sha256" / digest.hex[:2] / digest.hex[2:]
+
+    def _put(self, data: bytes) -> Blob:
+        self.staging.mkdir(parents=True, exist_ok=True)
+        temporary = self.staging / secrets.token_hex(8)
+        created = time.time_ns()
+        try:
+            digest = _written(temporary, data, created)
+            path = self.path(digest)
+            _make_durable_folder(path.parent)
+            try:
+                # A link, unlike a rename, fails if the name is taken: of two writers the first one's stays.
+                os.link(temporary, path)
+            except FileExistsError:
+                if path.read_bytes() != data:  # damaged on disk: put the right bytes back
+                    os.replace(temporary, path)
+            # Also when the blob was there: whoever linked it may not have come this far.
+            _sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        stat = path.stat()
+        return Blob(digest, stat.st_size, stat.st_mtime_ns)
+
+
+def strays(folder: Path) -> Iterator[Path]:
+    """Files below a `LocalBlobs` folder that are no blob's: they were put there by somebody else."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        name = path.relative_to(folder).as_posix()
+        if not _PLACE.fullmatch(name) or path.is_symlink():
+            yield path
+
+
+def _written(path: Path, data: bytes, created: int) -> Digest:
+    """Write `data` durably, mode 0444, dated `created`, and hash it meanwhile."""
+    hashing = _hashing.submit(Digest.of, data) if len(data) >= _ALONGSIDE else None
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fchmod(handle, 0o444)
+        # The kernel's own clock for files ticks in milliseconds: too coarse to order by.
+        os.utime(handle, ns=(created, created))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return hashing.result() if hashing else Digest.of(data)
+
+
+def _make_durable_folder(folder: Path) -> None:
+    """Create `folder`, and see to it that it survives a power cut before anything in it is named."""
+    if folder.is_dir():
+        return
+    _make_durable_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return

@@ -1,0 +1,108 @@
+"""What the store refuses, in words an agent can act on.
+
+Each class has a stable `code` from the project's list of error codes; surfaces pass code and message on
+unchanged. The message names what was given and what is allowed, `advice` says what to do next.
+"""
+
+import errno
+import sqlite3
+from pathlib import Path
+
+
+class StoreError(Exception):
+    """Base of every error that the store raises on purpose."""
+
+    code = "internal"
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message, advice)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+
+class InvalidArgument(StoreError):
+    """A reference, cursor, limit or record field that no state of the store could make right."""
+
+    code = "invalid_argument"
+
+
+class ImageNotFound(StoreError):
+    """A well-formed reference to an image that is not here."""
+
+    code = "image_not_found"
+
+
+class ImageRejected(StoreError):
+    """Bytes that are no image, or an image beyond the limits."""
+
+    code = "image_rejected"
+
+
+class StoreFull(StoreError):
+    """No room: the quota is used up, or the disk is."""
+
+    code = "busy"
+
+
+class StoreBusy(StoreError):
+    """Somebody else holds the exclusive lease that this work needs."""
+
+    code = "busy"
+
+
+class StoreReadOnly(StoreError):
+    """The store, or its folder, does not take writes."""
+
+    code = "forbidden"
+
+
+class Corrupt(StoreError):
+    """Stored bytes do not hash to their name."""
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SQLITE_NO_WRITING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+
+def from_os_error(error: OSError, folder: Path) -> StoreError:
+    """The store's word for an operating-system error met while writing below `folder`."""
+    if error.errno in _NO_ROOM:
+        return _full(folder, error)
+    if error.errno in _NO_WRITING:
+        return _read_only(folder, error)
+    return StoreError(
+        f"Writing the image store at {folder} failed: {error}.", "Check the disk and the folder."
+    )
+
+
+def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:
+    """The store's word for a database error met while using the index below `folder`."""
+    # The low byte is the primary code; the rest only refines it (SQLITE_READONLY_DIRECTORY, ...).
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    # A file-size limit or a lost disk reaches SQLite as a failed write.
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return _full(folder, error)
+    if code in _SQLITE_NO_WRITING:
+        return _read_only(folder, error)
+    if code == sqlite3.SQLITE_BUSY:
+        return StoreBusy(f"The index of the image store at {folder} is in use: {error}.", "Try again.")
+    advice = "Ask the host to run `omnigen2-mcp store rebuild-index`."
+    return StoreError(f"The index of the image store at {folder} failed: {error}.", advice)
+
+
+def _full(folder: Path, error: Exception) -> StoreFull:
+    return StoreFull(
+        f"The image store at {folder} has no room to write ({error}); nothing was stored.",
+        "Ask the host to free disk space or to run `omnigen2-mcp store gc`, then try again.",
+    )
+
+
+def _read_only(folder: Path, error: Exception) -> StoreReadOnly:
+    return StoreReadOnly(
+        f"The image store at {folder} cannot be written ({error}); nothing was stored.",
+        "Ask the host to make the folder writable, or to choose another store with --store.",
+    )

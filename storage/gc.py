@@ -1,0 +1,107 @@
+"""Collection: delete images that nothing keeps, in an order in which a crash loses nothing that is kept.
+
+Marks from labels, pins, running jobs, recent accesses and recent puts, and follows the records: a kept image
+keeps the records that made it, a kept record keeps every image it names. So a lineage is kept whole, and a
+record never names an image that is gone.
+"""
+
+import sqlite3
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import timedelta
+
+from storage import index
+from storage.digest import Digest
+from storage.errors import from_os_error
+from storage.shelf import Shelf
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was deleted, or would be."""
+
+    images: tuple[Digest, ...]
+    records: tuple[Digest, ...]
+    bytes: int
+    """Room won, of images and records."""
+    kept: int
+    """Images that stay."""
+    dry_run: bool
+
+
+def collect(shelf: Shelf, *, dry_run: bool, grace: timedelta, keep_accessed: timedelta) -> Collected:
+    """Delete what nothing keeps; see `ImageStore.collect`. Writers wait meanwhile."""
+    now = time.time_ns()
+    with shelf.locks.caring("collect"), shelf.locks.alone():
+        shelf.reconcile()
+        leased = shelf.locks.leased()
+        with shelf.index.reading() as db:
+            images = index.known_images(db)
+            roots = _roots(db, now - _nanoseconds(grace), now - _nanoseconds(keep_accessed)) | leased
+            dead = images - _reached(db, roots)
+            records = _speaking_of(db, dead)
+            size = index.size_of(db, dead, records)
+        if not dry_run:
+            _delete(shelf, dead, records)
+    return Collected(tuple(sorted(dead)), tuple(sorted(records)), size, len(images) - len(dead), dry_run)
+
+
+def _roots(db: sqlite3.Connection, stored_since: int, accessed_since: int) -> set[Digest]:
+    statement = """SELECT image FROM notes WHERE value IS NOT NULL
+        UNION SELECT digest FROM images WHERE created >= ? UNION SELECT image FROM accesses WHERE time >= ?"""
+    return {Digest(raw) for (raw,) in db.execute(statement, (stored_since, accessed_since))}
+
+
+def _reached(db: sqlite3.Connection, roots: set[Digest]) -> set[Digest]:
+    makers: defaultdict[bytes, list[int]] = defaultdict(list)
+    named: defaultdict[int, list[bytes]] = defaultdict(list)
+    for record, output, image in db.execute("SELECT record, output, image FROM edges"):
+        named[record].append(image)
+        if output:
+            makers[image].append(record)
+    reached = {digest.raw for digest in roots}
+    open_ends = list(reached)
+    followed: set[int] = set()
+    while open_ends:
+        for record in makers[open_ends.pop()]:
+            if record not in followed:
+                followed.add(record)
+                fresh = set(named[record]) - reached
+                reached |= fresh
+                open_ends += fresh
+    return {Digest(raw) for raw in reached}
+
+
+def _speaking_of(db: sqlite3.Connection, images: set[Digest]) -> set[Digest]:
+    statement = "SELECT DISTINCT digest FROM edges JOIN records ON key = record WHERE image = ?"
+    return {Digest(raw) for image in images for (raw,) in db.execute(statement, (image.raw,))}
+
+
+def _delete(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
+    # The note makes the next start look for what a crash left: those images are then simply back.
+    with shelf.index.writing() as db:
+        intent = index.intend(db, 0)
+        index.remove_records(db, records)
+        index.remove_images(db, images)
+    for digest in records:  # before the images that they name
+        shelf.records.delete(digest)
+    for digest in images:
+        shelf.blobs.delete(digest)
+    _sweep(shelf)
+    with shelf.index.writing() as db:
+        index.finish(db, intent)
+
+
+def _sweep(shelf: Shelf) -> None:
+    """Remove what killed writers left in the staging folder; nobody writes while we are alone."""
+    folder = shelf.root / "tmp"
+    try:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            path.unlink()
+    except OSError as error:
+        raise from_os_error(error, shelf.root) from error
+
+
+def _nanoseconds(span: timedelta) -> int:
+    return round(span.total_seconds() * 1_000_000_000)

@@ -1,0 +1,152 @@
+"""How an image came to be: a record, and the one way of writing it down.
+
+Knows nothing of files or the index. A record is canonical JSON (RFC 8785), so equal records are equal bytes
+and have one id. Labels and pins are records too (`label_image`, `pin_image`): what a person says about an
+image must outlive the index, and only blobs and records do.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import rfc8785
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, ValidationError
+
+from storage.digest import Digest
+from storage.errors import InvalidArgument
+
+LABEL, PIN = "label_image", "pin_image"
+"""Tools of the records by which a label is set, and a pin set or taken off."""
+SEARCHED = ("prompt", "instruction", "question", "label")
+"""Parameters whose text is found by a search."""
+
+Time = Annotated[
+    AwareDatetime,
+    PlainSerializer(lambda time: time.astimezone(UTC).isoformat(timespec="microseconds"), return_type=str),
+]
+
+
+class Model(BaseModel):
+    """Which weights worked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    id: str
+    """The model's name: a repository id, a folder's name, or `nano`."""
+    digest: str | None = None
+    """`sha256:<hex>` over its weights."""
+
+
+class Record(BaseModel):
+    """What was asked, of what, with what, and what came of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    tool: Annotated[str, Field(min_length=1, max_length=100)]
+    """Name of the tool."""
+    parameters: dict[str, JsonValue] = {}
+    """Every effective parameter."""
+    inputs: tuple[Digest, ...] = ()
+    """The images it worked from, in the order given."""
+    outputs: tuple[Digest, ...] = ()
+    """The images it made, in order."""
+    text: str | None = None
+    """The text it wrote, if that is what it makes."""
+    model: Model | None = None
+    seed: int | None = None
+    """Number that fixes the outcome."""
+    numerics: str | None = None
+    """Version of the arithmetic: equal requests give equal pixels only within one."""
+    code: str | None = None
+    """Version of the program."""
+    principal: str | None = None
+    """On whose behalf."""
+    time: Time
+    """When it was done, UTC, to the microsecond."""
+    timings: dict[str, float] | None = None
+    """Milliseconds by phase."""
+
+    def canonical(self) -> bytes:
+        """RFC 8785 JSON of every field that is not None.
+
+        Raises:
+            InvalidArgument: a number has no exact form in JSON (NaN, infinity, an integer beyond 2^53).
+        """
+        return canonical(self.model_dump(mode="json", exclude_none=True))
+
+    @property
+    def id(self) -> Digest:
+        """The SHA-256 of the canonical form."""
+        return Digest.of(self.canonical())
+
+    @property
+    def memo(self) -> Digest:
+        """What makes two requests the same: see `memo`."""
+        model = self.model.digest or self.model.id if self.model else None
+        return memo(self.tool, self.parameters, self.inputs, model, self.seed, self.numerics)
+
+    def searched_text(self) -> str:
+        """The words by which its outputs can be found."""
+        values = (self.parameters.get(name) for name in SEARCHED)
+        return "\n".join(value for value in values if isinstance(value, str))
+
+
+def make_record(**fields: Any) -> Record:
+    """A record from fields as they come; `time` is now if it is not given.
+
+    Raises:
+        InvalidArgument: a field is missing, unknown or of the wrong kind; the message names it.
+    """
+    try:
+        record = Record.model_validate({"time": datetime.now(UTC), **fields})
+    except ValidationError as error:
+        raise InvalidArgument(f"This is no record: {_first(error)}.", "Correct the field.") from error
+    record.canonical()
+    return record
+
+
+def parse_record(data: bytes) -> Record:
+    """The record in JSON bytes.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        raise InvalidArgument(f"This is no record: {_first(error)}.") from error
+
+
+def memo(
+    tool: str,
+    parameters: Mapping[str, JsonValue],
+    inputs: Sequence[Digest],
+    model: str | None,
+    seed: int | None,
+    numerics: str | None,
+) -> Digest:
+    """The digest under which an equal request finds its earlier answer; `model` is the weights' digest."""
+    parts = [tool, dict(parameters), [str(digest) for digest in inputs], model, seed, numerics]
+    return Digest(hashlib.sha256(canonical(parts)).digest())
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 JSON.
+
+    Raises:
+        InvalidArgument: `value` has no canonical form.
+    """
+    try:
+        return rfc8785.dumps(value)
+    # Beside its own errors: bare ValueError for text that is not Unicode, RecursionError for endless nesting.
+    except (rfc8785.CanonicalizationError, ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            f"A record cannot hold this value: {error}.", "Use text, finite numbers and integers up to 2^53."
+        ) from error
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in detail["loc"])
+    return f"{field}: {detail['msg']} (given {str(detail['input'])[:100]!r})"

@@ -1,0 +1,185 @@
+"""Blobs, records and index of one store, kept in step. The write order lives here and nowhere else.
+
+A blob is durable before anything names it, a record names only blobs that are there, the index names only
+what is durable: so blob, then record, then index, and the other way round when something goes. Knows nothing
+of pictures; `storage/store.py` is what callers use.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+from storage import codec, index
+from storage.blobs import Blob, BlobStore, LocalBlobs
+from storage.digest import Digest
+from storage.errors import Corrupt, ImageNotFound, ImageRejected, InvalidArgument, StoreError, from_os_error
+from storage.index import Index
+from storage.locks import Locks
+from storage.policies import QuotaBlobs, VerifiedBlobs
+from storage.records import Record, parse_record
+
+Progress = Callable[[int, int], None]
+"""Called with how many of how many are done."""
+
+
+class Shelf:
+    """One store's parts, and the few ways to change them together."""
+
+    def __init__(
+        self, root: Path, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
+    ) -> None:
+        self.root = root
+        self.locks = Locks(root)
+        self.index = Index(root / "index.sqlite")
+        self.raw_blobs = blobs or LocalBlobs(root / "blobs", root / "tmp")
+        self.raw_records = records or LocalBlobs(root / "records", root / "tmp")
+        self.blobs = self._guarded(self.raw_blobs, quota)
+        self.records = self._guarded(self.raw_records, quota)
+        try:
+            self.locks.prepare()
+        except OSError as error:
+            raise from_os_error(error, root) from error
+        self._ready_index()
+
+    def put_image(self, png: bytes) -> Digest:
+        """Store the bytes of a PNG durably and index them; its id."""
+        size = codec.size_of(png)
+        with self._intention(len(png)) as done:
+            blob = self.blobs.put(png)
+            with self.index.writing() as db:
+                index.add_image(db, blob, size)
+                index.touch(db, [blob.digest], time.time_ns())
+                done(db)
+        return blob.digest
+
+    def put_record(self, record: Record) -> Digest:
+        """Store a record durably and index it; the images it names are then known to be in use.
+
+        Raises:
+            ImageNotFound: it names an image that is not here.
+        """
+        body = record.canonical()
+        with self._intention(len(body)) as done:
+            named = [*record.inputs, *record.outputs]
+            with self.index.reading() as db:
+                missing = [digest for digest in named if not index.has_image(db, digest)]
+            if missing:
+                raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
+            blob = self.records.put(body)
+            with self.index.writing() as db:
+                index.add_record(db, blob.digest, record, body)
+                index.touch(db, named, time.time_ns())
+                done(db)
+        return blob.digest
+
+    def adopt(self, digest: Digest) -> bool:
+        """Index a blob that is there and not indexed, as after a power cut. False if it is not there."""
+        with self.locks.writing():
+            blob = self.blobs.has(digest)
+            if blob is None:
+                return False
+            size = self.size_of(blob)
+            if size:
+                with self.index.writing() as db:
+                    index.add_image(db, blob, size)
+                    index.touch(db, [digest], time.time_ns())
+            return size is not None
+
+    def touch(self, digests: Iterable[Digest]) -> None:
+        """Keep these from being collected for a while. A store that cannot be written still answers."""
+        with contextlib.suppress(StoreError), self.locks.writing(), self.index.writing() as db:
+            index.touch(db, digests, time.time_ns())
+
+    def reconcile(self) -> int:
+        """Index what was stored and not indexed; how many that were. Call it with every writer kept out."""
+        with self.index.reading() as db:
+            images, records = index.known_images(db), index.known_records(db)
+        blobs = [blob for blob in self.blobs.list() if blob.digest not in images]
+        bodies = [blob.digest for blob in self.records.list() if blob.digest not in records]
+        with self.index.writing() as db:
+            added = self._fill(db, blobs, bodies)
+            index.finish_all(db)
+        return added
+
+    def rebuild(self) -> None:
+        """Build the index again from blobs and records. Call it with every writer kept out."""
+        blobs = sorted(self.blobs.list(), key=lambda blob: (blob.created, blob.digest))
+        bodies = [blob.digest for blob in self.records.list()]
+
+        def fill(db: sqlite3.Connection) -> None:
+            self._fill(db, blobs, bodies)
+            index.finish_all(db)
+            # What was never asked for in this index counts as asked for now: a rebuild must not make a
+            # collection forget.
+            index.touch_untouched(db, time.time_ns())
+
+        self.index.rebuild(fill)
+
+    def read_record(self, digest: Digest) -> tuple[Record, bytes] | None:
+        """A record and its bytes, or None if it is not there or not readable."""
+        try:
+            body = self.records.get(digest)
+            return parse_record(body), body
+        except (KeyError, Corrupt, InvalidArgument):
+            return None
+
+    def size_of(self, blob: Blob) -> tuple[int, int] | None:
+        """Width and height of a stored image, or None if it is not there or not readable."""
+        try:
+            return codec.size_of(self.blobs.get(blob.digest))
+        except (KeyError, Corrupt, ImageRejected):
+            return None
+
+    def _fill(self, db: sqlite3.Connection, blobs: Iterable[Blob], records: Iterable[Digest]) -> int:
+        added = 0
+        for blob in blobs:
+            if size := self.size_of(blob):
+                index.add_image(db, blob, size)
+                added += 1
+        read = [(digest, found) for digest in records if (found := self.read_record(digest))]
+        for digest, (record, body) in sorted(read, key=lambda item: (item[1][0].time, item[0])):
+            index.add_record(db, digest, record, body)
+            added += 1
+        return added
+
+    @contextlib.contextmanager
+    def _intention(self, size: int) -> Generator[Callable[[sqlite3.Connection], None]]:
+        """Share the write lock, and leave a note of the put for whoever finds the store after a crash.
+
+        Yields what takes the note back, to be called in the transaction that indexes the bytes.
+        """
+        with self.locks.writing():
+            with self.index.writing() as db:
+                intent = index.intend(db, size)
+            try:
+                yield lambda db: index.finish(db, intent)
+            except StoreError:
+                # If this fails too, the note stays and costs a look at the next start.
+                with contextlib.suppress(StoreError):
+                    self._withdraw(intent)
+                raise
+
+    def _withdraw(self, intent: int) -> None:
+        with self.index.writing() as db:
+            index.finish(db, intent)
+
+    def _guarded(self, blobs: BlobStore, quota: int | None) -> BlobStore:
+        verified = VerifiedBlobs(blobs)
+        return QuotaBlobs(verified, quota, self.index.used) if quota is not None else verified
+
+    def _ready_index(self) -> None:
+        """Make the index usable: build it if it is new, old or broken, complete it after a crash."""
+        state = self.index.state()
+        if state == "unfinished":
+            # Somebody writing right now has notes too; then nothing is wrong, or a later start sees to it.
+            with self.locks.alone_now() as alone:
+                if alone:
+                    self.reconcile()
+        elif state != "ready":
+            with self.locks.alone():
+                if self.index.state() == "broken":
+                    self.index.forget()
+                if self.index.state() == "old":  # unless another process was faster
+                    self.rebuild()

@@ -1,0 +1,405 @@
+"""The image store as everybody uses it: one object, safe from any thread; processes may share a folder.
+
+A facade: it turns references into digests and rows into values; the write order is in `storage/shelf.py`.
+It knows nothing of models, tools or HTTP.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import Image
+from pydantic import JsonValue
+
+from storage import care, codec, gc, index, search, transfer
+from storage.blobs import BlobStore
+from storage.codec import Limits
+from storage.digest import Digest, hex_digits
+from storage.errors import ImageNotFound, InvalidArgument
+from storage.index import ImageRow
+from storage.records import LABEL, PIN, Model, Record, make_record, memo, parse_record
+from storage.shelf import Progress, Shelf
+
+Reference = Digest | str
+"""An id, a prefix of one with at least 8 hex digits, or an image URI."""
+MAX_LABEL = 500
+"""Characters."""
+MAX_PAGE = 1000
+"""Images."""
+_FRESH_NS = 3600 * 10**9
+"""An access this young is not noted again: most reads then write nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """What is known of an image without its pixels."""
+
+    id: Digest
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    mime_type: str
+    bytes: int
+    """Size of the encoded image."""
+    created: datetime
+    """When it was first stored, UTC."""
+    label: str | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some images, newest first."""
+
+    images: tuple[StoredImage, ...]
+    cursor: str | None
+    """Asks for the next page; None on the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """An image in a lineage, and how it was made."""
+
+    image: StoredImage
+    record_id: Digest | None
+    record: Record | None
+    """None for an image that came from outside and has no record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the store is."""
+
+    images: int
+    bytes: int
+    """Of all images and records."""
+    quota_bytes: int | None
+
+
+def default_store_path() -> Path:
+    """Where a person's images lie if nothing else is said: the data folder of this system's convention."""
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "omnigen2-mcp" / "store"
+
+
+class ImageStore:
+    """Images by the SHA-256 of their bytes, and the records of how they were made."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        quota_bytes: int | None = None,
+        *,
+        limits: Limits | None = None,
+        blobs: BlobStore | None = None,
+        records: BlobStore | None = None,
+    ) -> None:
+        """Open the store at `path`, or begin one there.
+
+        `quota_bytes` bounds images and records together, `limits` what one image may be. `blobs` and
+        `records` are where the bytes live, by default below `path`; locks and the index are always there.
+
+        Raises:
+            StoreReadOnly, StoreFull: the folder cannot be written.
+        """
+        self.path = Path(path).expanduser().absolute()
+        self.quota_bytes = quota_bytes
+        self.limits = limits or Limits()
+        self._shelf = Shelf(self.path, quota_bytes, blobs, records)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the index's connections back. The store opens new ones if it is used again."""
+        self._shelf.index.close()
+
+    # -- images ---------------------------------------------------------------------------------------
+
+    def put(self, image: Image.Image | bytes, label: str | None = None) -> StoredImage:
+        """Store a picture; when this returns, it is durable. Equal pixels have one id.
+
+        Raises:
+            ImageRejected: no picture, broken, too large, or more than a picture.
+            StoreFull, StoreReadOnly: nothing was stored.
+            InvalidArgument: the label is too long.
+        """
+        if label is not None:
+            _check_label(label)
+        limits = self.limits
+        pixels = codec.admit(image, limits) if isinstance(image, Image.Image) else codec.decode(image, limits)
+        png = codec.encode(pixels)
+        digest = self._shelf.put_image(png)
+        return self.label(digest, label) if label is not None else self.get(digest)
+
+    def get(self, ref: Reference) -> StoredImage:
+        """What is known of an image.
+
+        Raises:
+            InvalidArgument: `ref` is malformed, or a prefix of several ids.
+            ImageNotFound: there is no such image.
+        """
+        row = self._row(ref)
+        self._note_access([row])
+        return _stored(row)
+
+    def read(self, ref: Reference) -> bytes:
+        """The PNG of an image, verified. Raises what `get` does, and `Corrupt`."""
+        digest = self.get(ref).id
+        try:
+            return self._shelf.blobs.get(digest)
+        except KeyError:
+            raise _not_found(str(digest)) from None
+
+    def open(self, ref: Reference) -> Image.Image:
+        """The pixels of an image, verified, as RGB or RGBA. Raises what `read` does."""
+        return codec.open_stored(self.read(ref))
+
+    def label(self, ref: Reference, text: str | None) -> StoredImage:
+        """Name an image, or take its name away with None. A labelled image is never collected."""
+        if text is not None:
+            _check_label(text)
+        return self._say(ref, LABEL, {} if text is None else {"label": text})
+
+    def pin(self, ref: Reference, pinned: bool = True) -> StoredImage:
+        """Keep an image from ever being collected, or no longer."""
+        return self._say(ref, PIN, {"pinned": True} if pinned else {})
+
+    def notes(self, ref: Reference) -> tuple[Record, ...]:
+        """The records by which the label and the pin of an image were set."""
+        digest = self._row(ref).digest
+        with self._shelf.index.reading() as db:
+            return tuple(index.notes_of(db, digest))
+
+    @contextlib.contextmanager
+    def hold(self, refs: Iterable[Reference]) -> Generator[tuple[StoredImage, ...]]:
+        """Keep images from being collected, by any process, until the block or this process ends.
+
+        For jobs: what a running job may still name. Raises what `get` does.
+        """
+        digests = [self._row(ref).digest for ref in refs]
+        with contextlib.ExitStack() as stack:
+            with self._shelf.locks.writing():
+                rows = [self._row(digest) for digest in digests]
+                stack.enter_context(self._shelf.locks.lease(digests))
+            yield tuple(_stored(row) for row in rows)
+
+    # -- records --------------------------------------------------------------------------------------
+
+    def record(
+        self,
+        *,
+        tool: str,
+        parameters: Mapping[str, JsonValue],
+        inputs: Sequence[Digest] = (),
+        outputs: Sequence[Digest] = (),
+        model: Model | None = None,
+        seed: int | None = None,
+        **more: Any,
+    ) -> Digest:
+        """Remember how `outputs` came from `inputs`; the record's id. Durable when this returns.
+
+        `more` are the other fields of `Record`: text, numerics, code, principal, time, timings.
+
+        Raises:
+            InvalidArgument: a field is wrong; the message names it.
+            ImageNotFound: an input or output is not stored.
+            StoreFull, StoreReadOnly: nothing was stored.
+        """
+        fields = {"parameters": dict(parameters), "inputs": inputs, "outputs": outputs, "model": model}
+        return self._shelf.put_record(make_record(tool=tool, seed=seed, **fields, **more))
+
+    def get_record(self, ref: Reference) -> Record:
+        """The record with this complete id, verified.
+
+        Raises:
+            InvalidArgument: it is no complete id, or not that of a record.
+        """
+        digest = ref if isinstance(ref, Digest) else Digest.parse(ref)
+        try:
+            return parse_record(self._shelf.records.get(digest))
+        except KeyError:
+            advice = "Use the `record` of a result, or the history of an image."
+            raise InvalidArgument(f"There is no record {digest}.", advice) from None
+
+    def find_equal(
+        self,
+        *,
+        tool: str,
+        parameters: Mapping[str, JsonValue],
+        inputs: Sequence[Digest] = (),
+        model: Model | None = None,
+        seed: int | None = None,
+        numerics: str | None = None,
+    ) -> Record | None:
+        """The first record of an equal request whose images are all still here, for instant answers."""
+        weights = model.digest or model.id if model else None
+        wanted = memo(tool, parameters, inputs, weights, seed, numerics)
+        with self._shelf.index.reading() as db:
+            for body in search.equal(db, wanted):
+                record = parse_record(body)
+                if all(index.has_image(db, digest) for digest in record.outputs):
+                    break
+            else:
+                return None
+        self._shelf.touch(record.outputs)
+        return record
+
+    # -- questions ------------------------------------------------------------------------------------
+
+    def list(
+        self,
+        *,
+        query: str | None = None,
+        tool: str | None = None,
+        since: datetime | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> Page:
+        """Images, newest first. All words of `query` must occur in prompt, instruction or label.
+
+        Raises:
+            InvalidArgument: `limit` is not 1 to 1000, `since` has no time zone, `cursor` is none of ours.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidArgument(f"limit is {limit}; 1 to {MAX_PAGE} are allowed.")
+        question = search.Question(query, tool, _least_key(since), limit, cursor)
+        with self._shelf.index.reading() as db:
+            rows, following = search.listed(db, question)
+        return Page(tuple(_stored(row) for row in rows), following)
+
+    def lineage(self, ref: Reference) -> tuple[Ancestor, ...]:
+        """Every ancestor of an image and how it was made, oldest first; the image itself is last.
+
+        Raises what `get` does.
+        """
+        digest = self.get(ref).id
+        with self._shelf.index.reading() as db:
+            origins = search.origins(db, digest)
+        return tuple(
+            Ancestor(_stored(origin.image), origin.record_id, origin.record)
+            for origin in search.oldest_first(origins, digest)
+        )
+
+    def usage(self) -> Usage:
+        """How many images and bytes are stored."""
+        with self._shelf.index.reading() as db:
+            images, size = index.totals(db)
+        return Usage(images, size, self.quota_bytes)
+
+    # -- care -----------------------------------------------------------------------------------------
+
+    def verify(self, progress: Progress | None = None) -> care.Verification:
+        """Read and hash everything; set aside what is wrong, index what is not indexed, delete nothing."""
+        return care.verify(self._shelf, progress)
+
+    def rebuild_index(self) -> None:
+        """Build the index again from blobs and records.
+
+        Raises:
+            StoreBusy: another process is collecting or rebuilding.
+        """
+        care.rebuild_index(self._shelf)
+
+    def collect(
+        self,
+        *,
+        dry_run: bool = False,
+        grace: timedelta = timedelta(days=1),
+        keep_accessed: timedelta = timedelta(days=30),
+    ) -> gc.Collected:
+        """Delete images that nothing keeps, and the records that only spoke of them.
+
+        Kept are images with a label or a pin, those of a running job (`hold`), those stored within `grace`
+        or asked for within `keep_accessed`, and whatever any of them was made from or with.
+
+        Raises:
+            StoreBusy: another process is collecting or rebuilding.
+        """
+        return gc.collect(self._shelf, dry_run=dry_run, grace=grace, keep_accessed=keep_accessed)
+
+    def export(self, refs: Iterable[Reference], folder: Path | str) -> tuple[Path, ...]:
+        """Write images as PNG with their history embedded; the paths of those asked for.
+
+        Ancestors go into `lineage/` below, so that the whole history can be imported. Raises what `read`
+        does.
+        """
+        digests = [self.get(ref).id for ref in refs]
+        return transfer.export(self, digests, Path(folder))
+
+    def import_(self, folder: Path | str) -> transfer.Imported:
+        """Store every picture below a folder, and join the history that exported ones carry."""
+        return transfer.import_folder(self, self._shelf, Path(folder))
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _row(self, ref: Reference) -> ImageRow:
+        digits = ref.hex if isinstance(ref, Digest) else hex_digits(ref)
+        rows = self._matching(digits)
+        if not rows and len(digits) == 64 and self._shelf.adopt(Digest(bytes.fromhex(digits))):
+            rows = self._matching(digits)
+        if not rows:
+            raise _not_found(str(ref))
+        if len(rows) > 1:
+            raise InvalidArgument(
+                f"{ref} begins several ids, for example {rows[0].digest} and {rows[1].digest}.",
+                "Give more digits.",
+            )
+        return rows[0]
+
+    def _matching(self, digits: str) -> Sequence[ImageRow]:
+        with self._shelf.index.reading() as db:
+            return search.matching(db, digits)
+
+    def _note_access(self, rows: Sequence[ImageRow]) -> None:
+        stale = time.time_ns() - _FRESH_NS
+        with self._shelf.index.reading() as db:
+            old = [row.digest for row in rows if index.last_touched(db, row.digest) < stale]
+        if old:
+            self._shelf.touch(old)
+
+    def _say(self, ref: Reference, tool: str, parameters: dict[str, JsonValue]) -> StoredImage:
+        digest = self._row(ref).digest
+        self._shelf.put_record(make_record(tool=tool, parameters=parameters, inputs=(digest,)))
+        return self.get(digest)
+
+
+def _stored(row: ImageRow) -> StoredImage:
+    created = datetime.fromtimestamp(row.created // 1000 / 1_000_000, UTC)
+    return StoredImage(
+        row.digest, row.width, row.height, codec.MIME_TYPE, row.size, created, row.label, row.pinned
+    )
+
+
+def _not_found(ref: str) -> ImageNotFound:
+    return ImageNotFound(f"No image {ref} is stored.", "List the images, or import it first.")
+
+
+def _check_label(label: str) -> None:
+    if not label.strip() or len(label) > MAX_LABEL:
+        raise InvalidArgument(
+            f"The label has {len(label)} characters; 1 to {MAX_LABEL} are allowed, not only spaces."
+        )
+
+
+def _least_key(since: datetime | None) -> int | None:
+    if since is None:
+        return None
+    if since.tzinfo is None:
+        raise InvalidArgument(
+            f"since is {since.isoformat()}, without a time zone.", "Add one, for example +00:00."
+        )
+    return index.first_key(since)

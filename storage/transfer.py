@@ -1,0 +1,126 @@
+"""Export to a folder of ordinary PNG files that carry their history; import of any folder of pictures.
+
+Nothing in an imported folder is believed: pictures pass the same gate as every other, a picture's id is
+computed, and a record is joined only if every image it names is here.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage import codec
+from storage.digest import Digest
+from storage.embedding import embed, extract
+from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
+from storage.records import Record
+from storage.shelf import Shelf
+
+if TYPE_CHECKING:
+    from storage.store import ImageStore, StoredImage
+
+_NAME_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file, or a record in it, that was not taken, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import stored or found to be stored."""
+
+    images: "tuple[StoredImage, ...]"
+    records: tuple[Digest, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def export(store: "ImageStore", digests: Sequence[Digest], folder: Path) -> tuple[Path, ...]:
+    """Write images to `folder`, their ancestors to `folder/lineage`; the paths of those asked for.
+
+    Raises:
+        InvalidArgument: the folder cannot be written.
+    """
+    asked = dict.fromkeys(digests)
+    ancestors = {step.image.id for digest in asked for step in store.lineage(digest)} - asked.keys()
+    paths = [_write(store, digest, folder) for digest in asked]
+    for digest in sorted(ancestors):
+        _write(store, digest, folder / "lineage")
+    return tuple(paths)
+
+
+def import_folder(store: "ImageStore", shelf: Shelf, folder: Path) -> Imported:
+    """Store every picture below `folder`, then every record whose images are all here, oldest first.
+
+    Raises:
+        InvalidArgument: there is no such folder.
+        StoreFull, StoreReadOnly: what came before stays stored.
+    """
+    if not folder.is_dir():
+        raise InvalidArgument(f"There is no folder {folder}.", "Give the folder that an export has written.")
+    images: dict[Digest, StoredImage] = {}
+    records: dict[Digest, tuple[Record, Path]] = {}
+    skipped: list[Skipped] = []
+    for path in _files(folder):
+        try:
+            image, found = _take(store, shelf, path)
+        except (ImageRejected, OSError) as error:
+            skipped.append(Skipped(path, str(error)))
+            continue
+        images[image.id] = image
+        records |= {record.id: (record, path) for record in found}
+    joined: list[Digest] = []
+    for record, path in sorted(records.values(), key=lambda item: (item[0].time, item[0].id)):
+        try:
+            joined.append(shelf.put_record(record))
+        except ImageNotFound as error:
+            skipped.append(Skipped(path, str(error)))
+    return Imported(tuple(store.get(digest) for digest in images), tuple(joined), tuple(skipped))
+
+
+def _write(store: "ImageStore", digest: Digest, folder: Path) -> Path:
+    data = embed(store.read(digest), digest, _history(store, digest))
+    path = folder / f"{digest.hex[:_NAME_DIGITS]}.png"
+    partial = path.with_suffix(".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InvalidArgument(f"Cannot write {path}: {error}.", "Choose another folder.") from error
+    return path
+
+
+def _history(store: "ImageStore", digest: Digest) -> list[Record]:
+    """The record that made an image, then what is said about it."""
+    maker = store.lineage(digest)[-1].record
+    return [record for record in (maker, *store.notes(digest)) if record is not None]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    # A link could point at any file of the machine: not followed.
+    yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+
+
+def _take(store: "ImageStore", shelf: Shelf, path: Path) -> "tuple[StoredImage, list[Record]]":
+    limit = store.limits.bytes
+    with path.open("rb") as file:
+        data = file.read(limit + 1)  # one more than allowed is enough to be refused for it
+    carried = extract(data) if len(data) <= limit else None
+    if carried is None:
+        return store.put(data), []
+    png, records = carried
+    pixels = codec.decode(png, store.limits)
+    digest = Digest.of(png)
+    # Another build of the encoder may have packed the same pixels otherwise. Keep its bytes, and with them
+    # the id that the records know.
+    known = any(digest in (*record.inputs, *record.outputs) for record in records)
+    if known and codec.is_stored_form(png, pixels):
+        shelf.put_image(png)
+        return store.get(digest), records
+    return store.put(pixels), records
