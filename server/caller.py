@@ -1,0 +1,26 @@
+"""Who is calling: the one value that a surface makes for every call."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.base import JobStatus
+
+LOCAL = "local"
+"""The principal over stdio and on the command line: whoever runs the process."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """On whose behalf a call is made, what it may read, and how its client hears of progress."""
+
+    principal: str
+    """Owner of jobs and records: `LOCAL`, or the name of the bearer token."""
+    client: str
+    """Between clients the queue is fair: one connection, session or client name."""
+    folders: tuple[Path, ...] = ()
+    """Folders it may read images from."""
+    on_progress: Callable[[JobStatus], Awaitable[None]] | None = None
+    """Called on the event loop, at most once per step."""
+    patience_s: float | None = None
+    """Seconds after which the client gives up waiting; None waits for ever."""

@@ -1,0 +1,47 @@
+"""What a plugin can add: four hooks. The core adds everything it has through the same four.
+
+A plugin is a module or object with functions of these names, marked with `hookimpl`. It is found by the entry
+point group `omnigen2_mcp`. A name that two plugins register is an error that names both.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from omnigen2.manager import BackendFactory
+from storage import ImageStore
+from tools.base import Tool
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+PROJECT = "omnigen2_mcp"
+"""Name of the pluggy project and of the entry point group."""
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+_hookspec = pluggy.HookspecMarker(PROJECT)
+
+AnyTool = Tool[Any, Any]
+StoreOpener = Callable[[str, int | None], ImageStore]
+"""Opens the store that a URL means, with a quota in bytes."""
+
+
+@_hookspec
+def register_tools(register: Callable[[AnyTool], None]) -> None:
+    """Offer tools: each appears on every surface."""
+
+
+@_hookspec
+def register_backends(register: Callable[[str, BackendFactory], None]) -> None:
+    """Offer models: a name that requests may give as `model`, its card, and how it is loaded."""
+
+
+@_hookspec
+def register_stores(register: Callable[[str, StoreOpener], None]) -> None:
+    """Offer places for images: a URL scheme, and how a store there is opened."""
+
+
+@_hookspec
+def register_commands(register: Callable[["App"], None]) -> None:
+    """Offer commands: each is called as `omnigen2-mcp NAME`."""

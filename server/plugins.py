@@ -1,0 +1,103 @@
+"""Which plugins there are, and what they bring.
+
+The list is an argument, so that tests say what they load; without one it is the core and the entry points. A
+plugin that cannot be loaded is skipped and written down for `doctor`; two that claim one name are an error.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from omnigen2.manager import BackendFactory
+from server import hookspecs
+from server.hookspecs import PROJECT, AnyTool, StoreOpener
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+CORE = ("tools.core", "server.core")
+"""The plugins that make up the core."""
+
+
+class NameTaken(ValueError):
+    """Two plugins register the same name."""
+
+
+class Plugins:
+    """The plugins of a process, and what each kind of hook gives."""
+
+    def __init__(self, plugins: Sequence[object] | None = None) -> None:
+        """Use `plugins`, modules or objects; None means the core and every installed entry point."""
+        self.failed: dict[str, str] = {}
+        """Why a plugin was skipped, by its name."""
+        self._pluggy = pluggy.PluginManager(PROJECT)
+        self._pluggy.add_hookspecs(hookspecs)
+        if plugins is None:
+            for name in CORE:
+                self._pluggy.register(import_module(name), name)
+            for entry in entry_points(group=PROJECT):
+                self._load(entry)
+        for plugin in plugins or ():
+            self._pluggy.register(plugin)
+
+    def names(self) -> list[str]:
+        """The plugins in use, in the order in which they are asked."""
+        return [name for name, plugin in self._pluggy.list_name_plugin() if plugin is not None]
+
+    def tools(self) -> dict[str, AnyTool]:
+        """Every tool by its name."""
+        return self._ask("register_tools", lambda tool: (tool.name, tool))
+
+    def backends(self) -> dict[str, BackendFactory]:
+        """Every model that a plugin brings, by its name."""
+        return self._ask("register_backends", lambda name, factory: (name, factory))
+
+    def stores(self) -> dict[str, StoreOpener]:
+        """How to open a store, by the scheme of its URL."""
+        return self._ask("register_stores", lambda scheme, opener: (scheme, opener))
+
+    def commands(self) -> dict[str, "App"]:
+        """Every command by its name."""
+        return self._ask("register_commands", lambda command: (command.name[0], command))
+
+    def _load(self, entry: EntryPoint) -> None:
+        try:
+            plugin = entry.load()
+            self._pluggy.register(plugin, entry.name)
+            self._pluggy.check_pending()
+        except Exception as error:  # a stranger's module may fail in any way
+            self._skip(entry.name, error)
+
+    def _ask(self, hook: str, named: Callable[..., tuple[str, Any]]) -> dict[str, Any]:
+        """What every plugin registers with `hook`; `named` makes name and value of it."""
+        found: dict[str, tuple[str, Any]] = {}
+        for plugin in self.names():
+            offered: list[tuple[str, Any]] = []
+            try:
+                self._only(hook, plugin)(register=lambda *given, to=offered: to.append(named(*given)))
+            except Exception as error:  # a stranger's code may fail in any way; ours should not
+                if plugin in CORE:
+                    raise
+                self._skip(plugin, error)
+                continue
+            for name, value in offered:
+                if name in found:
+                    raise NameTaken(
+                        f"{hook}: plugins {found[name][0]!r} and {plugin!r} both register {name!r}; "
+                        "uninstall one of them"
+                    )
+                found[name] = (plugin, value)
+        return {name: value for name, (_, value) in found.items()}
+
+    def _only(self, hook: str, plugin_name: str) -> Callable[..., Any]:
+        """The hook of one plugin."""
+        others = [plugin for name, plugin in self._pluggy.list_name_plugin() if name != plugin_name]
+        return self._pluggy.subset_hook_caller(hook, [other for other in others if other is not None])
+
+    def _skip(self, name: str, error: Exception) -> None:
+        self.failed[name] = f"{type(error).__name__}: {error}"
+        if (plugin := self._pluggy.get_plugin(name)) is not None:
+            self._pluggy.unregister(plugin)

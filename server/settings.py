@@ -1,0 +1,102 @@
+"""What the host decides, declared once: environment, TOML file, flags and reference page derive from it.
+
+A flag beats the environment, the environment beats the file, the file beats the default. Defaults of sampling
+are not here: they are the model's (`omnigen2.card`).
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from omnigen2.hub import NANO
+from storage import default_store_path
+
+
+class Settings(BaseSettings):
+    """How a server, or a single command, is set up.
+
+    Each field is a flag (`--allow-dir`), an environment variable (`OMNIGEN2_ALLOW_DIR`) and a key of the TOML
+    file (`allow_dir`).
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="OMNIGEN2_", env_ignore_empty=True, extra="forbid", frozen=True,
+        use_attribute_docstrings=True, protected_namespaces=(),
+    )  # fmt: skip
+
+    config: Path | None = None
+    """A TOML file with settings."""
+    store: str = Field(default_factory=lambda: str(default_store_path()))
+    """Where images are kept: a folder, `memory://` for as long as the process lives, or a plugin's URL."""
+    quota: ByteSize | None = None
+    """Most bytes that images and records may take, for example `20GB`. Without it, the disk is the limit."""
+    model: str = NANO
+    """The model used where a request names none: `nano`, a folder, or a repository id."""
+    device: str = "auto"
+    """Where models run: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    idle_unload: float | None = Field(default=None, gt=0)
+    """Seconds without work after which a model leaves the memory. Without it, it stays."""
+    queue_size: int = Field(default=64, ge=1)
+    """Requests that may wait at once, half of them from one client; more are told when to come back."""
+    allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders that clients may read images from. Over stdio the working directory is one, too."""
+    allow_fetch: bool = False
+    """Let clients have images fetched from public https:// addresses."""
+    transport: Literal["stdio", "http"] = "stdio"
+    """How clients connect: started by the client (`stdio`), or over the network (`http`)."""
+    host: str = "127.0.0.1"
+    """Address to listen on, over HTTP. One beyond this machine needs a token file."""
+    port: int = Field(default=8765, ge=0, le=65535)
+    """Port to listen on, over HTTP; 0 takes a free one."""
+    token_file: Path | None = None
+    """File with one `name token` per line: who may connect over HTTP, and what to call them."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important messages that are logged, to stderr."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that clients may read from, as the transport has it."""
+        return (Path.cwd(), *self.allow_dir) if self.transport == "stdio" else self.allow_dir
+
+    @field_validator("allow_dir", mode="before")
+    @classmethod
+    def _split_path(cls, value: Any) -> Any:
+        """An environment variable lists folders as PATH does."""
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("allow_dir")
+    @classmethod
+    def _real_folders(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        folders = tuple(folder.expanduser().resolve() for folder in value)
+        if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+            raise ValueError(f"no such folder: {', '.join(missing)}")
+        return folders
+
+    @model_validator(mode="after")
+    def _config_was_read(self) -> Self:
+        if self.config is not None and not self.config.is_file():
+            raise ValueError(f"config: there is no file {self.config}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = init_settings().get("config") or env_settings().get("config")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file or None)
