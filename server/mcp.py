@@ -1,0 +1,184 @@
+"""The tools over the Model Context Protocol: tool values become MCP tools, results become content blocks.
+
+Works without sessions (2026-07-28) and with the older handshake; which one a client speaks is the SDK's
+affair. Full-size pixels never travel inside a result: a picture is a small preview and a link.
+"""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import anyio.to_thread
+import mcp_types as types
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+
+from server import prompts, schema
+from server.app import App
+from server.caller import Caller
+from server.hookspecs import AnyTool
+from server.resources import Resources, link
+from storage import codec
+from tools.base import JobStatus, Picture, Result, ToolError
+
+Context = ServerRequestContext[Any, Any]
+
+NAME = "omnigen2-mcp"
+SILENCE_S = 50.0
+"""How long a client waits that asked for no progress: commonly it gives up after 60 seconds of silence."""
+WARM_UP_AFTER_S = 0.2
+"""Pause between the list of tools and loading the model: the first answers must not compete with it."""
+STABLE = CacheHint(ttl_ms=300_000, scope="public")
+"""For lists that stay as they are while the server runs."""
+INSTRUCTIONS = """\
+An image studio. The model at work is {title}: {about}
+Every image has an id, sha256:<hex>. Name an image by its id (or the first 8 digits or more) wherever a tool \
+takes one; never paste image data back. A result shows small previews; the full image is the linked \
+resource image://sha256/<hex>, for the user to open.
+An image once made never changes: each change gives a new id, and its history can be asked for.
+Give a seed to get the same image again; an equal request is then answered at once.
+Work that takes longer than you can wait can go on in the background: you get a job id to ask about.
+When a call fails, the message says what was wrong and what to do; correct that and call again.
+{words}"""
+
+
+class Studio:
+    """The handlers of an MCP server around an app."""
+
+    def __init__(self, app: App, caller: Callable[[Context], Caller]) -> None:
+        """`caller` says on whose behalf a request is made."""
+        self.app = app
+        self._caller = caller
+        self._resources = Resources(app.store)
+        self._cold = True
+
+    def server(self) -> Server:
+        """A server with everything that the app offers."""
+        return Server(
+            NAME,
+            version=version(NAME),
+            title="OmniGen2 image studio",
+            instructions=instructions(self.app),
+            cache_hints={"tools/list": STABLE, "prompts/list": STABLE, "resources/templates/list": STABLE},
+            get_tool_input_schema=self._input_schemas.get,
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+            on_list_resources=self._resources.list_recent,
+            on_list_resource_templates=self._resources.list_templates,
+            on_read_resource=self._resources.read,
+            on_list_prompts=prompts.list_prompts,
+            on_get_prompt=prompts.get_prompt,
+            on_completion=self._resources.complete,
+        )
+
+    @cached_property
+    def _tools(self) -> list[types.Tool]:
+        card = self.app.card()
+        return [describe(tool, schema.input_schema(tool, card)) for tool in self.app.tools.values()]
+
+    @cached_property
+    def _input_schemas(self) -> dict[str, dict[str, Any]]:
+        return {tool.name: tool.input_schema for tool in self._tools}
+
+    async def _list_tools(self, ctx: Context, params: Any) -> types.ListToolsResult:
+        if self._cold:
+            self._cold = False
+            asyncio.get_running_loop().call_later(WARM_UP_AFTER_S, self.app.warm_up)
+        return types.ListToolsResult(tools=self._tools)
+
+    async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+        tool = self.app.tools.get(params.name)
+        if tool is None:
+            known = ", ".join(self.app.tools)
+            raise MCPError(types.INVALID_PARAMS, f"There is no tool {params.name!r}. The tools are: {known}.")
+        try:
+            result = await self.app.call(tool, params.arguments or {}, self._reporting(ctx))
+            return await anyio.to_thread.run_sync(self._answer, result)
+        except ToolError as error:
+            return failure(error)
+
+    def _reporting(self, ctx: Context) -> Caller:
+        """The caller of a request; it hears of progress if it asked to."""
+        caller = self._caller(ctx)
+        if (ctx.meta or {}).get("progress_token") is None:
+            return replace(caller, patience_s=SILENCE_S)
+        return replace(caller, on_progress=Reporter(ctx).report)
+
+    def _answer(self, result: Result) -> types.CallToolResult:
+        store = self.app.store
+        shown = [Picture(*codec.preview(store.open(image))) for image in result.previewed()]
+        return types.CallToolResult(
+            content=[
+                types.TextContent(text=result.line()),
+                *(_image(picture) for picture in (*shown, *result.pictures())),
+                *(link(store.get(image)) for image in result.linked()),
+            ],
+            structured_content=schema.dump(result),
+        )
+
+
+class Reporter:
+    """Progress notifications of one request; their value only ever grows, as the protocol demands."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._session = ctx.session
+        self._last = 0.0
+
+    async def report(self, status: JobStatus) -> None:
+        """Tell the client where its job stands."""
+        self._last = max(status.step, self._last + 0.001)
+        await self._session.report_progress(self._last, status.steps or None, progress_line(status))
+
+
+def progress_line(status: JobStatus) -> str:
+    """Where a job stands, in words: position or step, and the time it will still take."""
+    if status.state == "queued":
+        where = f"waiting, {status.position} ahead" if status.position else "next in line"
+    else:
+        where = f"{status.stage} {status.step} of {status.steps}" if status.steps else status.stage
+    eta = status.eta_seconds
+    return where if eta is None else f"{where}, about {eta:.0f} s left"
+
+
+def describe(tool: AnyTool, input_schema: dict[str, Any]) -> types.Tool:
+    """A tool as MCP lists it."""
+    return types.Tool(
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=input_schema,
+        output_schema=schema.output_schema(tool),
+        annotations=types.ToolAnnotations(
+            title=tool.title,
+            read_only_hint=tool.read_only,
+            destructive_hint=tool.destructive,
+            idempotent_hint=tool.idempotent,
+            open_world_hint=tool.open_world,
+        ),
+    )
+
+
+def failure(error: ToolError) -> types.CallToolResult:
+    """A failed call, for the model to read and for programs."""
+    return types.CallToolResult(
+        content=[types.TextContent(text=schema.error_line(error))],
+        structured_content=schema.dump_error(error),
+        is_error=True,
+    )
+
+
+def instructions(app: App) -> str:
+    """What a language model should know before its first call. Claims nothing beyond the model's card."""
+    card = app.card()
+    words = f"The model knows these words only: {', '.join(card.vocabulary)}." if card.vocabulary else ""
+    return INSTRUCTIONS.format(title=card.title, about=card.about, words=words).rstrip()
+
+
+def _image(picture: Picture) -> types.ImageContent:
+    return types.ImageContent(data=b64encode(picture.data).decode("ascii"), mime_type=picture.mime_type)

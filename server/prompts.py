@@ -1,0 +1,152 @@
+"""Prompts for common jobs: each tells an agent, in the person's words, which calls lead to the result.
+
+The only surface that names tools: it is written advice about them. A test holds the names to the tools.
+"""
+
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+
+Context = ServerRequestContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class Blank:
+    """Something to fill in; without a default it must be."""
+
+    name: str
+    words: str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt: what it is for, its blanks, and its text with `$name` for each blank."""
+
+    name: str
+    title: str
+    words: str
+    blanks: tuple[Blank, ...]
+    text: str
+
+
+JOBS = {
+    job.name: job
+    for job in (
+        Job(
+            "product_shot",
+            "Product shot",
+            "A picture of a product in a setting, ready for a page.",
+            (
+                Blank("product", "The product: words, or the id of an image of it"),
+                Blank("setting", "Where it stands", "on a plain background"),
+            ),
+            """\
+Make a product shot of: $product
+Setting: $setting
+
+1. If the product is given as an image, use compose_from_references with it and say where to place it; \
+otherwise use generate_image. Ask for two variants (num_images 2).
+2. Look at the previews. If neither is usable, change the wording and try once more with another seed.
+3. Correct what disturbs with edit_image, one change per call.
+4. Give me the id and the link of the best one, and say what you would still improve.""",
+        ),
+        Job(
+            "sticker_sheet",
+            "Sticker sheet",
+            "A set of stickers in one style.",
+            (
+                Blank("subject", "What the stickers show"),
+                Blank("count", "How many", "4"),
+                Blank("style", "How they look", "flat colours, plain background"),
+            ),
+            """\
+Make a sheet of $count stickers.
+Subject: $subject
+Style: $style
+
+1. Write $count short prompts: the same style words in each, one subject per sticker.
+2. Call generate_image once for each, with the same size and steps, and the seeds 1, 2, 3, ...
+3. Look at the previews; make again what does not fit the others.
+4. Give me a numbered list: prompt, id and link of each sticker.""",
+        ),
+        Job(
+            "storyboard",
+            "Storyboard",
+            "A story as a row of pictures with the same hero.",
+            (Blank("story", "What happens"), Blank("panels", "How many pictures", "4")),
+            """\
+Draw a storyboard of $panels pictures.
+Story: $story
+
+1. Split the story into $panels moments, a sentence each.
+2. Make the hero first, alone, with generate_image; show it to me before you go on.
+3. Make every picture with compose_from_references: the hero is the first image, the previous picture \
+the second where the place stays the same.
+4. Check each picture with describe_image against its sentence; correct it with edit_image.
+5. Give me the sentences with the id and link of each picture.""",
+        ),
+        Job(
+            "before_after",
+            "Before and after",
+            "An image changed as told, and the two compared.",
+            (Blank("image", "Id of the image"), Blank("change", "What to change")),
+            """\
+Change the image $image as follows: $change
+
+1. Look at it with view_image.
+2. Call edit_image with the change as instruction. Everything not mentioned must stay.
+3. Ask describe_image, with both images, what differs between the first image and the second image.
+4. If more changed than I asked for, try once more with a higher image_guidance_scale or another seed.
+5. Show me before and after: both ids and links, and the difference in a sentence.""",
+        ),
+    )
+}
+
+
+async def list_prompts(ctx: Context, params: Any) -> types.ListPromptsResult:
+    """Every prompt and its blanks."""
+    return types.ListPromptsResult(
+        prompts=[
+            types.Prompt(
+                name=job.name,
+                title=job.title,
+                description=job.words,
+                arguments=[
+                    types.PromptArgument(
+                        name=blank.name, description=_described(blank), required=blank.default is None
+                    )
+                    for blank in job.blanks
+                ],
+            )
+            for job in JOBS.values()
+        ]
+    )
+
+
+async def get_prompt(ctx: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+    """A prompt, filled in.
+
+    Raises:
+        MCPError: there is no such prompt, or a blank is missing.
+    """
+    job = JOBS.get(params.name)
+    if job is None:
+        raise MCPError(
+            types.INVALID_PARAMS, f"There is no prompt {params.name!r}. There are: {', '.join(JOBS)}."
+        )
+    given = params.arguments or {}
+    filled = {blank.name: given.get(blank.name) or blank.default for blank in job.blanks}
+    if missing := [name for name, value in filled.items() if value is None]:
+        raise MCPError(types.INVALID_PARAMS, f"The prompt {job.name} needs: {', '.join(missing)}.")
+    text = Template(job.text).substitute(filled)
+    message = types.PromptMessage(role="user", content=types.TextContent(text=text))
+    return types.GetPromptResult(description=job.words, messages=[message])
+
+
+def _described(blank: Blank) -> str:
+    return f"{blank.words}; if empty: {blank.default}" if blank.default else f"{blank.words}."

@@ -1,0 +1,111 @@
+"""Images as MCP resources: the full picture, and a preview that is small enough for a conversation."""
+
+from base64 import b64encode
+from typing import Any
+
+import anyio.to_thread
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+
+from storage import ImageStore, StoredImage, codec
+from storage.digest import SCHEME
+from storage.errors import StoreError
+
+Context = ServerRequestContext[Any, Any]
+
+VARIABLE = "digest"
+FULL = f"{SCHEME}{{{VARIABLE}}}"
+PREVIEW = "/preview"
+RECENT = 50
+"""Images on one page of the list."""
+MAX_COMPLETIONS = 100
+"""As many values as the protocol allows."""
+SEARCHED = 1000
+"""Images among which a completion is looked for, newest first."""
+FOREVER_MS = 7 * 24 * 3600 * 1000
+"""What a digest names never changes; a client may keep it."""
+
+
+class Resources:
+    """The resource handlers of an MCP server, over an image store."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+
+    async def list_recent(
+        self, ctx: Context, params: types.PaginatedRequestParams | None
+    ) -> types.ListResourcesResult:
+        """Recent images, newest first, page by page."""
+        cursor = params.cursor if params else None
+        try:
+            page = await anyio.to_thread.run_sync(lambda: self._store.list(limit=RECENT, cursor=cursor))
+        except StoreError as error:
+            raise MCPError(types.INVALID_PARAMS, str(error)) from error
+        resources = [types.Resource(**described(image)) for image in page.images]
+        return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
+
+    async def list_templates(self, ctx: Context, params: Any) -> types.ListResourceTemplatesResult:
+        """The two forms of an image."""
+        full = types.ResourceTemplate(
+            name="image",
+            title="Image",
+            uri_template=FULL,
+            description="The full image: PNG of its pixels, nothing else.",
+            mime_type=codec.MIME_TYPE,
+        )
+        preview = types.ResourceTemplate(
+            name="preview",
+            title="Preview of an image",
+            uri_template=FULL + PREVIEW,
+            description="A small copy to look at: at most 512 pixels and 150 kB, JPEG or WebP.",
+        )
+        return types.ListResourceTemplatesResult(resource_templates=[full, preview])
+
+    async def read(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
+        """The bytes of an image or of its preview."""
+        uri = str(params.uri)
+        try:
+            data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri)
+        except StoreError as error:
+            raise MCPError(types.INVALID_PARAMS, str(error), {"uri": uri, "code": error.code}) from error
+        blob = b64encode(data).decode("ascii")
+        contents = types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
+        return types.ReadResourceResult(contents=[contents], ttl_ms=FOREVER_MS)
+
+    async def complete(self, ctx: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
+        """Ids of images that begin as typed, newest first; what is no image has no completions."""
+        template = isinstance(params.ref, types.ResourceTemplateReference)
+        prefix = "" if template else "sha256:"
+        known = params.argument.name == VARIABLE if template else params.argument.name.startswith("image")
+        values = await anyio.to_thread.run_sync(self._ids, params.argument.value, prefix) if known else []
+        shown = values[:MAX_COMPLETIONS]
+        return types.CompleteResult(
+            completion=types.Completion(values=shown, total=len(values), has_more=len(values) > len(shown))
+        )
+
+    def _bytes(self, uri: str) -> tuple[bytes, str]:
+        if uri.endswith(PREVIEW):
+            return codec.preview(self._store.open(uri.removesuffix(PREVIEW)))
+        return self._store.read(uri), codec.MIME_TYPE
+
+    def _ids(self, typed: str, prefix: str) -> list[str]:
+        names = (prefix + image.id.hex for image in self._store.list(limit=SEARCHED).images)
+        return [name for name in names if name.startswith(typed.lower())]
+
+
+def described(image: StoredImage) -> dict[str, Any]:
+    """What MCP says of a resource that is an image."""
+    return {
+        "uri": image.id.uri,
+        "name": str(image.id)[:15],
+        "title": image.label or f"{image.width} x {image.height}",
+        "mime_type": image.mime_type,
+        "size": image.bytes,
+        "annotations": types.Annotations(last_modified=image.created.isoformat()),
+    }
+
+
+def link(image: StoredImage) -> types.ResourceLink:
+    """A link to a full image, as a content block."""
+    return types.ResourceLink(**described(image))

@@ -1,0 +1,107 @@
+"""A tool's request and result as JSON schemas that every client understands, and errors as JSON.
+
+The one place where the model card's defaults enter a schema. Works from the tool value and the card alone:
+schemas are ready before the model is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnigen2.card import ModelCard
+from tools.base import Result, Tool, ToolError
+
+Schema = dict[str, Any]
+
+ERROR: Schema = {
+    "type": "object",
+    "description": "Present instead of everything else when the call failed.",
+    "properties": {
+        "code": {"type": "string", "description": "What kind of failure; stable."},
+        "message": {"type": "string", "description": "What was wrong with what."},
+        "advice": {"type": "string", "description": "What to do next."},
+    },
+    "required": ["code", "message", "advice"],
+}
+
+
+def input_schema(tool: Tool[Any, Any], card: ModelCard) -> Schema:
+    """The arguments of a tool; what may be left out shows the value that `card` decides on."""
+    schema = _plain(tool.request.model_json_schema())
+    filled = tool.defaults(card).model_dump(mode="json", exclude_none=True) if tool.defaults else {}
+    for name, field in schema["properties"].items():
+        if name in filled:
+            field["default"] = filled[name]
+    return schema
+
+
+def output_schema(tool: Tool[Any, Any]) -> Schema:
+    """What a tool answers: its result, or an error.
+
+    The error is part of the schema, as one widespread client (version 1 of the TypeScript SDK) holds the
+    structured content of failures to it too.
+    """
+    schema = _plain(tool.result.model_json_schema(mode="serialization"))
+    required = schema.pop("required", [])
+    schema["properties"] = schema.get("properties", {}) | {"error": ERROR}
+    return schema | {"anyOf": [{"required": required}, {"required": ["error"]}]}
+
+
+def dump(result: Result) -> dict[str, Any]:
+    """A result as its schema describes it: what is None is left out."""
+    return result.model_dump(mode="json", exclude_none=True)
+
+
+def dump_error(error: ToolError) -> dict[str, Any]:
+    """A failure, as the error in every output schema."""
+    return {"error": {"code": error.code, "message": error.message, "advice": error.advice}}
+
+
+def error_line(error: ToolError) -> str:
+    """A failure in words."""
+    return f"{error.code}: {error}"
+
+
+def _plain(schema: Schema) -> Schema:
+    """`schema` without what some clients stumble over: references, titles, null, arrays without `items`."""
+    return _node(schema, schema.get("$defs", {}))
+
+
+def _node(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    node = _resolved(node, definitions)
+    made: Schema = {}
+    for key, value in node.items():
+        match key:
+            case "title" | "$defs":
+                continue
+            case "default" if value is None:
+                continue
+            case "properties":
+                made[key] = {name: _node(field, definitions) for name, field in value.items()}
+            case "prefixItems" if all(item == value[0] for item in value):
+                made["items"] = _node(value[0], definitions)
+            case "items" | "additionalProperties" if isinstance(value, dict):
+                made[key] = _node(value, definitions)
+            case "anyOf" | "oneOf" | "allOf" | "prefixItems":
+                made[key] = [_node(option, definitions) for option in value]
+            case _:
+                made[key] = value
+    if "required" in made:
+        optional = {name for name, field in node["properties"].items() if _nullable(field)}
+        made["required"] = [name for name in made["required"] if name not in optional]
+    return made
+
+
+def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """`node` with references and alternatives to null replaced by what they stand for."""
+    if "$ref" in node:
+        rest = {key: value for key, value in node.items() if key != "$ref"}
+        return _resolved(definitions[node["$ref"].rpartition("/")[2]] | rest, definitions)
+    if _nullable(node):
+        rest = {key: value for key, value in node.items() if key != "anyOf"}
+        options = [option for option in node["anyOf"] if option != {"type": "null"}]
+        return _resolved((options[0] if len(options) == 1 else {"anyOf": options}) | rest, definitions)
+    return node
+
+
+def _nullable(node: Schema) -> bool:
+    return {"type": "null"} in node.get("anyOf", ())
