@@ -8,7 +8,8 @@ from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.codec import Limits
 from storage.digest import Digest
 from storage.records import Model, Record
-from storage.store import Ancestor, ImageStore, Page, StoredImage, default_store_path
+from storage.store import ImageStore, default_store_path
+from storage.values import Ancestor, Page, StoredImage, Usage
 
 __all__ = [
     "Ancestor",
@@ -22,6 +23,7 @@ __all__ = [
     "Page",
     "Record",
     "StoredImage",
+    "Usage",
     "codec",
     "default_store_path",
     "errors",

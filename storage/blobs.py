@@ -10,6 +10,7 @@ only known once it is hashed, which happens while the disk is busy with it.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -73,10 +74,10 @@ class BlobStore(Protocol):
 class LocalBlobs:
     """A folder of immutable files: `<folder>/sha256/<2 hex>/<62 hex>`, mode 0444."""
 
-    def __init__(self, folder: Path, staging: Path) -> None:
-        """`staging` must be on the file system of `folder`; what a crash leaves behind lies there."""
+    def __init__(self, folder: Path) -> None:
+        """What a crash leaves behind lies in `tmp` beside `folder`."""
         self.folder = folder
-        self.staging = staging
+        self.staging = folder.parent / "tmp"
 
     def put(self, data: bytes) -> Blob:
         try:
@@ -89,6 +90,8 @@ class LocalBlobs:
             return self.path(digest).read_bytes()
         except FileNotFoundError:
             raise KeyError(str(digest)) from None
+        except OSError as error:
+            raise from_os_error(error, self.folder.parent) from error
 
     def has(self, digest: Digest) -> Blob | None:
         try:
@@ -127,12 +130,7 @@ class LocalBlobs:
             digest = _written(temporary, data, created)
             path = self.path(digest)
             _make_durable_folder(path.parent)
-            try:
-                # A link, unlike a rename, fails if the name is taken: of two writers the first one's stays.
-                os.link(temporary, path)
-            except FileExistsError:
-                if path.read_bytes() != data:  # damaged on disk: put the right bytes back
-                    os.replace(temporary, path)
+            _name(temporary, path, data)
             # Also when the blob was there: whoever linked it may not have come this far.
             _sync_folder(path.parent)
         finally:
@@ -169,6 +167,20 @@ def _written(path: Path, data: bytes, created: int) -> Digest:
     finally:
         os.close(handle)
     return hashing.result() if hashing else Digest.of(data)
+
+
+def _name(temporary: Path, path: Path, data: bytes) -> None:
+    """Give a written file its name. Of two writers of the same bytes the first one's file stays."""
+    try:
+        os.link(temporary, path)  # unlike a rename, fails if the name is taken
+    except FileExistsError:
+        if path.read_bytes() != data:  # damaged on disk: put the right bytes back
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if not path.exists():  # a file system without links (FAT, some network shares)
+            os.replace(temporary, path)
 
 
 def _make_durable_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from storage import index
 from storage.blobs import Blob, BlobStore, strays
 from storage.digest import Digest
 from storage.errors import from_os_error
-from storage.shelf import Progress, Shelf
+from storage.shelf import Progress, Shelf, ticking
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,12 @@ def verify(shelf: Shelf, progress: Progress | None = None) -> Verification:
     work = [(blob, "image") for blob in blobs] + [(body, "record") for body in bodies]
     right = {"image": 0, "record": 0}
     wrong: list[tuple[Blob, str]] = []
-    for done, (blob, kind) in enumerate(work, 1):
+    for blob, kind in ticking(progress, len(work))(work):
         readable = shelf.size_of(blob) if kind == "image" else shelf.read_record(blob.digest)
         if readable:
             right[kind] += 1
         else:
             wrong.append((blob, kind))
-        if progress:
-            progress(done, len(work))
     with shelf.locks.alone():
         quarantined = _quarantine(shelf, wrong)
         missing = _forget_missing(shelf)
@@ -60,10 +58,10 @@ def verify(shelf: Shelf, progress: Progress | None = None) -> Verification:
     return Verification(right["image"], right["record"], tuple(quarantined), missing, dangling, indexed)
 
 
-def rebuild_index(shelf: Shelf) -> None:
+def rebuild_index(shelf: Shelf, progress: Progress | None) -> None:
     """Build the index again from blobs and records, while writers wait."""
     with shelf.locks.caring("rebuild the index"), shelf.locks.alone():
-        shelf.rebuild()
+        shelf.rebuild(progress)
 
 
 def _quarantine(shelf: Shelf, wrong: list[tuple[Blob, str]]) -> list[Path]:
@@ -72,7 +70,7 @@ def _quarantine(shelf: Shelf, wrong: list[tuple[Blob, str]]) -> list[Path]:
     try:
         for blob, kind in wrong:
             raw = shelf.raw_blobs if kind == "image" else shelf.raw_records
-            if data := _bytes(raw, blob.digest):
+            if (data := _bytes(raw, blob.digest)) is not None:
                 folder.mkdir(exist_ok=True)
                 place = _free_place(folder / f"{kind}-{blob.digest.hex}")
                 place.write_bytes(data)

@@ -4,26 +4,26 @@ Knows the frames of the formats, not their pixels. Used on untrusted bytes befor
 that goes on after its picture, or that also opens as an archive or a document, is a polyglot, sent by
 mistake or in the hope that somebody serves it as what it is not.
 
-Formats: PNG 3rd edition section 5, GIF89a appendix A, ITU T.81 annex B, RFC 9649, ISO 14496-12 section 4.2.
+Formats: PNG 3rd edition section 5, GIF89a appendix A, ITU T.81 annex B, RFC 9649, ISO 14496-12 section 4.2,
+PKWARE APPNOTE 4.3.16.
 """
 
-import io
 import re
-import zipfile
 from collections.abc import Callable
 
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_NOT_PADDING = re.compile(rb"[^\x00]")
 _DOCUMENT_HEAD = 1024
 """Bytes within which readers of PDF look for its signature."""
+_ARCHIVE_TAIL = 22 + 0xFFFF
+"""Bytes in which a ZIP's end record and its comment lie."""
 
 
 def surplus(data: bytes, kind: str) -> str | None:
     """Why `data`, a file of Pillow's format `kind`, holds more than a picture; None if it does not."""
     end = _ends.get(kind, _whole)(data)
-    # Cameras and GIF writers pad; a picture after the picture is a preview (MPO, gain maps).
-    rest = data[end:].lstrip(b"\x00") if end is not None else b""
-    if rest and not (kind in ("JPEG", "MPO") and rest.startswith(b"\xff\xd8")):
-        return f"the picture ends at byte {end}, but {len(data) - (end or 0)} more bytes follow"
+    if end is not None and _after_padding(data, end) < len(data):
+        return f"the picture ends at byte {end}, but {len(data) - end} more bytes follow"
     if b"%PDF-" in data[:_DOCUMENT_HEAD]:
         return "it is also a PDF document"
     if _is_archive(data):
@@ -31,12 +31,21 @@ def surplus(data: bytes, kind: str) -> str | None:
     return None
 
 
+def _after_padding(data: bytes, at: int) -> int:
+    """Where the zeros that cameras and GIF writers pad with come to an end."""
+    match = _NOT_PADDING.search(data, at)
+    return match.start() if match else len(data)
+
+
 def _is_archive(data: bytes) -> bool:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return bool(archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+    """Whether a ZIP reader, which starts at the end, would find its directory. Reads none of its entries."""
+    at = data.rfind(b"PK\5\6", max(0, len(data) - _ARCHIVE_TAIL))
+    if at < 0:
         return False
+    if data[at - 20 : at - 16] == b"PK\6\7":  # the 64-bit form keeps its numbers elsewhere
+        return True
+    size = int.from_bytes(data[at + 12 : at + 16], "little")
+    return 0 < size <= at and data[at - size : at - size + 4] == b"PK\1\2"
 
 
 def _whole(data: bytes) -> int | None:
@@ -78,7 +87,18 @@ def _palette_size(flags: int) -> int:
 
 
 def _jpeg_end(data: bytes) -> int | None:
-    at = 2
+    end = _one_jpeg_end(data, 0)
+    # A picture after the picture is a preview or a gain map (MPO, Ultra HDR).
+    while end is not None and data.startswith(b"\xff\xd8", after := _after_padding(data, end)):
+        following = _one_jpeg_end(data, after)
+        if following is None:
+            break
+        end = following
+    return end
+
+
+def _one_jpeg_end(data: bytes, start: int) -> int | None:
+    at = start + 2
     while match := _JPEG_MARKER.search(data, at):
         at = match.end()
         marker = match[1][0]

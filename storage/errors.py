@@ -63,19 +63,24 @@ class Corrupt(StoreError):
     """Stored bytes do not hash to their name."""
 
 
+class IndexDamaged(StoreError):
+    """The index file is no database any more. It is only a cache: build it again."""
+
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SQLITE_DAMAGED = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 _SQLITE_NO_WRITING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
 
-def from_os_error(error: OSError, folder: Path) -> StoreError:
-    """The store's word for an operating-system error met while writing below `folder`."""
+def from_os_error(error: OSError, folder: Path | str) -> StoreError:
+    """The store's word for an operating-system error met while working below `folder`, a path or URL."""
     if error.errno in _NO_ROOM:
         return _full(folder, error)
-    if error.errno in _NO_WRITING:
+    if error.errno in _NO_WRITING or isinstance(error, PermissionError):  # object stores give no number
         return _read_only(folder, error)
     return StoreError(
-        f"Writing the image store at {folder} failed: {error}.", "Check the disk and the folder."
+        f"The image store at {folder} failed: {error}.", "Check the disk and the folder."
     )
 
 
@@ -90,18 +95,19 @@ def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:
         return _read_only(folder, error)
     if code == sqlite3.SQLITE_BUSY:
         return StoreBusy(f"The index of the image store at {folder} is in use: {error}.", "Try again.")
+    kind = IndexDamaged if code in _SQLITE_DAMAGED else StoreError
     advice = "Ask the host to run `omnigen2-mcp store rebuild-index`."
-    return StoreError(f"The index of the image store at {folder} failed: {error}.", advice)
+    return kind(f"The index of the image store at {folder} failed: {error}.", advice)
 
 
-def _full(folder: Path, error: Exception) -> StoreFull:
+def _full(folder: Path | str, error: Exception) -> StoreFull:
     return StoreFull(
         f"The image store at {folder} has no room to write ({error}); nothing was stored.",
         "Ask the host to free disk space or to run `omnigen2-mcp store gc`, then try again.",
     )
 
 
-def _read_only(folder: Path, error: Exception) -> StoreReadOnly:
+def _read_only(folder: Path | str, error: Exception) -> StoreReadOnly:
     return StoreReadOnly(
         f"The image store at {folder} cannot be written ({error}); nothing was stored.",
         "Ask the host to make the folder writable, or to choose another store with --store.",

@@ -14,7 +14,7 @@ from datetime import timedelta
 from storage import index
 from storage.digest import Digest
 from storage.errors import from_os_error
-from storage.shelf import Shelf
+from storage.shelf import NOTED_EVERY, Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,12 @@ def collect(shelf: Shelf, *, dry_run: bool, grace: timedelta, keep_accessed: tim
     with shelf.locks.caring("collect"), shelf.locks.alone():
         shelf.reconcile()
         leased = shelf.locks.leased()
+        # Accesses are noted this seldom: what looks unused for so long may have been used just now.
+        unnoticed = NOTED_EVERY if keep_accessed else timedelta(0)
         with shelf.index.reading() as db:
             images = index.known_images(db)
-            roots = _roots(db, now - _nanoseconds(grace), now - _nanoseconds(keep_accessed)) | leased
+            accessed_since = now - _nanoseconds(keep_accessed + unnoticed)
+            roots = _roots(db, now - _nanoseconds(grace), accessed_since) | leased
             dead = images - _reached(db, roots)
             records = _speaking_of(db, dead)
             size = index.size_of(db, dead, records)

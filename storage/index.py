@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from storage.blobs import Blob
 from storage.digest import Digest
-from storage.errors import from_sqlite_error
+from storage.errors import IndexDamaged, from_sqlite_error
 from storage.records import LABEL, PIN, Record, parse_record
 
 SCHEMA_VERSION = 1
@@ -106,17 +106,12 @@ class Index:
     def state(self) -> Literal["ready", "unfinished", "old", "broken"]:
         """Whether the file can be used, knows of puts not indexed, must be rebuilt, or must be deleted."""
         try:
-            with self._connection() as db:
+            with self._errors(), self._connection() as db:
                 if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
                     return "old"
                 return "unfinished" if db.execute("SELECT 1 FROM intents").fetchone() else "ready"
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (
-                sqlite3.SQLITE_NOTADB,
-                sqlite3.SQLITE_CORRUPT,
-            ):
-                return "broken"
-            raise from_sqlite_error(error, self.path.parent) from error
+        except IndexDamaged:
+            return "broken"
 
     def forget(self) -> None:
         """Delete the file, whatever is in it."""

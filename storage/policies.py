@@ -75,13 +75,13 @@ class QuotaBlobs(_Wrapper):
         self.used = used
 
     def put(self, data: bytes) -> Blob:
-        """Store `data` if the quota has room for it.
+        """Store `data` if the quota has room for it, or it is here already.
 
         Raises:
             StoreFull: it has not; nothing was stored.
         """
         used = self.used()
-        if used > self.limit:
+        if used > self.limit and self.inner.has(Digest.of(data)) is None:
             raise StoreFull(
                 f"The image store's quota of {self.limit:,} bytes is used up: with these "
                 f"{len(data):,} bytes it would hold {used:,}. Nothing was stored.",

@@ -6,15 +6,26 @@ of pictures; `storage/store.py` is what callers use.
 """
 
 import contextlib
+import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from storage import codec, index
 from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.digest import Digest
-from storage.errors import Corrupt, ImageNotFound, ImageRejected, InvalidArgument, StoreError, from_os_error
+from storage.errors import (
+    Corrupt,
+    ImageNotFound,
+    ImageRejected,
+    IndexDamaged,
+    InvalidArgument,
+    StoreError,
+    from_os_error,
+)
 from storage.index import Index
 from storage.locks import Locks
 from storage.policies import QuotaBlobs, VerifiedBlobs
@@ -22,6 +33,21 @@ from storage.records import Record, parse_record
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many are done."""
+NOTED_EVERY = timedelta(hours=1)
+"""An access younger than this is not noted again: most reads then write nothing."""
+
+
+def ticking(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """What reports each item, after it was used, as one of `total` done; several loops may share it."""
+    done = itertools.count(1)
+
+    def each(items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            yield item
+            if progress:
+                progress(next(done), total)
+
+    return each
 
 
 class Shelf:
@@ -33,8 +59,8 @@ class Shelf:
         self.root = root
         self.locks = Locks(root)
         self.index = Index(root / "index.sqlite")
-        self.raw_blobs = blobs or LocalBlobs(root / "blobs", root / "tmp")
-        self.raw_records = records or LocalBlobs(root / "records", root / "tmp")
+        self.raw_blobs = blobs or LocalBlobs(root / "blobs")
+        self.raw_records = records or LocalBlobs(root / "records")
         self.blobs = self._guarded(self.raw_blobs, quota)
         self.records = self._guarded(self.raw_records, quota)
         try:
@@ -103,19 +129,23 @@ class Shelf:
             index.finish_all(db)
         return added
 
-    def rebuild(self) -> None:
+    def rebuild(self, progress: Progress | None = None) -> None:
         """Build the index again from blobs and records. Call it with every writer kept out."""
         blobs = sorted(self.blobs.list(), key=lambda blob: (blob.created, blob.digest))
         bodies = [blob.digest for blob in self.records.list()]
 
         def fill(db: sqlite3.Connection) -> None:
-            self._fill(db, blobs, bodies)
+            self._fill(db, blobs, bodies, progress)
             index.finish_all(db)
             # What was never asked for in this index counts as asked for now: a rebuild must not make a
             # collection forget.
             index.touch_untouched(db, time.time_ns())
 
-        self.index.rebuild(fill)
+        try:
+            self.index.rebuild(fill)
+        except IndexDamaged:  # beyond emptying its tables
+            self.index.forget()
+            self.index.rebuild(fill)
 
     def read_record(self, digest: Digest) -> tuple[Record, bytes] | None:
         """A record and its bytes, or None if it is not there or not readable."""
@@ -132,13 +162,20 @@ class Shelf:
         except (KeyError, Corrupt, ImageRejected):
             return None
 
-    def _fill(self, db: sqlite3.Connection, blobs: Iterable[Blob], records: Iterable[Digest]) -> int:
+    def _fill(
+        self,
+        db: sqlite3.Connection,
+        blobs: Sequence[Blob],
+        records: Sequence[Digest],
+        progress: Progress | None = None,
+    ) -> int:
         added = 0
-        for blob in blobs:
+        tick = ticking(progress, len(blobs) + len(records))
+        for blob in tick(blobs):
             if size := self.size_of(blob):
                 index.add_image(db, blob, size)
                 added += 1
-        read = [(digest, found) for digest in records if (found := self.read_record(digest))]
+        read = [(digest, found) for digest in tick(records) if (found := self.read_record(digest))]
         for digest, (record, body) in sorted(read, key=lambda item: (item[1][0].time, item[0])):
             index.add_record(db, digest, record, body)
             added += 1
@@ -155,7 +192,7 @@ class Shelf:
                 intent = index.intend(db, size)
             try:
                 yield lambda db: index.finish(db, intent)
-            except StoreError:
+            except BaseException:
                 # If this fails too, the note stays and costs a look at the next start.
                 with contextlib.suppress(StoreError):
                     self._withdraw(intent)

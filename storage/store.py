@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +23,8 @@ from storage.digest import Digest, hex_digits
 from storage.errors import ImageNotFound, InvalidArgument
 from storage.index import ImageRow
 from storage.records import LABEL, PIN, Model, Record, make_record, memo, parse_record
-from storage.shelf import Progress, Shelf
+from storage.shelf import NOTED_EVERY, Progress, Shelf
+from storage.values import Ancestor, Page, StoredImage, Usage
 
 Reference = Digest | str
 """An id, a prefix of one with at least 8 hex digits, or an image URI."""
@@ -32,55 +32,6 @@ MAX_LABEL = 500
 """Characters."""
 MAX_PAGE = 1000
 """Images."""
-_FRESH_NS = 3600 * 10**9
-"""An access this young is not noted again: most reads then write nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """What is known of an image without its pixels."""
-
-    id: Digest
-    width: int
-    """Pixels."""
-    height: int
-    """Pixels."""
-    mime_type: str
-    bytes: int
-    """Size of the encoded image."""
-    created: datetime
-    """When it was first stored, UTC."""
-    label: str | None = None
-    pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some images, newest first."""
-
-    images: tuple[StoredImage, ...]
-    cursor: str | None
-    """Asks for the next page; None on the last one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ancestor:
-    """An image in a lineage, and how it was made."""
-
-    image: StoredImage
-    record_id: Digest | None
-    record: Record | None
-    """None for an image that came from outside and has no record."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """How full the store is."""
-
-    images: int
-    bytes: int
-    """Of all images and records."""
-    quota_bytes: int | None
 
 
 def default_store_path() -> Path:
@@ -306,13 +257,13 @@ class ImageStore:
         """Read and hash everything; set aside what is wrong, index what is not indexed, delete nothing."""
         return care.verify(self._shelf, progress)
 
-    def rebuild_index(self) -> None:
+    def rebuild_index(self, progress: Progress | None = None) -> None:
         """Build the index again from blobs and records.
 
         Raises:
             StoreBusy: another process is collecting or rebuilding.
         """
-        care.rebuild_index(self._shelf)
+        care.rebuild_index(self._shelf, progress)
 
     def collect(
         self,
@@ -321,28 +272,30 @@ class ImageStore:
         grace: timedelta = timedelta(days=1),
         keep_accessed: timedelta = timedelta(days=30),
     ) -> gc.Collected:
-        """Delete images that nothing keeps, and the records that only spoke of them.
+        """Delete images that nothing keeps, and the records that name them.
 
         Kept are images with a label or a pin, those of a running job (`hold`), those stored within `grace`
-        or asked for within `keep_accessed`, and whatever any of them was made from or with.
+        or asked for within `keep_accessed` (and an hour), and whatever any of them was made from or with.
 
         Raises:
             StoreBusy: another process is collecting or rebuilding.
         """
         return gc.collect(self._shelf, dry_run=dry_run, grace=grace, keep_accessed=keep_accessed)
 
-    def export(self, refs: Iterable[Reference], folder: Path | str) -> tuple[Path, ...]:
+    def export(
+        self, refs: Iterable[Reference], folder: Path | str, progress: Progress | None = None
+    ) -> tuple[Path, ...]:
         """Write images as PNG with their history embedded; the paths of those asked for.
 
         Ancestors go into `lineage/` below, so that the whole history can be imported. Raises what `read`
         does.
         """
         digests = [self.get(ref).id for ref in refs]
-        return transfer.export(self, digests, Path(folder))
+        return transfer.export(self, digests, Path(folder), progress)
 
-    def import_(self, folder: Path | str) -> transfer.Imported:
+    def import_(self, folder: Path | str, progress: Progress | None = None) -> transfer.Imported:
         """Store every picture below a folder, and join the history that exported ones carry."""
-        return transfer.import_folder(self, self._shelf, Path(folder))
+        return transfer.import_folder(self, self._shelf, Path(folder), progress)
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -365,7 +318,7 @@ class ImageStore:
             return search.matching(db, digits)
 
     def _note_access(self, rows: Sequence[ImageRow]) -> None:
-        stale = time.time_ns() - _FRESH_NS
+        stale = time.time_ns() - round(NOTED_EVERY.total_seconds() * 1e9)
         with self._shelf.index.reading() as db:
             old = [row.digest for row in rows if index.last_touched(db, row.digest) < stale]
         if old:

@@ -15,10 +15,11 @@ from storage.digest import Digest
 from storage.embedding import embed, extract
 from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
 from storage.records import Record
-from storage.shelf import Shelf
+from storage.shelf import Progress, Shelf, ticking
+from storage.values import StoredImage
 
 if TYPE_CHECKING:
-    from storage.store import ImageStore, StoredImage
+    from storage.store import ImageStore
 
 _NAME_DIGITS = 16
 
@@ -35,12 +36,14 @@ class Skipped:
 class Imported:
     """What an import stored or found to be stored."""
 
-    images: "tuple[StoredImage, ...]"
+    images: tuple[StoredImage, ...]
     records: tuple[Digest, ...]
     skipped: tuple[Skipped, ...]
 
 
-def export(store: "ImageStore", digests: Sequence[Digest], folder: Path) -> tuple[Path, ...]:
+def export(
+    store: "ImageStore", digests: Sequence[Digest], folder: Path, progress: Progress | None
+) -> tuple[Path, ...]:
     """Write images to `folder`, their ancestors to `folder/lineage`; the paths of those asked for.
 
     Raises:
@@ -48,13 +51,14 @@ def export(store: "ImageStore", digests: Sequence[Digest], folder: Path) -> tupl
     """
     asked = dict.fromkeys(digests)
     ancestors = {step.image.id for digest in asked for step in store.lineage(digest)} - asked.keys()
-    paths = [_write(store, digest, folder) for digest in asked]
-    for digest in sorted(ancestors):
+    tick = ticking(progress, len(asked) + len(ancestors))
+    paths = [_write(store, digest, folder) for digest in tick(asked)]
+    for digest in tick(sorted(ancestors)):
         _write(store, digest, folder / "lineage")
     return tuple(paths)
 
 
-def import_folder(store: "ImageStore", shelf: Shelf, folder: Path) -> Imported:
+def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Progress | None) -> Imported:
     """Store every picture below `folder`, then every record whose images are all here, oldest first.
 
     Raises:
@@ -66,7 +70,8 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path) -> Imported:
     images: dict[Digest, StoredImage] = {}
     records: dict[Digest, tuple[Record, Path]] = {}
     skipped: list[Skipped] = []
-    for path in _files(folder):
+    files = list(_files(folder))
+    for path in ticking(progress, len(files))(files):
         try:
             image, found = _take(store, shelf, path)
         except (ImageRejected, OSError) as error:
@@ -107,7 +112,7 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _take(store: "ImageStore", shelf: Shelf, path: Path) -> "tuple[StoredImage, list[Record]]":
+def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, list[Record]]:
     limit = store.limits.bytes
     with path.open("rb") as file:
         data = file.read(limit + 1)  # one more than allowed is enough to be refused for it

@@ -1,0 +1,113 @@
+"""Blobs in an object store: S3, GCS, Azure, or memory; whatever fsspec reaches by URL.
+
+Relies on what object stores promise and folders do not: an object appears whole or not at all, and is durable
+once the call returns. For folders there is `LocalBlobs`; `blobs_at` picks. Locks and the index stay on this
+machine, so one machine at a time may write to a bucket.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+
+from storage.blobs import Blob, BlobStore, LocalBlobs
+from storage.digest import Digest
+from storage.errors import InvalidArgument, from_os_error
+
+_DIGITS = re.compile(r"[0-9a-f]{64}")
+_TIMES = ("LastModified", "last_modified", "updated", "modified", "mtime", "created")
+"""What the file systems of fsspec call the time an object was written, surest first."""
+
+
+def blobs_at(url: str) -> BlobStore:
+    """The blob store at a URL: `file://` or a plain path is a folder, anything else an object store.
+
+    Raises:
+        InvalidArgument: no such scheme, or its fsspec package is not installed.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme in ("", "file"):
+        return LocalBlobs(Path(unquote(urlsplit(url).path) if scheme else url))
+    return ObjectBlobs(url)
+
+
+class ObjectBlobs:
+    """Immutable objects `<url>/sha256/<2 hex>/<62 hex>`, on any fsspec file system with whole-object puts."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        """`options` go to the file system: credentials, endpoint, ...
+
+        Raises:
+            InvalidArgument: no such scheme, or its fsspec package is not installed.
+        """
+        self.url = url
+        try:
+            files: Any = fsspec.url_to_fs(url, **options)  # pyright: ignore
+        except (ValueError, ImportError) as error:
+            raise InvalidArgument(
+                f"{url} names no object store: {error}.", "Check the scheme, or install its fsspec package."
+            ) from error
+        self._files = files[0]
+        self._root = str(files[1]).rstrip("/")
+
+    def put(self, data: bytes) -> Blob:
+        digest = Digest.of(data)
+        found = self.has(digest)
+        # An object of another length was not put by us: put the right bytes there.
+        if found is None or found.size != len(data):
+            try:
+                self._files.pipe_file(self._path(digest), data)
+            except OSError as error:
+                raise from_os_error(error, self.url) from error
+        return self.has(digest) or Blob(digest, len(data), 0)
+
+    def get(self, digest: Digest) -> bytes:
+        try:
+            return bytes(self._files.cat_file(self._path(digest)))
+        except FileNotFoundError:
+            raise KeyError(str(digest)) from None
+
+    def has(self, digest: Digest) -> Blob | None:
+        try:
+            return _blob(digest, self._files.info(self._path(digest)))
+        except FileNotFoundError:
+            return None
+
+    def list(self) -> Iterator[Blob]:
+        folder = f"{self._root}/sha256"
+        self._files.invalidate_cache(folder)  # another process may have put
+        found: Mapping[str, Mapping[str, Any]] = self._files.find(folder, detail=True)
+        for path, info in found.items():
+            digits = "".join(path.rsplit("/", 2)[-2:])
+            if _DIGITS.fullmatch(digits):
+                yield _blob(Digest(bytes.fromhex(digits)), info)
+
+    def delete(self, digest: Digest) -> None:
+        try:
+            self._files.rm_file(self._path(digest))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise from_os_error(error, self.url) from error
+
+    def _path(self, digest: Digest) -> str:
+        return f"{self._root}/sha256/{digest.hex[:2]}/{digest.hex[2:]}"
+
+
+def _blob(digest: Digest, info: Mapping[str, Any]) -> Blob:
+    return Blob(
+        digest, int(info["size"] or 0), _nanoseconds(next((info[at] for at in _TIMES if at in info), 0))
+    )
+
+
+def _nanoseconds(time: datetime | float | str) -> int:
+    """Since 1970, to the microsecond, from whatever a file system calls a time."""
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time)
+    if isinstance(time, datetime):
+        time = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return round(time * 1_000_000) * 1000

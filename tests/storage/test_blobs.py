@@ -1,0 +1,160 @@
+"""Every blob store and every wrapper passes the suite; then what each one adds."""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.blobs import LocalBlobs
+from storage.digest import Digest
+from storage.errors import Corrupt, InvalidArgument, StoreFull, StoreReadOnly
+from storage.objects import ObjectBlobs, blobs_at
+from storage.policies import QuotaBlobs, ReadOnlyBlobs, VerifiedBlobs
+from tests.suites.blobs import BlobStoreSuite, Factory
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """The URL of an empty place in memory."""
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    files = ObjectBlobs(url)
+    for blob in list(files.list()):
+        files.delete(blob.digest)
+
+
+class TestLocalBlobs(BlobStoreSuite):
+    @pytest.fixture
+    def factory(self, tmp_path: Path) -> Factory:
+        return lambda: LocalBlobs(tmp_path / "blobs")
+
+
+class TestObjectBlobs(BlobStoreSuite):
+    @pytest.fixture
+    def factory(self, memory: str) -> Factory:
+        return lambda: ObjectBlobs(memory)
+
+
+class TestFolderByUrl(BlobStoreSuite):
+    @pytest.fixture
+    def factory(self, tmp_path: Path) -> Factory:
+        return lambda: blobs_at((tmp_path / "with space").as_uri())
+
+
+class TestVerifiedBlobs(BlobStoreSuite):
+    @pytest.fixture
+    def factory(self, tmp_path: Path) -> Factory:
+        return lambda: VerifiedBlobs(LocalBlobs(tmp_path / "blobs"))
+
+
+class TestQuotaBlobs(BlobStoreSuite):
+    @pytest.fixture
+    def factory(self, memory: str) -> Factory:
+        return lambda: QuotaBlobs(ObjectBlobs(memory), 10**9, lambda: 0)
+
+
+def test_a_url_picks_the_store(tmp_path: Path):
+    assert isinstance(blobs_at("memory://x"), ObjectBlobs)
+    assert isinstance(blobs_at(str(tmp_path)), LocalBlobs)
+    with pytest.raises(InvalidArgument, match="nonsense://x names no object store"):
+        blobs_at("nonsense://x")
+
+
+def test_read_on_verification_refuses_other_bytes(tmp_path: Path):
+    inner = LocalBlobs(tmp_path / "blobs")
+    digest = inner.put(b"right").digest
+    os.chmod(inner.path(digest), 0o644)
+    inner.path(digest).write_bytes(b"wrong")
+    assert inner.get(digest) == b"wrong"
+    with pytest.raises(Corrupt, match="damaged"):
+        VerifiedBlobs(inner).get(digest)
+
+
+def test_read_only_refuses_to_change(tmp_path: Path):
+    inner = LocalBlobs(tmp_path / "blobs")
+    blob = inner.put(b"kept")
+    blobs = ReadOnlyBlobs(inner)
+    for change in (lambda: blobs.put(b"new"), lambda: blobs.delete(blob.digest)):
+        with pytest.raises(StoreReadOnly):
+            change()
+    assert list(blobs.list()) == [blob] and blobs.get(blob.digest) == b"kept"
+
+
+def test_a_quota_refuses_what_is_new_and_takes_what_is_there(tmp_path: Path):
+    used = [0]
+    blobs = QuotaBlobs(LocalBlobs(tmp_path / "blobs"), 10, lambda: used[0])
+    blob = blobs.put(b"ten bytes.")
+    used[0] = 20
+    assert blobs.put(b"ten bytes.") == blob
+    with pytest.raises(StoreFull, match="quota of 10 bytes"):
+        blobs.put(b"something else")
+    assert list(blobs.list()) == [blob]
+
+
+def test_damaged_bytes_are_put_right_by_the_next_put(tmp_path: Path):
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blob = blobs.put(b"right")
+    os.chmod(blobs.path(blob.digest), 0o644)
+    blobs.path(blob.digest).write_bytes(b"wro")
+    blobs.put(b"right")
+    assert blobs.get(blob.digest) == b"right"
+
+
+@pytest.mark.parametrize("step", ["open", "write", "fchmod", "utime", "fsync", "link"])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EROFS, StoreReadOnly)],
+)
+def test_a_failing_step_stores_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int, expected: type[Exception]
+):
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blobs.put(b"before")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"storage.blobs.os.{step}", fail)
+        with pytest.raises(expected):
+            blobs.put(b"while it fails")
+    assert [Digest.of(blobs.get(blob.digest)) for blob in blobs.list()] == [Digest.of(b"before")]
+    assert not list(blobs.staging.iterdir())
+    assert blobs.put(b"while it fails").size == 14
+
+
+def test_a_file_system_without_links_still_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("storage.blobs.os.link", no_links)
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blob = blobs.put(b"moved")
+    assert blobs.put(b"moved") == blob
+    assert blobs.get(blob.digest) == b"moved"
+    assert not list(blobs.staging.iterdir())
+
+
+def test_names_are_durable_before_put_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The order that the promises rest on: bytes synced, then named, then the folder synced."""
+    calls: list[str] = []
+
+    def spied(name: str) -> Callable[..., object]:
+        real = getattr(os, name)
+
+        def call(*given: object, **named: object) -> object:
+            calls.append(name)
+            return real(*given, **named)
+
+        return call
+
+    blobs = LocalBlobs(tmp_path / "blobs")
+    digest = Digest.of(b"in order")
+    blobs.path(digest).parent.mkdir(parents=True)
+    for name in ("write", "fsync", "link"):
+        monkeypatch.setattr(f"storage.blobs.os.{name}", spied(name))
+    blobs.put(b"in order")
+    assert calls == ["write", "fsync", "link", "fsync"]
