@@ -101,17 +101,22 @@ class Block(nn.Module):
         segments: Segments,
         time: Tensor | None = None,
         owner: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """(T, channels) -> (T, channels).
+        """(T, channels) -> (T, channels), or (len(rows), channels) if only those tokens are needed.
 
         `time` (n, time_channels) is the embedded time after SiLU, `owner` (T,) the row of it for each token.
         """
         if time is None or not isinstance(self.norm1, ModulatedNorm):
             x = x + self.norm2(self.attn(self.norm1(x), rotation, segments))
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
-        scale1, gate1, scale2, gate2 = (part[owner] for part in self.norm1.modulation(time))
-        x = x + gate1 * self.norm2(self.attn(self.norm1.norm(x) * scale1, rotation, segments))
-        return x + gate2 * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale2))
+        scale1, gate1, scale2, gate2 = self.norm1.modulation(time)
+        attended = self.attn(self.norm1.norm(x) * scale1[owner], rotation, segments)
+        if rows is not None:
+            assert owner is not None
+            x, attended, owner = x[rows], attended[rows], owner[rows]
+        x = x + gate1[owner] * self.norm2(attended)
+        return x + gate2[owner] * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale2[owner]))
 
 
 class TimeCaptionEmbedding(nn.Module):

@@ -108,7 +108,7 @@ class Denoiser:
         tokens = torch.cat([sample.tokens for sample in self.samples])
         before = torch.cat([sample.estimate for sample in self.samples])
 
-        branches = tokens[layout.source].to(self.transformer.dtype)
+        branches = tokens[layout.source].to(layout.batch.text.dtype)
         velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
         plain = velocity[layout.rows[:, Branch.FULL]]
         velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)

@@ -202,13 +202,15 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         flow time of each sample, 0 = noise, 1 = data. Returns (sum N, p * p * C).
         """
         time = self._embed_time(timestep)
-        owner = batch.picture_segments.owner
         joint = self._joint_input(tokens, time, batch)
-        for block in self.layers:
-            joint = self._run(
-                block, joint, batch.joint_rotation, batch.joint_segments, time, batch.joint_segments.owner
-            )
-        return self.norm_out(joint[batch.picture_rows], time, owner)
+        segments = batch.joint_segments
+        *layers, last = self.layers
+        for block in layers:
+            joint = self._run(block, joint, batch.joint_rotation, segments, time, segments.owner)
+        picture = self._run(  # nothing reads what else would leave the last layer
+            last, joint, batch.joint_rotation, segments, time, segments.owner, batch.picture_rows
+        )
+        return self.norm_out(picture, time, batch.picture_segments.owner)
 
     def _joint_input(self, tokens: Tensor, time: Tensor, batch: Batch) -> Tensor:
         picture = self.x_embedder(tokens)
