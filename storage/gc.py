@@ -13,7 +13,6 @@ from datetime import timedelta
 
 from storage import index
 from storage.digest import Digest
-from storage.errors import from_os_error
 from storage.shelf import NOTED_EVERY, Shelf
 
 
@@ -91,19 +90,8 @@ def _delete(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
         shelf.records.delete(digest)
     for digest in images:
         shelf.blobs.delete(digest)
-    _sweep(shelf)
     with shelf.index.writing() as db:
         index.finish(db, intent)
-
-
-def _sweep(shelf: Shelf) -> None:
-    """Remove what killed writers left in the staging folder; nobody writes while we are alone."""
-    folder = shelf.root / "tmp"
-    try:
-        for path in folder.iterdir() if folder.is_dir() else ():
-            path.unlink()
-    except OSError as error:
-        raise from_os_error(error, shelf.root) from error
 
 
 def _nanoseconds(span: timedelta) -> int:

@@ -119,7 +119,11 @@ class Shelf:
             index.touch(db, digests, time.time_ns())
 
     def reconcile(self) -> int:
-        """Index what was stored and not indexed; how many that were. Call it with every writer kept out."""
+        """Index what was stored and not indexed, and sweep up what killed writers left half written.
+
+        How many were indexed. Call it with every writer kept out.
+        """
+        self._sweep()
         with self.index.reading() as db:
             images, records = index.known_images(db), index.known_records(db)
         blobs = [blob for blob in self.blobs.list() if blob.digest not in images]
@@ -201,6 +205,13 @@ class Shelf:
     def _withdraw(self, intent: int) -> None:
         with self.index.writing() as db:
             index.finish(db, intent)
+
+    def _sweep(self) -> None:
+        try:
+            for path in self.root.glob("tmp/*"):
+                path.unlink()
+        except OSError as error:
+            raise from_os_error(error, self.root) from error
 
     def _guarded(self, blobs: BlobStore, quota: int | None) -> BlobStore:
         verified = VerifiedBlobs(blobs)
