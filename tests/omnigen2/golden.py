@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -23,6 +24,9 @@ ROOT = SHARED if SHARED.is_dir() else KEPT
 
 PIPELINE = ROOT / "pipeline"
 STEPS = ROOT / "steps"
+needs_steps = pytest.mark.skipif(
+    not STEPS.is_dir(), reason=f"only tests/data is here; the rest is expected in {SHARED}"
+)
 BAR = 1e-4
 """Largest relative error in float32 on a CPU at which a tensor counts as equal to the reference's."""
 
@@ -43,19 +47,19 @@ def described(path: Path) -> Any:
     return json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
 
 
-def names(folder: Path, prefix: str = "") -> list[str]:
-    """Names of the cases of a folder, without those that measure approximations."""
+def names(folder: Path, prefix: str = "", approximate: bool = False) -> list[str]:
+    """Names of the cases of a folder; those whose steps are approximations only if asked for."""
     return sorted(
         file.stem
         for file in folder.glob(f"{prefix}*.safetensors")
-        if not file.stem.endswith(("teacache", "taylorseer", "taylorseer_edit"))
+        if approximate or not file.stem.endswith(("teacache", "taylorseer", "taylorseer_edit"))
     )
 
 
 def error(ours: Tensor, golden: Tensor) -> float:
-    """Relative error, ||ours - golden|| / ||golden||."""
+    """Relative error, ||ours - golden|| / ||golden||; the absolute one where `golden` is zero."""
     assert ours.shape == golden.shape
-    return ((ours.double() - golden.double()).norm() / golden.double().norm()).item()
+    return (ours.double() - golden.double()).norm().item() / (golden.double().norm().item() or 1.0)
 
 
 @lru_cache(maxsize=2)

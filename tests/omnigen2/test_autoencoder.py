@@ -6,7 +6,7 @@ from PIL import Image
 
 from omnigen2.autoencoder import Autoencoder, flatten, to_image, to_pixels
 from omnigen2.checkpoint import load_autoencoder
-from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, tensors
+from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, needs_steps, tensors
 
 PICTURES = sorted(path.name for path in (PIPELINE / "images").glob("*.png"))
 
@@ -38,6 +38,7 @@ SIZES = described(STEPS / "cases" / "image_sizes") if (STEPS / "cases").is_dir()
 
 
 @pytest.mark.golden
+@needs_steps
 @pytest.mark.parametrize("row", SIZES, ids=lambda row: "{width}x{height}-{max_pixels}".format_map(row))
 def test_sizes_are_fitted_as_by_the_reference(autoencoder: Autoencoder, row: dict[str, int]) -> None:
     fitted = autoencoder.fit(row["width"], row["height"], row["max_pixels"], row["max_side_length"])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from omnigen2.autoencoder import to_pixels
 from omnigen2.language import Caption
-from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, model, names, tensors
+from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, model, names, needs_steps, tensors
 
 PIPELINE_CASES = names(PIPELINE, "pipeline_")
 STEP_CASES = [
@@ -52,6 +52,7 @@ def test_a_request_ends_where_the_reference_ends(name: str, monkeypatch: pytest.
 
 
 @pytest.mark.golden
+@needs_steps
 @pytest.mark.parametrize("name", STEP_CASES)
 def test_every_step_is_where_the_reference_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     omnigen = model(STEPS / "tiny_omnigen2")

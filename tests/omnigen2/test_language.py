@@ -7,7 +7,7 @@ from PIL import Image
 from omnigen2.checkpoint import load_language_model
 from omnigen2.language import LanguageModel, generation_chat, question_chat
 from omnigen2.params import Decoding
-from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, names, tensors
+from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, names, needs_steps, tensors
 
 CHATS = names(STEPS / "cases", "chat_text")
 
@@ -31,6 +31,7 @@ def test_prompts_become_the_features_of_the_reference(language: LanguageModel) -
 
 
 @pytest.mark.golden
+@needs_steps
 @pytest.mark.parametrize("name", CHATS)
 def test_chats_have_the_token_ids_of_the_reference(name: str) -> None:
     language = load_language_model(STEPS / "tiny_omnigen2", torch.float32)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from omnigen2.checkpoint import load_transformer
+from omnigen2.positions import rotations, sample_positions
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
-from tests.omnigen2.golden import BAR, PIPELINE, ROOT, STEPS, error, keys, names, tensors
+from tests.omnigen2.golden import BAR, PIPELINE, ROOT, STEPS, error, keys, names, needs_steps, tensors
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,20 @@ def test_a_mixed_forward_equals_the_reference(transformer: OmniGen2Transformer2D
         assert error(ours, stored[f"output.{n}"]) < BAR
 
 
+@pytest.mark.golden
+def test_every_token_of_a_mixed_forward_stands_where_it_did(transformer: OmniGen2Transformer2DModel) -> None:
+    stored = tensors(PIPELINE / "transformer_forward")
+    axes = transformer.config["axes_dim_rope"]
+    lengths = stored["text_attention_mask"].sum(1).tolist()
+    for n, length in enumerate(lengths):
+        references = [stored[key] for key in sorted(stored) if key.startswith(f"ref_latents.{n}.")]
+        sizes = [(x.shape[-2] // 2, x.shape[-1] // 2) for x in (*references, stored[f"latents.{n}"])]
+        places = sample_positions(length, sizes[:-1], sizes[-1])
+        turns = torch.cat([rotations(part, axes, torch.device("cpu")) for part in places])
+        golden = stored["rope.joint.angle"][n, : len(turns)]
+        assert error(torch.view_as_real(turns), torch.stack([golden.cos(), golden.sin()], -1)) < BAR
+
+
 FORWARDS = [
     (name, call)
     for name in names(STEPS / "cases")
@@ -56,6 +71,7 @@ FORWARDS = [
 
 
 @pytest.mark.golden
+@needs_steps
 @pytest.mark.parametrize(("name", "call"), FORWARDS, ids=lambda value: str(value))
 def test_the_first_forwards_of_every_case_equal_the_reference(name: str, call: int) -> None:
     stored = {
