@@ -1,0 +1,193 @@
+"""One HTTP server for everything: MCP at /mcp, the tools at /v1/tools, images at /images, /healthz.
+
+Every request passes one guard: it must name this host, come from no foreign web page, and, where there is a
+token file, carry a token. Without one the server listens on this machine only.
+"""
+
+import ipaddress
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+import structlog
+import uvicorn
+from mcp.server.context import ServerRequestContext
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from mcp.server.transport_security import (
+    RequestBodyLimitMiddleware,
+    TransportSecurityMiddleware,
+    TransportSecuritySettings,
+)
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server import rest
+from server.app import App
+from server.auth import Tokens
+from server.caller import LOCAL, Caller
+from server.errors import as_tool_error
+from server.mcp import Studio
+from storage import Digest, codec
+from storage.errors import StoreError
+from tools.base import ToolError
+
+log = structlog.get_logger()
+
+HEALTH = "/healthz"
+SHUTDOWN_S = 10
+"""How long requests under way may take to finish once the server is asked to stop."""
+_NAMES = ("127.0.0.1", "localhost", "[::1]")
+_LOOPBACK = TransportSecuritySettings(
+    allowed_hosts=[name + port for name in _NAMES for port in ("", ":*")],
+    allowed_origins=[f"http://{name}{port}" for name in _NAMES for port in ("", ":*")],
+)
+_ANY_HOST = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+
+
+class Guard:
+    """Middleware that lets a request through, with its principal, or answers why not."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens | None, loopback: bool) -> None:
+        """Behind tokens any host name may lead here; on this machine only its own names."""
+        self._app = app
+        self._tokens = tokens
+        self._loopback = loopback
+        self._security = TransportSecurityMiddleware(_LOOPBACK if loopback else _ANY_HOST)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            refused = await self._check(request)
+            if refused is not None:
+                await refused(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _check(self, request: Request) -> Response | None:
+        refused = await self._security.validate_request(request, is_post=request.method == "POST")
+        origin, host = request.headers.get("origin"), request.headers.get("host")
+        if refused is None and not self._loopback and origin and urlsplit(origin).netloc != host:
+            refused = PlainTextResponse("Invalid Origin header", 403)
+        if refused is not None:
+            return refused
+        request.state.principal = LOCAL
+        if self._tokens is not None and request.url.path != HEALTH:
+            principal = self._tokens.principal(request.headers.get("authorization"))
+            if principal is None:
+                return _unauthorized()
+            request.state.principal = principal
+        return None
+
+
+def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -> Starlette:
+    """The ASGI application; it enters `app` when it starts and leaves it when it stops."""
+
+    def caller(request: Request, name: str = "") -> Caller:
+        principal: str = request.state.principal
+        address = request.client.host if request.client else ""
+        client = f"{principal}@{address} {name or request.headers.get('user-agent', '')}"
+        return Caller(principal, client, app.settings.folders)
+
+    def mcp_caller(ctx: ServerRequestContext[Any, Any]) -> Caller:
+        client = ctx.session.client_params
+        assert ctx.request is not None  # it comes with every request over HTTP
+        return caller(ctx.request, client.client_info.name if client else "")
+
+    # One full-size image as base64, and the words around it.
+    max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
+    sessions = StreamableHTTPSessionManager(
+        Studio(app, mcp_caller).server(), stateless=True, max_request_body_size=max_body
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        async with app, sessions.run():
+            app.warm_up()
+            yield
+
+    async def image(request: Request) -> Response:
+        preview = request.url.path.endswith("/preview")
+        return await anyio.to_thread.run_sync(_image, app, request, preview)
+
+    return Starlette(
+        routes=[
+            Route("/mcp", StreamableHTTPASGIApp(sessions)),
+            *rest.routes(app, caller),
+            Route("/images/{digest}", image),
+            Route("/images/{digest}/preview", image),
+            Route(HEALTH, lambda _: JSONResponse({"status": "ok"})),
+        ],
+        middleware=[
+            Middleware(Guard, tokens, loopback),
+            Middleware(RequestBodyLimitMiddleware, max_body),
+        ],
+        lifespan=lifespan,
+    )
+
+
+async def serve_http(app: App) -> None:
+    """Serve until the process is told to stop.
+
+    Raises:
+        ValueError: the address is open to others and there is no token file, or the file is not as it should.
+        OSError: the address cannot be had.
+    """
+    settings = app.settings
+    tokens = Tokens.read(settings.token_file) if settings.token_file else None
+    loopback = is_loopback(settings.host)
+    if tokens is None and not loopback:
+        raise ValueError(f"{settings.host} is open to others; give a token file, or listen on 127.0.0.1")
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        log.info("listening", url=f"http://{name}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(
+            http_app(app, tokens, loopback=loopback),
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        await uvicorn.Server(config).serve([listener])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _image(app: App, request: Request, preview: bool) -> Response:
+    """A stored image, or its preview. It never changes, so a client may keep it."""
+    try:
+        digest = Digest.parse(request.path_params["digest"])
+        tag = f'"{digest.hex}{"-preview" if preview else ""}"'
+        headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+        if request.headers.get("if-none-match") == tag and app.store.get(digest):
+            return Response(status_code=304, headers=headers)
+        data, kind = (
+            codec.preview(app.store.open(digest)) if preview else (app.store.read(digest), codec.MIME_TYPE)
+        )
+    except StoreError as error:
+        return rest.refusal(as_tool_error(error))
+    return Response(data, media_type=kind, headers=headers | {"X-Content-Type-Options": "nosniff"})
+
+
+def _unauthorized() -> Response:
+    error = ToolError(
+        "forbidden", "A bearer token is needed.", "Send the header Authorization: Bearer TOKEN."
+    )
+    response = rest.refusal(error)
+    response.status_code = 401
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response

@@ -1,0 +1,172 @@
+"""The tools over plain HTTP: one POST route per tool, and an OpenAPI document from the same schemas.
+
+A call answers with one JSON document, or, if the client accepts `text/event-stream`, with an event per step
+and the result as the last one. A client that goes away cancels its call.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from server import schema
+from server.app import App
+from server.caller import Caller
+from server.hookspecs import AnyTool
+from tools.base import Code, JobStatus, ToolError
+
+STATUS: dict[Code, int] = {
+    "invalid_argument": 400,
+    "forbidden": 403,
+    "image_not_found": 404,
+    "cancelled": 409,
+    "image_rejected": 422,
+    "busy": 429,
+    "internal": 500,
+    "not_ready": 503,
+    "out_of_memory": 503,
+}
+RETRY_AFTER_S = 5
+"""What a client is told to wait when nothing more precise is known."""
+EVENTS = "text/event-stream"
+
+
+def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
+    """A route per tool, and the document that describes them."""
+    document = JSONResponse(openapi(app))
+    return [
+        *(
+            Route(path(tool), ToolEndpoint(app, tool, caller), methods=["POST"])
+            for tool in app.tools.values()
+        ),
+        Route("/openapi.json", lambda _: document),
+    ]
+
+
+def path(tool: AnyTool) -> str:
+    """Where a tool is called."""
+    return f"/v1/tools/{tool.name}"
+
+
+class ToolEndpoint:
+    """The ASGI application behind the route of one tool."""
+
+    def __init__(self, app: App, tool: AnyTool, caller: Callable[[Request], Caller]) -> None:
+        self._app = app
+        self._tool = tool
+        self._caller = caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the arguments, run the tool, answer; stop when the client goes away."""
+        request = Request(scope, receive)
+        try:
+            arguments = await _arguments(request)
+        except ToolError as error:
+            await refusal(error)(scope, receive, send)
+            return
+        async with anyio.create_task_group() as group:
+            group.start_soon(_watch, receive, group.cancel_scope)
+            if EVENTS in request.headers.get("accept", ""):
+                await self._stream(arguments, self._caller(request), send)
+            else:
+                answer = await self._answer(arguments, self._caller(request))
+                await answer(scope, receive, send)
+            group.cancel_scope.cancel()
+
+    async def _answer(self, arguments: dict[str, Any], caller: Caller) -> Response:
+        try:
+            return JSONResponse(schema.dump(await self._app.call(self._tool, arguments, caller)))
+        except ToolError as error:
+            return refusal(error)
+
+    async def _stream(self, arguments: dict[str, Any], caller: Caller, send: Send) -> None:
+        async def event(kind: str, data: dict[str, Any], more: bool = True) -> None:
+            text = f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+        async def progress(status: JobStatus) -> None:
+            await event("progress", where(status))
+
+        headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-cache, no-transform")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            result = await self._app.call(self._tool, arguments, replace(caller, on_progress=progress))
+            await event("result", schema.dump(result), more=False)
+        except ToolError as error:
+            await event("error", schema.dump_error(error), more=False)
+
+
+def where(status: JobStatus) -> dict[str, Any]:
+    """Where a job stands."""
+    fields = ("state", "position", "stage", "step", "steps", "eta_seconds")
+    return {"job_id": status.id} | {name: getattr(status, name) for name in fields}
+
+
+def refusal(error: ToolError) -> JSONResponse:
+    """A failed call as a response."""
+    status = STATUS[error.code]
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
+    return JSONResponse(schema.dump_error(error), status, headers)
+
+
+def openapi(app: App) -> dict[str, Any]:
+    """OpenAPI 3.1 of every tool."""
+    card = app.card()
+    failed = {"type": "object", "properties": {"error": schema.ERROR}, "required": ["error"]}
+    schemas: dict[str, Any] = {"error": failed}
+    paths: dict[str, Any] = {}
+    for tool in app.tools.values():
+        asked, answered = f"{tool.name}.request", f"{tool.name}.result"
+        schemas |= {asked: schema.input_schema(tool, card), answered: schema.output_schema(tool)}
+        paths[path(tool)] = {
+            "post": {
+                "operationId": tool.name,
+                "summary": tool.title,
+                "description": tool.description,
+                "requestBody": {"required": True, "content": _json(asked)},
+                "responses": {
+                    "200": {"description": "The result.", "content": _json(answered)},
+                    "default": {"description": "What went wrong.", "content": _json("error")},
+                },
+            }
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "omnigen2-mcp", "version": version("omnigen2-mcp"), "description": card.about},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+
+async def _arguments(request: Request) -> dict[str, Any]:
+    try:
+        arguments = json.loads(await request.body() or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise ToolError(
+            "invalid_argument", f"The body is no JSON: {error}.", "Send a JSON object."
+        ) from error
+    if not isinstance(arguments, dict):
+        raise ToolError("invalid_argument", "The body is no JSON object.", "Send the arguments as an object.")
+    return arguments
+
+
+async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
