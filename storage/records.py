@@ -66,6 +66,8 @@ class Record(BaseModel):
     """When it was done, UTC, to the microsecond."""
     timings: dict[str, float] | None = None
     """Milliseconds by phase."""
+    notes: tuple[str, ...] | None = None
+    """What was said about the outcome, such as that the prompt was cut."""
 
     def canonical(self) -> bytes:
         """RFC 8785 JSON of every field that is not None.

@@ -1,0 +1,111 @@
+"""What requests are put together from, beside the parameters of the model (`omnigen2.params`).
+
+A request inherits its fields. Pydantic lists those of the last base first, so what an agent should read first
+(the image, the instruction) is the last base.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from omnigen2.params import MAX_REFERENCES, Decoding, Sampling
+from tools.base import Request
+
+MAX_WORDS = 8000
+"""Characters of a prompt, instruction or question; a model cuts after its number of tokens and says so."""
+
+Words = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
+# Room for a picture inside the request, as base64; what the store takes is for the store to say.
+Reference = Annotated[str, Field(min_length=1, max_length=100_000_000)]
+
+
+class ImageIn(Request):
+    """One image."""
+
+    image: Reference
+    """Id from an earlier result (sha256:... or 8 or more of its digits), image or data URI, file, https URL."""
+
+
+class ImagesIn(Request):
+    """Several images, in an order that words can refer to."""
+
+    images: list[Reference] = Field(min_length=1, max_length=MAX_REFERENCES)
+    """Ids from earlier results, in the order in which the words speak of them; or URIs, files, https URLs."""
+
+
+class Worded(Request):
+    """A request to the model in words."""
+
+    @property
+    def words(self) -> str:
+        """What the model reads."""
+        raise NotImplementedError
+
+
+class Prompted(Worded):
+    """A picture in words."""
+
+    prompt: Words
+    """What the picture should show: subjects, their colours and places, style, light."""
+
+    @property
+    def words(self) -> str:
+        return self.prompt
+
+
+class Instructed(Worded):
+    """A change in words."""
+
+    instruction: Words
+    """What to do, as an order: "make the circle blue". Of several images say "the first image" and so on."""
+
+    @property
+    def words(self) -> str:
+        return self.instruction
+
+
+class Asked(Worded):
+    """A question about images."""
+
+    question: Words
+    """What you want to know: "Describe the image.", "How many circles are there?"."""
+
+    @property
+    def words(self) -> str:
+        return self.question
+
+
+class ModelIn(Request):
+    """Which model does it."""
+
+    model: str | None = Field(default=None, min_length=1, max_length=300)
+    """Name of the model to use; leave it out for the one that is loaded."""
+
+
+class LoraIn(Request):
+    """An adapter for the model."""
+
+    lora: str | None = Field(default=None, min_length=1, max_length=4000)
+    """Path of a LoRA on the server, file or folder of safetensors; "@sha256:<hex>" after it pins the file."""
+
+
+class Background(Request):
+    """Whether to wait."""
+
+    background: bool = False
+    """True answers at once with a job_id instead of waiting; get_job gives the result later."""
+
+
+class ImageRequest(Background, LoraIn, ModelIn, Sampling, Worded):
+    """What every request for pictures has."""
+
+
+class TextRequest(Background, ModelIn, Decoding, Worded):
+    """What every request for text has."""
+
+
+class JobIn(Request):
+    """One job."""
+
+    job_id: str = Field(min_length=1, max_length=100)
+    """The job_id of an earlier result."""

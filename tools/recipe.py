@@ -1,0 +1,229 @@
+"""A recipe says what will be done: everything decided, nothing left to defaults.
+
+Made from a request in exactly one place, `make_recipe`: what was asked, then the size of the input, then the
+model's defaults. The same values are the key under which an equal request is found, the body of the record,
+and the arguments that make the result again.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from PIL.Image import Image
+from pydantic import JsonValue
+
+from omnigen2.card import ModelCard
+from omnigen2.hub import file_hash
+from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
+from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
+from storage import Model, StoredImage
+from storage.records import canonical
+from tools.base import Context, Request, ToolError
+from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, TextRequest
+
+DRAWN_SEEDS = 2**32
+"""Seeds are drawn below this: short enough to be read out and typed again."""
+LEAST_SIDE = 16
+"""Fewest pixels of a side that can be asked for."""
+PINNED = "@sha256:"
+"""Stands between the path of an adapter and the digest that its file must have."""
+_LORA_ADVICE = "Give the path of a safetensors file, or of a folder that holds just one."
+
+S = TypeVar("S", bound=Sampling)
+Q = TypeVar("Q", bound=Request)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a tool will have the model do."""
+
+    tool: str
+    request: ImageRequest | TextRequest
+    """What was asked, completed: no default is left open, every image is named by its id."""
+    params: ReferenceSampling | Decoding
+    """What the model is given."""
+    inputs: tuple[StoredImage, ...]
+    model: Model
+    lora: str | None = None
+    """Path of the adapter."""
+    fixed: bool = False
+    """Whether the request itself fixes the outcome, so that an earlier one answers it."""
+
+    @property
+    def parameters(self) -> dict[str, JsonValue]:
+        """Every effective value but the seed and the model, which stand beside it."""
+        apart = {"seed", "model", "background"}
+        return self.request.model_dump(mode="json", exclude_none=True, exclude=apart)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What makes another request equal to this one, as the store's `find_equal` and `record` take it."""
+        return {
+            "tool": self.tool,
+            "parameters": self.parameters,
+            "inputs": [image.id for image in self.inputs],
+            "model": self.model,
+            "seed": self.params.seed,
+            "numerics": str(NUMERICS_VERSION),
+        }
+
+    def task(self, pictures: Sequence[Image]) -> Task:
+        """The task for the model; `pictures` are the inputs."""
+        words, images = self.request.words, tuple(pictures)
+        if isinstance(self.params, Decoding):
+            return TextTask(words, images, self.params)
+        return ImageTask(words, images, self.params, self.lora)
+
+
+async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: Context) -> Recipe:
+    """Resolve the images, then decide everything that the request left open.
+
+    Raises:
+        ToolError: an image, the adapter or the model is not to be had, or the model cannot do it.
+        StoreError: the words cannot be kept: they are no Unicode text.
+    """
+    card = context.card(request.model)
+    named, inputs = await _resolved(request, context)
+    if len(inputs) > card.limits.max_references:
+        raise ToolError(
+            "invalid_argument",
+            f"images: {len(inputs)} given; {card.title} takes at most {card.limits.max_references}.",
+            "Use fewer images, or another model.",
+        )
+    if isinstance(named, ImageRequest):
+        recipe = await _image_recipe(tool, named, inputs, card, context)
+    else:
+        recipe = _text_recipe(tool, named, inputs, card)
+    canonical(recipe.parameters)  # what no record can hold is refused before any work is done
+    return recipe
+
+
+async def _resolved(request: Q, context: Context) -> tuple[Q, tuple[StoredImage, ...]]:
+    """The request with ids in the place of references, and the images."""
+    if isinstance(request, ImageIn):
+        image = await context.resolve(request.image, "image")
+        return request.model_copy(update={"image": str(image.id)}), (image,)
+    if isinstance(request, ImagesIn):
+        images = [
+            await context.resolve(reference, f"images.{place}")
+            for place, reference in enumerate(request.images)
+        ]
+        return request.model_copy(update={"images": [str(image.id) for image in images]}), tuple(images)
+    return request, ()
+
+
+async def _image_recipe(
+    tool: str, request: ImageRequest, inputs: tuple[StoredImage, ...], card: ModelCard, context: Context
+) -> Recipe:
+    defaults = card.defaults_for(len(inputs))
+    kind = ReferenceSampling if isinstance(request, ReferenceSampling) else Sampling
+    asked = request.part(kind)
+    sampling = _sized(asked.filled(defaults), inputs, card)
+    if sampling.seed is None:
+        sampling = sampling.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+    _check_seeds(sampling)
+    path, lora = await _adapter(request, context)
+    return Recipe(
+        tool,
+        request.model_copy(update={**dict(sampling), "lora": lora}),
+        ReferenceSampling.model_construct(**dict(sampling)).filled(defaults),
+        inputs,
+        Model(id=card.id, digest=card.digest),
+        path,
+        fixed=asked.seed is not None,
+    )
+
+
+def _text_recipe(tool: str, request: TextRequest, inputs: tuple[StoredImage, ...], card: ModelCard) -> Recipe:
+    decoding = request.part(Decoding).filled(card.defaults.describe)
+    fixed = decoding.temperature == 0 or request.seed is not None
+    if decoding.temperature == 0:
+        decoding = decoding.model_copy(update={"seed": None})  # the most likely answer: no seed changes it
+    elif decoding.seed is None:
+        decoding = decoding.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+    model = Model(id=card.id, digest=card.digest)
+    return Recipe(tool, request.model_copy(update=dict(decoding)), decoding, inputs, model, fixed=fixed)
+
+
+def _sized(sampling: S, inputs: Sequence[StoredImage], card: ModelCard) -> S:
+    """`sampling` with both sides: what is still open follows the shape of the first input."""
+    width, height, most = sampling.width, sampling.height, card.limits.max_side
+    if inputs and width is None and height is None:
+        scale = min(1.0, most / max(inputs[0].width, inputs[0].height))
+        width, height = round(inputs[0].width * scale), round(inputs[0].height * scale)
+        width, height = max(LEAST_SIDE, width), max(LEAST_SIDE, height)
+    elif inputs and width is None and height is not None:
+        width = _follow(height, inputs[0].width / inputs[0].height, most)
+    elif inputs and height is None and width is not None:
+        height = _follow(width, inputs[0].height / inputs[0].width, most)
+    for side, value in (("width", width), ("height", height)):
+        if value is not None and value > most:
+            raise ToolError(
+                "invalid_argument",
+                f"{side}: {value} pixels asked for; {card.title} makes at most {most}.",
+                "Ask for a smaller picture.",
+            )
+    return sampling.model_copy(update={"width": width, "height": height})
+
+
+def _follow(side: int, ratio: float, most: int) -> int:
+    return min(most, max(LEAST_SIDE, round(side * ratio)))
+
+
+def _check_seeds(sampling: Sampling) -> None:
+    """Picture i is made with seed + i, which has to be a seed too."""
+    last = (sampling.seed or 0) + (sampling.num_images or 1) - 1
+    if last > MAX_SEED:
+        raise ToolError(
+            "invalid_argument",
+            f"seed: {sampling.seed} given for {sampling.num_images} pictures, which use seeds up to {last}; "
+            f"the largest is {MAX_SEED}.",
+            "Give a smaller seed.",
+        )
+
+
+async def _adapter(request: LoraIn, context: Context) -> tuple[str | None, str | None]:
+    """The file of the LoRA, and how the recipe names it: with its digest, so that it is always that file.
+
+    Raises:
+        ToolError: `forbidden`, or `invalid_argument` if it is not there or not the file that was demanded.
+    """
+    if request.lora is None:
+        return None, None
+    given, pinned, demanded = request.lora.rpartition(PINNED)
+    path = Path(context.allowed_path(given if pinned else request.lora, "lora"))
+    try:
+        file = path if path.is_file() else _only_file(path)
+        state = file.stat()
+        digest = await anyio.to_thread.run_sync(_digest, file, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ToolError(
+            "invalid_argument", f"lora: {path} cannot be read: {reason}.", _LORA_ADVICE
+        ) from error
+    if pinned and demanded.lower() != digest:
+        raise ToolError(
+            "invalid_argument",
+            f"lora: {file} has the SHA-256 {digest}, not {demanded}.",
+            "Leave the digest out to use the file as it is now.",
+        )
+    return str(file), f"{file}{PINNED}{digest}"
+
+
+def _only_file(folder: Path) -> Path:
+    files = [*folder.glob("*.safetensors")]
+    if len(files) != 1:
+        raise ToolError(
+            "invalid_argument", f"lora: {folder} holds {len(files)} safetensors files.", _LORA_ADVICE
+        )
+    return files[0]
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, size: int, changed: int) -> str:
+    """The hex SHA-256 of a file, computed once for as long as its size and time of change stay the same."""
+    return file_hash(file)

@@ -1,0 +1,203 @@
+"""What tools answer: ids and facts, never pixels. One record of the store always gives one result.
+
+Fields of the last base come first, as in requests.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from storage import ImageStore, Record, StoredImage
+from tools.base import Result
+
+
+class Facts(BaseModel):
+    """A part of a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ImageInfo(Facts):
+    """An image of the store."""
+
+    id: str
+    """sha256:<64 hex digits>: names the image in every later call."""
+    uri: str
+    """Resource URI of the full image."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    mime_type: str
+    bytes: int
+    """Size of the full image."""
+
+    @classmethod
+    def of(cls, image: StoredImage, **more: object) -> Self:
+        """The facts of a stored image, and what else this kind of image has."""
+        return cls.model_validate(
+            {
+                "id": str(image.id),
+                "uri": image.id.uri,
+                "width": image.width,
+                "height": image.height,
+                "mime_type": image.mime_type,
+                "bytes": image.bytes,
+                **more,
+            }
+        )
+
+
+class MadeImage(ImageInfo):
+    """An image that a request made."""
+
+    seed: int
+    """Makes this picture again if it is asked for alone."""
+
+
+class Timings(Facts):
+    """Milliseconds by phase; a result from the store has only the total."""
+
+    model_config = ConfigDict(extra="ignore")  # a backend may have phases of its own
+
+    queued_ms: float = 0
+    load_ms: float = 0
+    """Spent on waiting for the model to be loaded."""
+    total_ms: float = 0
+
+
+class ImageTimings(Timings):
+    """Milliseconds by phase of making pictures."""
+
+    encode_ms: float = 0
+    denoise_ms: float = 0
+    decode_ms: float = 0
+
+
+class TextTimings(Timings):
+    """Milliseconds by phase of writing text."""
+
+    write_ms: float = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A record of the store as the answer to a call."""
+
+    record: Record
+    timings: Mapping[str, float]
+    """Milliseconds by phase."""
+    job_id: str | None = None
+    cached: bool = False
+
+    def facts(self) -> dict[str, object]:
+        """The fields of `Made`."""
+        record = self.record
+        return {
+            "model": record.model.id if record.model else "",
+            "parameters": effective(record.parameters, record.seed),
+            "record": str(record.id),
+            "cached": self.cached,
+            "job_id": self.job_id,
+            "notes": record.notes or (),
+        }
+
+
+def effective(parameters: dict[str, JsonValue], seed: int | None) -> dict[str, JsonValue]:
+    """Every value by which a result can be made again, the seed among them."""
+    return parameters if seed is None else parameters | {"seed": seed}
+
+
+class Made(Result):
+    """How the result of a model came about."""
+
+    status: Literal["done", "queued"] = "done"
+    """`queued`: it is made in the background; ask get_job."""
+    model: str
+    """Name of the model."""
+    parameters: dict[str, JsonValue]
+    """Every effective value; the same call with these values gives the same result."""
+    record: str | None = None
+    """Id of the provenance record."""
+    cached: bool = False
+    """Whether an equal request was answered before and this is its result."""
+    job_id: str | None = None
+    notes: tuple[str, ...] = ()
+    """What you should know about the result."""
+
+    def line(self) -> str:
+        if self.status == "queued":
+            return f"Queued as {self.job_id}. Ask get_job for its result."
+        return " ".join([self._summary(), *self.notes])
+
+    def _summary(self) -> str:
+        raise NotImplementedError
+
+
+class WithImages(Result):
+    """What answers with images."""
+
+    images: list[MadeImage]
+
+    def linked(self) -> tuple[str, ...]:
+        return tuple(image.id for image in self.images)
+
+    def previewed(self) -> tuple[str, ...]:
+        return self.linked()
+
+
+class ImagesResult(Made, WithImages):
+    """Pictures that a model made."""
+
+    timings: ImageTimings = ImageTimings()
+
+    @classmethod
+    def of(cls, answer: Answer, store: ImageStore) -> Self:
+        """The result that a record stands for."""
+        record = answer.record
+        first = record.seed or 0
+        images = [
+            MadeImage.of(store.get(digest), seed=first + index) for index, digest in enumerate(record.outputs)
+        ]
+        return cls.model_validate({"images": images, "timings": answer.timings} | answer.facts())
+
+    @classmethod
+    def accepted(cls, job_id: str, model: str, parameters: dict[str, JsonValue]) -> Self:
+        """What is said while they are still to be made."""
+        return cls(status="queued", images=[], model=model, parameters=parameters, job_id=job_id)
+
+    def _summary(self) -> str:
+        count, first = len(self.images), self.images[0]
+        what = "1 image" if count == 1 else f"{count} images"
+        how = "from the store" if self.cached else f"made by {self.model}"
+        ids = ", ".join(image.id for image in self.images)
+        return f"{what}, {first.width}x{first.height}, {how}, seed {first.seed}: {ids}."
+
+
+class WithText(Result):
+    """What answers with text."""
+
+    text: str
+    """What the model wrote; empty while it is queued."""
+
+
+class TextResult(Made, WithText):
+    """Text that a model wrote."""
+
+    timings: TextTimings = TextTimings()
+
+    @classmethod
+    def of(cls, answer: Answer, store: ImageStore) -> Self:
+        """The result that a record stands for."""
+        text = answer.record.text or ""
+        return cls.model_validate({"text": text, "timings": answer.timings} | answer.facts())
+
+    @classmethod
+    def accepted(cls, job_id: str, model: str, parameters: dict[str, JsonValue]) -> Self:
+        """What is said while it is still to be written."""
+        return cls(status="queued", text="", model=model, parameters=parameters, job_id=job_id)
+
+    def _summary(self) -> str:
+        return self.text
