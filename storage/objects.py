@@ -1,38 +1,50 @@
 """Blobs in an object store: S3, GCS, Azure, or memory; whatever fsspec reaches by URL.
 
 Relies on what object stores promise and folders do not: an object appears whole or not at all, and is durable
-once the call returns. For folders there is `LocalBlobs`; `blobs_at` picks. Locks and the index stay on this
+once the call returns. For folders there is `LocalBlobs`; `open_store` picks. Locks and the index stay on this
 machine, so one machine at a time may write to a bucket.
 """
 
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from storage.blobs import Blob, BlobStore, LocalBlobs
+from storage.blobs import Blob
 from storage.digest import Digest
 from storage.errors import InvalidArgument, from_os_error
+from storage.store import ImageStore, default_store_path
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 _TIMES = ("LastModified", "last_modified", "updated", "modified", "mtime", "created")
 """What the file systems of fsspec call the time an object was written, surest first."""
 
 
-def blobs_at(url: str) -> BlobStore:
-    """The blob store at a URL: `file://` or a plain path is a folder, anything else an object store.
+def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
+    """The image store at a URL. For an object store the index and the locks lie in this user's data folder,
+    for `memory://` they go when the store does.
 
     Raises:
         InvalidArgument: no such scheme, or its fsspec package is not installed.
+        StoreReadOnly, StoreFull: the folder cannot be written.
     """
     scheme = urlsplit(url).scheme
-    if scheme in ("", "file"):
-        return LocalBlobs(Path(unquote(urlsplit(url).path) if scheme else url))
-    return ObjectBlobs(url)
+    if scheme in ("", "file", "local"):
+        return ImageStore(unquote(urlsplit(url).path) if scheme else url, quota_bytes)
+    blobs, records = (ObjectBlobs(f"{url.rstrip('/')}/{kind}") for kind in ("blobs", "records"))
+    if scheme != "memory":
+        beside = default_store_path().with_name("indexes") / Digest.of(url.encode()).hex[:16]
+        return ImageStore(beside, quota_bytes, blobs=blobs, records=records)
+    folder = tempfile.mkdtemp(prefix="omnigen2-store-")
+    store = ImageStore(folder, quota_bytes, blobs=blobs, records=records)
+    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    return store
 
 
 class ObjectBlobs:

@@ -4,14 +4,18 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
 from storage.blobs import LocalBlobs
 from storage.digest import Digest
 from storage.errors import Corrupt, InvalidArgument, StoreFull, StoreReadOnly
-from storage.objects import ObjectBlobs, blobs_at
+from storage.objects import ObjectBlobs, open_store
 from storage.policies import QuotaBlobs, ReadOnlyBlobs, VerifiedBlobs
 from tests.suites.blobs import BlobStoreSuite, Factory
 
@@ -21,9 +25,20 @@ def memory() -> Iterator[str]:
     """The URL of an empty place in memory."""
     url = f"memory://{uuid.uuid4().hex}"
     yield url
-    files = ObjectBlobs(url)
-    for blob in list(files.list()):
-        files.delete(blob.digest)
+    for place in (url, f"{url}/blobs", f"{url}/records"):
+        blobs = ObjectBlobs(place)
+        for blob in list(blobs.list()):
+            blobs.delete(blob.digest)
+
+
+class Bucket(MemoryFileSystem):
+    """An object store under a scheme of its own."""
+
+    protocol = "bucket"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("bucket://", "memory://bucket/"))
 
 
 class TestLocalBlobs(BlobStoreSuite):
@@ -38,12 +53,6 @@ class TestObjectBlobs(BlobStoreSuite):
         return lambda: ObjectBlobs(memory)
 
 
-class TestFolderByUrl(BlobStoreSuite):
-    @pytest.fixture
-    def factory(self, tmp_path: Path) -> Factory:
-        return lambda: blobs_at((tmp_path / "with space").as_uri())
-
-
 class TestVerifiedBlobs(BlobStoreSuite):
     @pytest.fixture
     def factory(self, tmp_path: Path) -> Factory:
@@ -56,11 +65,45 @@ class TestQuotaBlobs(BlobStoreSuite):
         return lambda: QuotaBlobs(ObjectBlobs(memory), 10**9, lambda: 0)
 
 
-def test_a_url_picks_the_store(tmp_path: Path):
-    assert isinstance(blobs_at("memory://x"), ObjectBlobs)
-    assert isinstance(blobs_at(str(tmp_path)), LocalBlobs)
-    with pytest.raises(InvalidArgument, match="nonsense://x names no object store"):
-        blobs_at("nonsense://x")
+def test_a_url_opens_the_store_in_a_folder(tmp_path: Path):
+    for url in ((tmp_path / "with space").as_uri(), str(tmp_path / "with space")):
+        with open_store(url) as store:
+            assert store.path == tmp_path / "with space"
+    with pytest.raises(InvalidArgument, match="nonsense://x/blobs names no object store"):
+        open_store("nonsense://x")
+
+
+def test_a_whole_store_lives_in_an_object_store(memory: str):
+    with open_store(memory, quota_bytes=100_000) as store:
+        first = store.put(Image.new("RGB", (4, 4)), label="first")
+        second = store.put(Image.new("RGB", (5, 5)))
+        record = store.record(tool="edit_image", parameters={}, inputs=[first.id], outputs=[second.id])
+        assert store.open(second.id).size == (5, 5) and store.verify().clean
+        before = store.list(), store.lineage(second.id)
+        store.rebuild_index()
+        assert (store.list(), store.lineage(second.id)) == before
+        assert store.path.is_dir() and not list(store.path.glob("blobs/*"))
+        with pytest.raises(StoreFull):
+            store.put(Image.effect_noise((400, 400), 50))
+    with open_store(memory) as other:  # another machine has another index
+        assert other.path != store.path and other.get_record(record).outputs == (second.id,)
+        assert other.list() == before[0]
+        assert other.collect(grace=timedelta(0), keep_accessed=timedelta(0)).images == (second.id,)
+    assert len(list(ObjectBlobs(f"{memory}/blobs").list())) == 1
+    folder = other.path
+    del other
+    assert not folder.exists()
+
+
+def test_a_bucket_keeps_its_index_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("storage.objects.default_store_path", lambda: tmp_path / "data" / "store")
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    url = f"bucket://{tmp_path.name}"
+    with open_store(url) as store:
+        image = store.put(Image.new("RGB", (4, 4)))
+        assert store.path.parent == tmp_path / "data" / "indexes"
+    with open_store(url) as again:
+        assert again.path == store.path and again.get(image.id) == image
 
 
 def test_read_on_verification_refuses_other_bytes(tmp_path: Path):
