@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SHORT = 256  # tokens up to which a CPU attends faster without a fused kernel
 MAX_PADDING = 1.25  # a group may hold this many times the tokens it was given
 
 
@@ -61,17 +62,30 @@ class Segments:
             _group([starts[n] for n in g], [self.lengths[n] for n in g], self.device) for g in groups
         )
 
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each packed token stands among the padded tokens of all groups: (total,) int64."""
+        places = torch.empty(self.total, dtype=torch.int64)
+        start = 0
+        for group in self.groups:
+            # Backwards, so that of a repeated token its first place counts: what follows is padding.
+            at = torch.arange(start, start + len(group.rows)).flip(0)
+            places[group.rows.cpu().flip(0)] = at
+            start += len(group.rows)
+        return places.to(self.device)
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Sequences of similar length, padded at the end to the longest.
+    """m sequences of similar length, padded at the end to the longest, L tokens.
 
-    `rows` (m, L) int64 says which packed token stands where (padding repeats a token of the same sequence);
-    `valid` (m, L) is False on padding, or None where there is none.
+    `rows` (m * L,) int64 says which packed token stands where (padding repeats a token of the same sequence);
+    `valid` (m, L) is False on padding, or None where there is none; `shape` is (m, L).
     """
 
     rows: Tensor
     valid: Tensor | None
+    shape: tuple[int, int]
 
 
 def _group(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Group:
@@ -80,7 +94,7 @@ def _group(starts: Sequence[int], lengths: Sequence[int], device: torch.device) 
     limits = torch.tensor(lengths)[:, None]
     rows = torch.tensor(starts)[:, None] + torch.minimum(offsets[None, :], limits - 1)
     valid = None if min(lengths) == longest else (offsets[None, :] < limits).to(device)
-    return Group(rows.to(device), valid)
+    return Group(rows.flatten().to(device), valid, (len(lengths), longest))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
@@ -113,20 +127,31 @@ def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, segments: Segment
             query.unflatten(0, shape), key.unflatten(0, shape), value.unflatten(0, shape), None
         )
         return out.flatten(0, 1)
-    out = torch.empty_like(query)
+    parts = []
     for group in groups:
-        padded = _attend_padded(query[group.rows], key[group.rows], value[group.rows], group.valid)
-        if group.valid is None:
-            out = out.index_copy(0, group.rows.flatten(), padded.flatten(0, 1))
-        else:
-            out = out.index_copy(0, group.rows[group.valid], padded[group.valid])
-    return out
+        shape = group.shape
+        own = (x.index_select(0, group.rows).unflatten(0, shape) for x in (query, key, value))
+        parts.append(_attend_padded(*own, group.valid).flatten(0, 1))
+    return torch.cat(parts).index_select(0, segments.places)
 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
     """(m, L, heads, head_dim) each; `valid` (m, L) masks keys."""
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     mask = None if valid is None else valid[:, None, None, :]
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, enable_gqa=True
-    )
+    if query.shape[2] <= SHORT and not query.is_cuda:
+        out = _attend_plainly(query, key, value, mask)
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     return out.transpose(1, 2)
+
+
+def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of products, written out: on short sequences a CPU does this several times faster."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ value

@@ -4,6 +4,8 @@ Every sub-layer stands between two norms; time enters through scales and gates, 
 2024, arXiv:2406.18583, section 2). Names of modules are those of the published weights.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding
@@ -25,7 +27,29 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) -> (..., channels)."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        weight = self.weight.to(x.dtype)
+        if torch.is_grad_enabled() and not x.is_cuda:
+            return _TrainedRMSNorm.apply(x, weight, self.eps)  # pyright: ignore
+        return F.rms_norm(x, self.weight.shape, weight, self.eps)
+
+
+class _TrainedRMSNorm(torch.autograd.Function):
+    """`F.rms_norm` with a backward pass in few sweeps: a CPU takes three times as long for the library's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = torch.rsqrt(torch.linalg.vecdot(x, x).unsqueeze(-1) / x.shape[-1] + eps)
+        normed = x * inverse
+        ctx.save_for_backward(normed, weight, inverse)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, weight, inverse = ctx.saved_tensors
+        inner = grad * weight
+        along = torch.linalg.vecdot(inner, normed).unsqueeze(-1) / normed.shape[-1]
+        to_weight = torch.linalg.vecdot(grad.flatten(0, -2), normed.flatten(0, -2), dim=0)
+        return inverse * torch.addcmul(inner, normed, along, value=-1), to_weight, None
 
 
 class ModulatedNorm(nn.Module):
@@ -111,12 +135,13 @@ class Block(nn.Module):
             x = x + self.norm2(self.attn(self.norm1(x), rotation, segments))
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         scale1, gate1, scale2, gate2 = self.norm1.modulation(time)
-        attended = self.attn(self.norm1.norm(x) * scale1[owner], rotation, segments)
+        assert owner is not None
+        attended = self.attn(self.norm1.norm(x) * _rows(scale1, owner), rotation, segments)
         if rows is not None:
-            assert owner is not None
-            x, attended, owner = x[rows], attended[rows], owner[rows]
-        x = x + gate1[owner] * self.norm2(attended)
-        return x + gate2[owner] * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale2[owner]))
+            x, attended, owner = _rows(x, rows), _rows(attended, rows), _rows(owner, rows)
+        x = x + _rows(gate1, owner) * self.norm2(attended)
+        scaled = self.ffn_norm1(x) * _rows(scale2, owner)
+        return x + _rows(gate2, owner) * self.ffn_norm2(self.feed_forward(scaled))
 
 
 class TimeCaptionEmbedding(nn.Module):
@@ -138,5 +163,10 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, owner: Tensor) -> Tensor:
         """(N, channels) -> (N, out)."""
-        scale = (1 + self.linear_1(time))[owner]
+        scale = _rows(1 + self.linear_1(time), owner)
         return self.linear_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * scale)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """`x[index]`, by the function whose backward pass is fast."""
+    return x.index_select(0, index)

@@ -234,7 +234,9 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                     time,
                     batch.reference_owner,
                 )
-        return torch.cat([batch.text.to(picture.dtype), references.to(picture.dtype), picture])[batch.order]
+        return torch.cat([batch.text.to(picture.dtype), references.to(picture.dtype), picture]).index_select(
+            0, batch.order
+        )
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         """(n,) -> (n, time_channels), after the SiLU that every modulated layer applies first."""

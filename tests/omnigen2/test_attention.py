@@ -36,9 +36,14 @@ def test_every_sequence_attends_to_itself_only(lengths: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_groups_hold_every_token_once_with_little_padding(lengths: tuple[int, ...]) -> None:
-    groups = Segments(lengths, CPU).groups
-    seen = torch.cat([g.rows.flatten() if g.valid is None else g.rows[g.valid] for g in groups])
-    assert sorted(seen.tolist()) == list(range(sum(lengths)))
+    segments = Segments(lengths, CPU)
+    groups = segments.groups
+    rows = torch.cat([g.rows for g in groups])
+    assert rows[segments.places].tolist() == list(range(sum(lengths)))
+    valid = torch.cat(
+        [(torch.ones(g.shape, dtype=torch.bool) if g.valid is None else g.valid).flatten() for g in groups]
+    )
+    assert valid.sum() == sum(lengths) and valid[segments.places].all()
     assert sum(g.rows.numel() for g in groups) <= MAX_PADDING * sum(lengths)
 
 
@@ -59,3 +64,19 @@ def test_a_picture_is_the_same_on_the_gpu() -> None:
     there = omnigen2.load(str(PIPELINE / "checkpoint"), device="cuda", dtype="float32")
     asked = {"steps": 4, "width": 48, "height": 32, "seed": 3, "output": "latents"}
     assert error(there.generate("a circle", **asked).cpu(), here.generate("a circle", **asked)) < 1e-3
+
+
+def test_the_norm_learns_as_the_library_norm_does() -> None:
+    from omnigen2.blocks import RMSNorm
+
+    norm = RMSNorm(16, 1e-5)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    inputs = [tokens((9, 4), 3).requires_grad_() for _ in range(2)]
+    grad = tokens((4, 9), 3)
+    ours, theirs = norm(inputs[0]), torch.nn.functional.rms_norm(inputs[1], (16,), norm.weight, 1e-5)
+    (own_weight,) = torch.autograd.grad(ours, norm.weight, grad, retain_graph=True)
+    (their_weight,) = torch.autograd.grad(theirs, norm.weight, grad, retain_graph=True)
+    ours.backward(grad)
+    theirs.backward(grad)
+    assert error(ours, theirs) < 1e-6 and error(own_weight, their_weight) < 1e-6
+    assert error(inputs[0].grad, inputs[1].grad) < 1e-6

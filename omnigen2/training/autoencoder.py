@@ -1,0 +1,87 @@
+"""Stage 1: the autoencoder learns to draw flat shapes with crisp edges from 8 x 8 times fewer places.
+
+Loss: absolute error, squared error, absolute error of the differences between neighbouring pixels (which makes
+edges sharp), and a small pull of the posterior towards the standard normal (Kingma & Welling 2014).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from omnigen2.shapeworld import render, sample_scene
+from omnigen2.training.config import Stage
+
+SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-5
+CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
+
+
+class AutoencoderLoss(nn.Module):
+    """Reconstruction losses of a batch of pixels (n, 3, height, width) in [-1, 1]."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        pixels = batch["pixels"]
+        posterior = self.vae.encode(pixels).latent_dist  # pyright: ignore
+        latents = posterior.mean + posterior.std * batch["noise"]
+        error = self.vae.decode(latents).sample.float() - pixels  # pyright: ignore
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        squared = error.square().mean()
+        return {
+            "absolute": error.abs().mean(),
+            "squared": SQUARED * squared,
+            "edges": EDGES * edges,
+            "prior": PRIOR * posterior.kl().mean(),
+            "psnr": 10 * torch.log10(4 / squared.detach()),
+        }
+
+
+class AutoencoderTask:
+    """Random scenes in parts, for the loop."""
+
+    name = "autoencoder"
+
+    def __init__(self, vae: AutoencoderKL, stage: Stage, seed: int):
+        self.module = AutoencoderLoss(vae)
+        self.stage, self.seed = stage, seed
+        self.channels: int = vae.config["latent_channels"]
+        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Crops of pictures of scenes, and the noise that samples the posterior."""
+        rng = np.random.default_rng([self.seed, 1, number])
+        crops = [self._crop(rng) for _ in range(self.stage.batch["scenes"])]
+        pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        side = CROP // self.factor
+        noise = rng.standard_normal((len(crops), self.channels, side, side), dtype=np.float32)
+        return {"pixels": pixels.contiguous(), "noise": torch.from_numpy(noise)}
+
+    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+        width, height = (int(rng.choice(self.stage.sides)) for _ in range(2))
+        pixels = render(sample_scene(rng), width, height)
+        # At whole latents, since that is where pictures begin.
+        left, top = (
+            int(rng.integers((side - CROP) // self.factor + 1)) * self.factor for side in (width, height)
+        )
+        return pixels[top : top + CROP, left : left + CROP]
+
+
+@torch.no_grad()
+def even_out(vae: AutoencoderKL, pixels: Tensor) -> None:
+    """Give every latent channel deviation 1 over `pixels` (n, 3, h, w), without changing what comes out.
+
+    `scaling_factor` is one number for all channels; here the channels are evened out inside the last layer of the
+    encoder and the first of the decoder, so that the flow meets data of one size.
+    """
+    deviation = vae.encode(pixels).latent_dist.mean.std(dim=(0, 2, 3))  # pyright: ignore
+    last, first = vae.encoder.conv_out, vae.decoder.conv_in
+    count = len(deviation)
+    last.weight[:count] /= deviation[:, None, None, None]
+    last.bias[:count] /= deviation
+    last.bias[count:] -= 2 * deviation.log()  # the log variances move with the means
+    first.weight *= deviation[None, :, None, None]

@@ -1,0 +1,81 @@
+"""What a training run is told: one TOML file, checked before anything starts. Imports no torch."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from omnigen2.params import explain
+
+StageName = Literal["autoencoder", "understanding", "generation"]
+STAGES: tuple[StageName, ...] = ("autoencoder", "understanding", "generation")
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Schedule(_Checked):
+    """How long and how fast weights move; the same words for every stage."""
+
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    rate: float = Field(gt=0)
+    """Peak learning rate: of Muon for the matrices of blocks, of AdamW for everything else."""
+    muon: bool = True
+    """Orthogonalise the updates of matrices inside blocks (Jordan et al. 2024); AdamW for all otherwise."""
+    warmup: int = Field(default=60, ge=0)
+    """Steps over which the rate rises from 0."""
+    decay: float = Field(default=0.45, ge=0, le=1)
+    """Share of the steps, at the end, over which the rate falls to 0."""
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    """Most that the moving average keeps of itself per step; the average is what is published."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up before a step."""
+    save_every: int = Field(default=200, gt=0)
+    """Steps between checkpoints; a run that is killed goes on from the last one."""
+    checkpoint_gradients: bool = False
+    """Compute activations again in the backward pass instead of keeping them: slower, far less memory."""
+
+
+class Stage(Schedule):
+    """A stage on ShapeWorld. `batch` counts examples per step: of each task, by name."""
+
+    batch: dict[str, int]
+    sides: tuple[int, ...] = (96,)
+    """Sides in pixels of the pictures; each batch draws its width and height from them."""
+
+
+class TrainConfig(_Checked):
+    """A whole run, or the part of it whose tables are there."""
+
+    output: Path
+    """Folder for checkpoints, metrics, and in the end the model in the published layout."""
+    seed: int = 1
+    precision: Literal["no", "bf16"] = "bf16"
+    """`bf16` computes matrix products in bfloat16; weights stay float32."""
+    model: dict[str, dict[str, Any]] = {}
+    """Configurations of `transformer`, `vae` and `mllm` as in their `config.json`."""
+    card: dict[str, Any] = {}
+    """The model card: title, defaults, limits."""
+    autoencoder: Stage | None = None
+    understanding: Stage | None = None
+    generation: Stage | None = None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration in a TOML file.
+
+    Raises:
+        ValueError: it is no TOML, or a field is wrong; the message names the field.
+    """
+    try:
+        return TrainConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: no valid TOML: {error}") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None

@@ -1,0 +1,207 @@
+"""The loop: batches in, weights moved, state saved so that a kill at any moment costs only time.
+
+What a batch holds depends on the seed and the number of the step alone, never on what ran before; with
+weights, optimisers and average restored, a resumed run follows the same curve as one that was never stopped.
+It knows no stage, no model and no world.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from omnigen2.training.config import Schedule
+from omnigen2.training.optimizer import MovingAverage, make_optimizers, rate_at
+
+METRICS = "metrics.jsonl"
+LOG_EVERY = 10
+PREFETCHED = 24
+"""Batches made ahead of use."""
+
+
+class Task(Protocol):
+    """A stage as the loop sees it."""
+
+    name: str
+    module: nn.Module
+    """Holds the weights that are trained; called with a batch it gives named losses, their sum is minimised."""
+
+    def batch(self, number: int) -> Any:
+        """The batch with that number; the same number always gives the same batch. Called in other processes."""
+        ...
+
+
+class _Numbered(Dataset[Any]):
+    """Batches as a data set, so that worker processes make them; ranks take turns."""
+
+    def __init__(self, task: Task, first: int, end: int, rank: int, ranks: int):
+        self.task, self.first, self.end = task, first, end
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def __getitem__(self, index: int) -> Any:
+        return self.task.batch((self.first + index) * self.ranks + self.rank)
+
+
+def train(task: Task, schedule: Schedule, folder: Path, precision: str) -> nn.Module:
+    """Train a stage, or go on where it was stopped; returns its module with the averaged weights.
+
+    Writes `metrics.jsonl` and the newest state into `folder`.
+    """
+    accelerator = Accelerator(mixed_precision=precision)
+    average = MovingAverage(task.module, schedule.ema)
+    optimizers = make_optimizers(task.module, schedule)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    module, *prepared = accelerator.prepare(task.module, *optimizers)
+    average.weights = {name: weight.to(accelerator.device) for name, weight in average.weights.items()}
+    accelerator.register_for_checkpointing(average)
+    step = _resume(accelerator, folder)
+    loader = _loader(task, step, schedule, accelerator)
+    with _Log(task.name, folder, schedule.steps, step, accelerator.is_main_process) as log:
+        while step < schedule.steps:
+            for optimizer in prepared:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * rate_at(step, schedule)
+            losses = _gradients(accelerator, module, loader, schedule.accumulate)
+            norm = accelerator.clip_grad_norm_(module.parameters(), schedule.clip)
+            for optimizer in prepared:
+                optimizer.step()
+                optimizer.zero_grad()
+            average.update(accelerator.unwrap_model(module), step)
+            step += 1
+            log.add(step, losses | {"gradient_norm": norm})
+            if step % schedule.save_every == 0 or step == schedule.steps:
+                _save(accelerator, folder, step)
+    trained = accelerator.unwrap_model(module)
+    average.copy_to(trained)
+    return trained.cpu().eval()
+
+
+def _gradients(
+    accelerator: Accelerator, module: nn.Module, loader: Iterator[Any], count: int
+) -> dict[str, Tensor]:
+    """Add up the gradients of `count` batches; the mean of each named loss."""
+    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+    for _ in range(count):
+        with accelerator.autocast():
+            losses: Mapping[str, Tensor] = module(_moved(next(loader), accelerator.device))
+        # What is only watched carries no gradient and adds nothing to what is minimised.
+        loss = torch.stack([value for value in losses.values() if value.requires_grad]).sum()
+        accelerator.backward(loss / count)
+        for name, value in losses.items():
+            totals[name] = totals[name] + value.detach().float().cpu() / count
+    return dict(totals)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A batch with every tensor in it on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _moved(own, device) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(own, device) for own in value)
+    return value
+
+
+def _loader(task: Task, step: int, schedule: Schedule, accelerator: Accelerator) -> Iterator[Any]:
+    count = schedule.accumulate
+    numbered = _Numbered(
+        task,
+        step * count,
+        schedule.steps * count,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    workers = max(1, (os.cpu_count() or 1) // (2 * accelerator.num_processes))
+    loader = DataLoader(
+        numbered, batch_size=None, num_workers=workers, prefetch_factor=max(2, PREFETCHED // workers)
+    )
+    return iter(loader)
+
+
+def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Write the state beside the old one, then let it take its place: a kill leaves one of them whole."""
+    accelerator.wait_for_everyone()
+    temporary = folder / "state.new"
+    accelerator.save_state(str(temporary), safe_serialization=True)
+    if accelerator.is_main_process:
+        (temporary / "step").write_text(str(step), encoding="utf-8")
+        final = folder / f"state-{step}"
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in folder.glob("state-*"):
+            if old != final:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def _resume(accelerator: Accelerator, folder: Path) -> int:
+    """Restore the newest state; the number of steps it has behind it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        shutil.rmtree(folder / "state.new", ignore_errors=True)
+    states = sorted(folder.glob("state-*"), key=lambda path: int(path.name.partition("-")[2]))
+    if not states:
+        return 0
+    accelerator.load_state(str(states[-1]))
+    return int((states[-1] / "step").read_text(encoding="utf-8"))
+
+
+class _Log:
+    """Metrics to a file and a progress bar on stderr. A resumed run drops lines of steps it does again."""
+
+    def __init__(self, name: str, folder: Path, steps: int, step: int, active: bool):
+        self.path, self.active, self.step = folder / METRICS, active, step
+        self.sums: dict[str, float] = defaultdict(float)
+        self.count = 0
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"), console=console, disable=not (active and console.is_terminal),
+        )  # fmt: skip
+        self.row = self.bar.add_task(name, total=steps, completed=step, losses="")
+
+    def __enter__(self) -> "_Log":
+        if self.active:
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.bar.start()
+        self.since = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """Take in one step; every few of them make a line."""
+        for name, value in values.items():
+            self.sums[name] += float(value)
+        self.count += 1
+        if step % LOG_EVERY:
+            return
+        now = time.perf_counter()
+        means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
+        means |= {"seconds_per_step": round((now - self.since) / self.count, 4)}
+        self.sums.clear()
+        self.count, self.since = 0, now
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | means) + "\n")
+        self.bar.update(self.row, completed=step, losses=" ".join(f"{k} {v}" for k, v in means.items()))

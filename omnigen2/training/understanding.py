@@ -1,0 +1,124 @@
+"""Stage 2: the language model learns to see scenes, to answer about them, and to read prompts.
+
+Seeing: captions and questions, cross-entropy of the answer's words. Reading: `omnigen2.training.reader`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from omnigen2.language import LanguageModel, generation_chat
+from omnigen2.shapeworld import Example, example, render
+from omnigen2.training.config import Stage
+from omnigen2.training.reader import Reader, symbols
+from omnigen2.training.tokens import with_unknown_word
+
+UNKNOWN_WORD = 0.1
+"""Chance that a prompt has a word that the model does not know."""
+
+
+class UnderstandingLoss(nn.Module):
+    """Losses of seeing and reading."""
+
+    def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration):
+        super().__init__()
+        self.mllm = mllm
+        text = mllm.config.get_text_config()
+        self.reader = Reader(text.hidden_size, text.vocab_size)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses = self._read(batch["read"])
+        for name, seen in batch["see"].items():
+            output = self.mllm(**seen["inputs"])
+            logits, wanted = output.logits[:, :-1].float(), seen["labels"][:, 1:]
+            losses[name] = nn.functional.cross_entropy(
+                logits.flatten(0, 1), wanted.flatten(), ignore_index=-100
+            )
+            right = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(-1)
+            losses[f"{name}_right"] = right.float().mean()
+        return losses
+
+    def _read(self, read: dict[str, Any]) -> dict[str, Tensor]:
+        states = self.mllm.model.language_model(
+            input_ids=read["input_ids"], attention_mask=read["mask"].long()
+        ).last_hidden_state
+        return self.reader(states, read["input_ids"], read["mask"], read["symbols"])
+
+
+class UnderstandingTask:
+    """ShapeWorld's questions and prompts, for the loop."""
+
+    name = "understanding"
+
+    def __init__(self, language: LanguageModel, stage: Stage, seed: int):
+        self.module = UnderstandingLoss(language.mllm)
+        self.language, self.stage, self.seed = language, stage, seed
+        self.unknown: int = language.tokenizer.unk_token_id  # pyright: ignore
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Prompts to read, and pictures with questions and answers."""
+        rng = np.random.default_rng([self.seed, 2, number])
+        drawn = {
+            task: [
+                example(task, "train", number * count + own)  # pyright: ignore[reportArgumentType]
+                for own in range(count)
+            ]
+            for task, count in self.stage.batch.items()
+        }
+        see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
+        read = [one for task in drawn if task not in see for one in drawn[task]]
+        return {
+            "read": self._read(read, rng),
+            "see": {task: self._see(examples, rng) for task, examples in see.items()},
+        }
+
+    def _read(self, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Any]:
+        texts = [worded(one.text, rng) for one in examples]
+        tokens = self.language.tokenizer([generation_chat(text) for text in texts], padding=True)
+        ids = torch.tensor(tokens["input_ids"])
+        mask = torch.tensor(tokens["attention_mask"], dtype=torch.bool)
+        return {"input_ids": ids, "mask": mask, "symbols": symbols(examples)}
+
+    def _see(self, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Any]:
+        """Whole conversations, padded to the longest; only the answer is to be predicted."""
+        rows = []
+        for one in examples:
+            size = self._size(rng)
+            pictures = [Image.fromarray(render(scene, *size)) for scene in one.inputs]
+            question = self.language.question_inputs(pictures, worded(one.text, rng))
+            answer = self.language.tokenizer(f"{one.answer}<|im_end|>")["input_ids"]
+            rows.append((question, answer))
+        lengths = [question["input_ids"].shape[1] + len(answer) for question, answer in rows]
+        shape = (len(rows), max(lengths))
+        ids = torch.full(shape, self.language.tokenizer.pad_token_id)  # pyright: ignore
+        labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.int64)
+        for n, (question, answer) in enumerate(rows):
+            start = question["input_ids"].shape[1]
+            ids[n, : lengths[n]] = torch.cat([question["input_ids"][0], torch.tensor(answer)])
+            labels[n, start : lengths[n]] = torch.tensor(answer)
+            mask[n, : lengths[n]] = 1
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "pixel_values": torch.cat([question["pixel_values"] for question, _ in rows]),
+            "image_grid_thw": torch.cat([question["image_grid_thw"] for question, _ in rows]),
+            "mm_token_type_ids": (ids == self.language.mllm.config.image_token_id).int(),
+        }
+        return {"inputs": inputs, "labels": labels}
+
+    def _size(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Width and height; most pictures have the commonest side."""
+        sides = self.stage.sides
+        return (
+            (sides[0], sides[0]) if rng.random() < 0.6 else (int(rng.choice(sides)), int(rng.choice(sides)))
+        )
+
+
+def worded(text: str, rng: np.random.Generator) -> str:
+    """The text as a user might say it, now and then with a word that the model does not know."""
+    return with_unknown_word(text, rng) if rng.random() < UNKNOWN_WORD else text
