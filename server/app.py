@@ -1,17 +1,41 @@
 """The composition root: settings become plugins, store, models and queue. Only this file knows them all."""
 
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
+import anyio
+from anyio import to_thread
+from pydantic import ValidationError
+from structlog.contextvars import bound_contextvars
+
+from omnigen2 import hub
 from omnigen2.card import ModelCard
 from omnigen2.manager import Manager
+from omnigen2.params import explain
 from server.caller import Caller
+from server.context import CallContext
+from server.dispatcher import Dispatcher
+from server.errors import as_tool_error
 from server.hookspecs import AnyTool
+from server.journal import Journal
+from server.log import get_logger
 from server.plugins import Plugins
+from server.references import References
 from server.settings import Settings
 from storage import ImageStore
-from tools.base import Result
+from tools.base import Request, Result, ToolError
+
+if TYPE_CHECKING:
+    from server.fetch import Fetcher
+
+WARM_UP_S = 3.0
+"""Seconds after the start at which the default model is loaded, if nothing asked for it sooner."""
+
+log = get_logger(__name__)
 
 
 class App:
@@ -23,15 +47,33 @@ class App:
         self.tools: dict[str, AnyTool] = plugins.tools()
         self.store = store
         self.manager = manager
+        self.references = References(store, _fetcher(store) if settings.allow_fetch else None)
+        self.dispatcher = Dispatcher(manager, store, settings.queue_size)
+        self._model_wanted = anyio.Event()
+        self._life = self._live()
 
     async def __aenter__(self) -> Self:
-        """Start the queue, and loading the model in the background."""
+        """Start the queue, and soon the loading of the model."""
+        await self._life.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Let running jobs finish for a while, hand the others back, unload the models."""
+        await self._life.__aexit__(None, None, None)  # what went wrong outside is none of the queue's affair
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncGenerator[None]:
+        journal = await to_thread.run_sync(Journal, self.store.path)
+        try:
+            async with self.dispatcher.running(journal), anyio.create_task_group() as background:
+                background.start_soon(self._load_soon)
+                yield
+                background.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(self.manager.close)
+                await to_thread.run_sync(journal.close)
+                await to_thread.run_sync(self.store.close)
 
     async def call(self, tool: AnyTool, arguments: Mapping[str, object], caller: Caller) -> Result:
         """Validate `arguments`, run the tool, and give its result. Cancelling the call cancels its job.
@@ -39,18 +81,53 @@ class App:
         Raises:
             ToolError: whatever went wrong; what nobody foresaw is logged and has the code `internal`.
         """
-        raise NotImplementedError
+        started = time.monotonic()
+        with bound_contextvars(request=secrets.token_hex(4), tool=tool.name, client=caller.client):
+            code = "cancelled"
+            try:
+                result = await tool.run(_validated(tool.request, arguments), CallContext(self, caller))
+                code = "ok"
+                return result
+            except Exception as error:
+                failure = as_tool_error(error)
+                code = failure.code
+                raise failure from error
+            finally:
+                log.info("answered", code=code, ms=round(1000 * (time.monotonic() - started), 1))
 
     def card(self, model: str | None = None) -> ModelCard:
         """The card of a model, None being the default one. Loads nothing.
 
+        Only what the host installed can be named: a client cannot point the server at a folder.
+
         Raises:
             ToolError: `invalid_argument`, with the models there are.
         """
+        if model is None or model == self.settings.model:
+            return self._default_card
+        offered = [*self.plugins.backends(), *(found.id for found in hub.local())]
+        if model not in offered:
+            names = ", ".join(dict.fromkeys([self.settings.model, *offered]))
+            raise ToolError(
+                "invalid_argument", f"model: there is no {model[:100]!r} here.", f"There are: {names}."
+            )
         return self.manager.card(model)
 
     def warm_up(self) -> None:
-        """Begin loading the default model. For surfaces, once their first answer is out."""
+        """Load the default model now. For surfaces, once their first answer is out: loading slows it down."""
+        self._model_wanted.set()
+
+    @cached_property
+    def _default_card(self) -> ModelCard:
+        try:
+            return self.manager.card()
+        except (FileNotFoundError, ValueError) as error:
+            raise ToolError("not_ready", f"{error}.", "Ask the host to run `omnigen2-mcp doctor`.") from error
+
+    async def _load_soon(self) -> None:
+        with anyio.move_on_after(WARM_UP_S):
+            await self._model_wanted.wait()
+        self.manager.acquire()
 
 
 def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> App:
@@ -73,6 +150,26 @@ def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> Ap
 
 
 def open_store(settings: Settings, plugins: Plugins) -> ImageStore:
-    """The image store of the settings. Raises what `build_app` does."""
-    scheme, _, place = settings.store.rpartition("://")
-    return plugins.stores()[scheme or "file"](place, settings.quota)
+    """The image store of the settings. Raises ValueError and StoreError as `build_app` does."""
+    scheme, is_url, _ = settings.store.partition("://")
+    openers = plugins.stores()
+    opener = openers.get(scheme if is_url else "file")
+    if opener is None:
+        known = ", ".join(f"{name}://" for name in openers)
+        raise ValueError(f"store: {settings.store} is no folder, and no plugin opens it; there are {known}")
+    return opener(settings.store, settings.quota)
+
+
+def _validated(kind: type[Request], arguments: Mapping[str, object]) -> Request:
+    try:
+        return kind.model_validate(dict(arguments))
+    except ValidationError as error:
+        raise ToolError(
+            "invalid_argument", f"{explain(error)}.", "Correct what is named, and call again."
+        ) from error
+
+
+def _fetcher(store: ImageStore) -> "Fetcher":
+    from server.fetch import Fetcher  # the HTTP client is slow to import, and most hosts allow no fetching
+
+    return Fetcher(store.limits.bytes)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from server.hookspecs import StoreOpener, hookimpl
 from storage import ImageStore
@@ -10,15 +11,32 @@ from storage import ImageStore
 if TYPE_CHECKING:
     from cyclopts import App
 
+OBJECT_STORES = ("memory", "s3", "gs", "az")
 COMMANDS = ("models", "bench")
+"""Modules in `server/commands`, each with its `app`."""
 
 
 @hookimpl
 def register_stores(register: Callable[[str, StoreOpener], None]) -> None:
-    register("file", ImageStore)
+    """Offer folders and object stores."""
+    register("file", _open_folder)
+    for scheme in OBJECT_STORES:
+        register(scheme, _open_objects)
 
 
 @hookimpl
 def register_commands(register: Callable[["App"], None]) -> None:
+    """Offer the commands; each is imported only here, when a command line is to be read."""
     for name in COMMANDS:
         register(import_module(f"server.commands.{name}").app)
+
+
+def _open_folder(url: str, quota_bytes: int | None) -> ImageStore:
+    path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
+    return ImageStore(path, quota_bytes)
+
+
+def _open_objects(url: str, quota_bytes: int | None) -> ImageStore:
+    from storage.objects import open_store  # needs fsspec, which folders do not
+
+    return open_store(url, quota_bytes)

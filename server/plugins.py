@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 CORE = ("tools.core", "server.core")
-"""The plugins that make up the core."""
 
 
 class NameTaken(ValueError):
     """Two plugins register the same name."""
+
+
+def core_plugins() -> list[object]:
+    """The plugins that make up the core."""
+    return [import_module(name) for name in CORE]
 
 
 class Plugins:
@@ -35,13 +39,10 @@ class Plugins:
         """Why a plugin was skipped, by its name."""
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        if plugins is None:
-            for name in CORE:
-                self._pluggy.register(import_module(name), name)
-            for entry in entry_points(group=PROJECT):
-                self._load(entry)
-        for plugin in plugins or ():
+        for plugin in core_plugins() if plugins is None else plugins:
             self._pluggy.register(plugin)
+        for entry in entry_points(group=PROJECT) if plugins is None else ():
+            self._load(entry)
 
     def names(self) -> list[str]:
         """The plugins in use, in the order in which they are asked."""

@@ -1,0 +1,122 @@
+"""What a running tool may use: one context per call, bound to its caller."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import to_thread
+
+from omnigen2.card import ModelCard
+from server.caller import Caller
+from server.jobs import Job, Status
+from server.references import allowed_path
+from storage import StoredImage, codec
+from tools.base import Picture, Result, ToolError, Work
+
+if TYPE_CHECKING:
+    from server.app import App
+
+PATIENCE_USED = 0.9
+"""Share of a client's patience after which it is told that the model is not ready."""
+HEARTBEAT_S = 5.0
+"""Seconds without news after which progress is reported again, so that no client takes it for dead."""
+PREVIEW_SIDE = 256
+"""Pixels."""
+PREVIEW_BYTES = 20_000
+
+
+class CallContext:
+    """The `Context` of one call."""
+
+    def __init__(self, app: "App", caller: Caller) -> None:
+        self._app = app
+        self._caller = caller
+        self.store = app.store
+        self.principal = caller.principal
+
+    def card(self, model: str | None) -> ModelCard:
+        return self._app.card(model)
+
+    async def resolve(self, reference: str, field: str) -> StoredImage:
+        return await self._app.references.resolve(reference, field, self._caller.folders)
+
+    def allowed_path(self, path: str, field: str) -> str:
+        return str(allowed_path(Path(path), field, self._caller.folders))
+
+    async def run(self, work: Work, *, background: bool) -> Result:
+        self.card(work.model)  # a model that is not offered gets no lane
+        job = await self._app.dispatcher.submit(work, self._caller)
+        if background:
+            return work.accepted(job.id)
+        try:
+            await self._follow(job)
+        finally:
+            job.stop("cancelled")
+        if job.error is not None:
+            raise job.error
+        assert job.result is not None
+        return job.result
+
+    async def job(self, job_id: str, wait_seconds: float = 0) -> Status:
+        job = self._app.dispatcher.find(job_id, self.principal)
+        if job is None:
+            return await self._remembered(job_id)
+        if job.ticket is not None:
+            job.ticket.wants_preview.set()
+        with anyio.move_on_after(wait_seconds):
+            await job.ended.wait()
+        return await _status(job)
+
+    async def cancel(self, job_id: str) -> Status:
+        job = self._app.dispatcher.find(job_id, self.principal)
+        if job is None:
+            return await self._remembered(job_id)
+        job.stop("cancelled")
+        await job.ended.wait()  # at most a step
+        return job.status()
+
+    async def _follow(self, job: Job) -> None:
+        """Wait until the job has ended, and report on the way.
+
+        Raises:
+            ToolError: `not_ready`: the model is loaded for longer than the client waits.
+        """
+        report = self._caller.on_progress
+        patience = math.inf if self._caller.patience_s is None else self._caller.patience_s * PATIENCE_USED
+        version = -1
+        with anyio.move_on_after(patience) as impatience:
+            while not job.ended.is_set():
+                if not job.loading:
+                    impatience.deadline = math.inf
+                with anyio.move_on_after(HEARTBEAT_S):
+                    version = await job.changed(version)
+                if report is not None and not job.ended.is_set():
+                    await report(job.status())
+        if impatience.cancelled_caught:
+            raise ToolError(
+                "not_ready",
+                f"The model {job.lane.model} is still being loaded.",
+                "Try again in a minute, or send it with background: true and ask get_job for its result.",
+            )
+
+    async def _remembered(self, job_id: str) -> Status:
+        """A job that is no longer in memory, from the journal."""
+        entry = await to_thread.run_sync(self._app.dispatcher.journal.find, job_id, self.principal)
+        if entry is None:
+            raise ToolError(
+                "invalid_argument",
+                f"job_id: there is no job {job_id[:100]!r}.",
+                "Give the job_id of an earlier answer; old jobs are forgotten.",
+            )
+        tool = self._app.tools.get(entry.tool)
+        result = tool.result.model_validate_json(entry.result) if tool and entry.result else None
+        return Status(job_id, entry.state, result=result, error=entry.error)
+
+
+async def _status(job: Job) -> Status:
+    """Where a job stands, with a picture of it if there is one."""
+    if job.preview is None:
+        return job.status()
+    data, mime_type = await to_thread.run_sync(codec.preview, job.preview, PREVIEW_SIDE, PREVIEW_BYTES)
+    return job.status(None if job.ended.is_set() else Picture(data, mime_type))

@@ -1,0 +1,266 @@
+"""Brings jobs to the model: lets them wait in turn, watches them, ends them, and writes down how they ended.
+
+One task per job. A job waits in the lane of its model and kind, is handed to the model when that has room,
+and is finished on a worker thread. Everything here happens on the event loop; what a model says on its own
+thread is passed over to the loop.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, asynccontextmanager
+
+import anyio
+from anyio import to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from omnigen2.manager import Manager
+from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, TextTask
+from server.caller import Caller
+from server.errors import as_tool_error
+from server.jobs import Job, Lane
+from server.journal import Journal, interrupted
+from server.log import get_logger
+from storage import ImageStore, StoredImage
+from tools.base import Result, ToolError, Work
+
+KEPT_JOBS = 256
+"""Jobs that have ended and are still kept in memory; the journal remembers more."""
+GRACE_S = 10.0
+"""Seconds that running jobs get to finish when the server stops."""
+
+log = get_logger(__name__)
+
+
+class Dispatcher:
+    """The queue and the jobs of a server. Use it on one event loop, while it is entered."""
+
+    def __init__(self, manager: Manager, store: ImageStore, queue_size: int) -> None:
+        self._manager = manager
+        self._store = store
+        self._queue_size = queue_size
+        self._jobs: dict[str, Job] = {}
+        self._lanes: dict[tuple[str, bool], Lane] = {}
+        self._closing = False
+
+    @asynccontextmanager
+    async def running(self, journal: Journal) -> AsyncGenerator[None]:
+        """Take jobs. On the way out, running jobs get some time and those that wait are handed back."""
+        self.journal = journal
+        self._loop = asyncio.get_running_loop()
+        async with anyio.create_task_group() as self._tasks:
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._close()
+
+    # -- for callers ----------------------------------------------------------------------------------
+
+    async def submit(self, work: Work, caller: Caller) -> Job:
+        """Take on a piece of work.
+
+        Raises:
+            ToolError: `busy`: too much waits already; it says when to come back.
+            StoreError: the journal cannot be written.
+        """
+        self._refuse_if_full(caller.client)
+        job = Job(work, caller.principal, caller.client, self._lane(work))
+        self._jobs[job.id] = job
+        with anyio.CancelScope(shield=True):  # what is in the journal must have a task that ends it
+            try:
+                await to_thread.run_sync(self.journal.begin, job.id, job.principal, work.tool)
+            except BaseException:
+                del self._jobs[job.id]
+                raise
+            self._tasks.start_soon(self._see_through, job, name=job.id)
+        return job
+
+    def find(self, job_id: str, principal: str) -> Job | None:
+        """The job with this id, if it is the principal's and still in memory."""
+        job = self._jobs.get(job_id)
+        return job if job is not None and job.principal == principal else None
+
+    # -- one job, from begin to end -------------------------------------------------------------------
+
+    async def _see_through(self, job: Job) -> None:
+        with job.scope:
+            try:
+                result = await self._carry_out(job)
+                job.end("done", result)
+            except Exception as error:
+                self._end_badly(job, error)
+        if job.scope.cancelled_caught:
+            self._end_badly(job, Cancelled())
+        with anyio.CancelScope(shield=True):
+            await self._write_down(job)
+        log.info(
+            "job ended", job=job.id, tool=job.work.tool, state=job.state, queued_s=round(job.queued_s, 3)
+        )
+        job.ended.set()
+        job.touch()
+        self._forget_the_oldest()
+
+    async def _carry_out(self, job: Job) -> Result:
+        async with self._held(job.work.holds):
+            outcome = await self._compute(job)
+            await checkpoint_if_cancelled()
+            with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
+                result = await to_thread.run_sync(job.work.finish, outcome, job.times())
+        return result
+
+    @asynccontextmanager
+    async def _held(self, images: Sequence[StoredImage]) -> AsyncGenerator[None]:
+        """Keep images from being collected."""
+        if not images:
+            yield
+            return
+        with ExitStack() as stack:
+            hold = self._store.hold([image.id for image in images])
+            await to_thread.run_sync(stack.enter_context, hold)
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(stack.close)
+
+    async def _compute(self, job: Job) -> Outcome:
+        """Wait for the job's turn and for the model. When this is cancelled, so is the task of the model."""
+        lane = job.lane
+        lane.queue.push(job, job.client, job.cost)
+        self._pump(lane)
+        try:
+            await job.landed.wait()
+        except anyio.get_cancelled_exc_class():
+            if job.ticket is not None:
+                job.ticket.cancel()
+                with anyio.CancelScope(shield=True):
+                    await job.landed.wait()
+            raise
+        finally:
+            lane.queue.discard(job)
+            lane.running.discard(job)
+            self._pump(lane)
+        try:
+            return job.outcome()
+        except ValueError as error:  # what a model refuses, it explains
+            raise ToolError("invalid_argument", str(error)) from error
+
+    def _end_badly(self, job: Job, error: Exception) -> None:
+        if job.stopped == "interrupted":
+            job.end("interrupted", error=interrupted())
+        elif job.stopped == "cancelled":
+            job.end("cancelled", error=as_tool_error(Cancelled()))
+        else:
+            job.end("failed", error=as_tool_error(error))
+
+    async def _write_down(self, job: Job) -> None:
+        try:
+            result = job.result.model_dump_json() if job.result else None
+            await to_thread.run_sync(self.journal.end, job.id, job.state, result, job.error)
+        except (
+            Exception
+        ) as error:  # a full disk, a plugin's result that is no JSON: the job ended all the same
+            log.warning("a job could not be written down", job=job.id, reason=str(error))
+
+    # -- lanes ----------------------------------------------------------------------------------------
+
+    def _lane(self, work: Work) -> Lane:
+        model = work.model or self._manager.default_model
+        return self._lanes.setdefault((model, isinstance(work.task, TextTask)), Lane(model))
+
+    def _pump(self, lane: Lane) -> None:
+        """Hand the model as much of what waits as it has room for."""
+        while lane.queue and (backend := self._backend(lane)) is not None:
+            if not backend.has_room(lane.queue.order()[0].work.task):
+                break
+            self._start(lane, lane.queue.pop(), backend)
+        lane.place()
+
+    def _start(self, lane: Lane, job: Job, backend: Backend) -> None:
+        def on_progress(progress: Progress) -> None:
+            self._loop.call_soon_threadsafe(self._advance, job, progress, time.monotonic())
+
+        try:
+            ticket = backend.submit(job.work.task, on_progress)
+        except Cancelled:  # unloaded since it was asked for: the next turn loads it again
+            lane.queue.push(job, job.client, job.cost)
+            return
+        lane.running.add(job)
+        job.start(ticket)
+        ticket.future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(job.landed.set))
+
+    def _advance(self, job: Job, progress: Progress, when: float) -> None:
+        job.advance(progress, when)
+        self._pump(job.lane)
+
+    def _backend(self, lane: Lane) -> Backend | None:
+        """The lane's model; None while it is being loaded, which goes on by itself."""
+        if lane.loading is not None:
+            return None
+        future = self._manager.acquire(lane.model)
+        if future.done() and future.exception() is None:
+            return future.result()
+        lane.loading = future
+        for job in lane.queue.order():
+            job.touch()
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._loaded, lane, done))
+        return None
+
+    def _loaded(self, lane: Lane, backend: "Future[Backend]") -> None:
+        lane.loading = None
+        for job in lane.queue.order():
+            if error := backend.exception():
+                lane.queue.discard(job)
+                job.fail(_not_loaded(lane.model, error))
+            else:
+                job.load_s = time.monotonic() - job.created
+        self._pump(lane)
+
+    # -- limits ---------------------------------------------------------------------------------------
+
+    def _refuse_if_full(self, client: str) -> None:
+        if self._closing:
+            raise ToolError("busy", "The server is stopping.", "Send the request again in a minute.")
+        waiting = [job for job in self._jobs.values() if job.state == "queued"]
+        own = sum(job.client == client for job in waiting)
+        share = max(1, self._queue_size // 2)
+        if len(waiting) < self._queue_size and own < share:
+            return
+        waits = [lane.wait_s() or 0.0 for lane in self._lanes.values()]
+        seconds = max(5, round(max(waits) / 2))
+        whose = f"{own} requests of yours are" if own >= share else f"{len(waiting)} requests are"
+        raise ToolError(
+            "busy",
+            f"{whose} waiting already, as many as are taken at once.",
+            f"Send it again in about {seconds} seconds, or wait for one of them to end.",
+        )
+
+    def _forget_the_oldest(self) -> None:
+        ended = [job for job in self._jobs.values() if job.ended.is_set()]
+        for job in ended[:-KEPT_JOBS]:
+            del self._jobs[job.id]
+
+    async def _close(self) -> None:
+        self._closing = True
+        for job in list(self._jobs.values()):
+            if job.state == "queued":
+                job.stop("interrupted")
+        with anyio.move_on_after(GRACE_S):
+            await self._all_ended()
+        for job in list(self._jobs.values()):
+            job.stop("interrupted")
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        for job in list(self._jobs.values()):
+            await job.ended.wait()
+
+
+def _not_loaded(model: str, error: BaseException) -> ToolError:
+    """Why nothing can be done with a model."""
+    if isinstance(error, OutOfMemory):
+        return ToolError("out_of_memory", f"There is no memory for the model {model}: {error}")
+    advice = "Ask the host to run `omnigen2-mcp doctor`, which says what is wrong."
+    return ToolError("not_ready", f"The model {model} could not be loaded: {error}.", advice)

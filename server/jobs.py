@@ -1,0 +1,211 @@
+"""A job: one piece of work on its way through the queue and the model, and what is known of it meanwhile.
+
+The only thing in the server that changes while others watch. It is changed on the event loop only.
+"""
+
+import secrets
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+import anyio
+from PIL.Image import Image
+
+from omnigen2.task import Backend, Outcome, Progress, Ticket
+from server.cost import cost
+from server.queue import FairQueue
+from tools.base import JobState, JobTimes, Picture, Result, ToolError, Work
+
+LOADING = "load"
+"""The stage of a job that waits for its model to be loaded."""
+SMOOTHING = 0.3
+"""Weight of the newest measurement in an average."""
+
+
+@dataclass
+class Status:
+    """A job at one moment; a `JobStatus`."""
+
+    id: str
+    state: JobState
+    position: int = 0
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    eta_seconds: float | None = None
+    preview: Picture | None = None
+    result: Result | None = None
+    error: ToolError | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """One piece of work, whose it is, and how far it has come."""
+
+    work: Work
+    principal: str
+    client: str
+    lane: "Lane"
+    id: str = field(default_factory=lambda: f"job_{secrets.token_hex(8)}")
+    state: JobState = "queued"
+    position: int = 0
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    preview: Image | None = None
+    ticket: Ticket | None = None
+    failure: ToolError | None = None
+    """Why it could not even begin."""
+    result: Result | None = None
+    error: ToolError | None = None
+    stopped: Literal["cancelled", "interrupted", None] = None
+    """What it was told to become, if it was told to stop."""
+
+    def __post_init__(self) -> None:
+        self.cost = cost(self.work.task)
+        self.scope = anyio.CancelScope(shield=True)  # only `stop` ends it
+        self.landed = anyio.Event()
+        """The model is done with it, or could not begin."""
+        self.ended = anyio.Event()
+        self.created = time.monotonic()
+        self.load_s = 0.0
+        self.queued_s = 0.0
+        self.ended_at = 0.0
+        self.version = 0
+        self._change = anyio.Event()
+        self._step_at: float | None = None
+        self._step_s: float | None = None
+
+    # -- watching it ----------------------------------------------------------------------------------
+
+    @property
+    def loading(self) -> bool:
+        """Whether it waits for its model to be loaded."""
+        return self.state == "queued" and self.lane.loading is not None
+
+    def status(self, preview: Picture | None = None) -> Status:
+        """Where it stands now."""
+        stage = LOADING if self.loading else self.stage
+        return Status(
+            self.id, self.state, self.position, stage, self.step, self.steps, self.eta_s(), preview,
+            self.result, self.error,
+        )  # fmt: skip
+
+    def times(self) -> JobTimes:
+        """How long it waited."""
+        return JobTimes(self.id, 1000 * self.queued_s, 1000 * self.load_s)
+
+    async def changed(self, since: int) -> int:
+        """Wait until its version is no longer `since`, and give the version."""
+        while self.version == since:
+            await self._change.wait()
+        return self.version
+
+    def eta_s(self) -> float | None:
+        """Estimate of the seconds until it is done; None where nothing was measured."""
+        if self.state == "queued":
+            return self.lane.wait_s(self)
+        if self.state != "running" or self._step_s is None:
+            return None
+        return (self.steps - self.step) * self._step_s
+
+    @property
+    def left(self) -> float:
+        """The cost of what is still to be done."""
+        return self.cost * (1 - self.step / self.steps) if self.steps else self.cost
+
+    # -- changing it ----------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Tell everyone who waits for a change."""
+        self.version += 1
+        self._change.set()
+        self._change = anyio.Event()
+
+    def start(self, ticket: Ticket) -> None:
+        """It left the queue: the model has it."""
+        self.ticket = ticket
+        self.state = "running"
+        self.queued_s = time.monotonic() - self.created - self.load_s
+        self.touch()
+
+    def advance(self, progress: Progress, when: float) -> None:
+        """The model got further, at `when` on the monotonic clock."""
+        if self._step_at is not None and progress.step > 1:
+            took = when - self._step_at
+            self._step_s = smoothed(self._step_s, took)
+            self.lane.measure(took)
+        self._step_at = when
+        self.preview = progress.preview or self.preview
+        self.stage = progress.stage
+        if progress.steps:  # a stage without steps does not take back those that were done
+            self.step, self.steps = progress.step, progress.steps
+        self.touch()
+
+    def fail(self, error: ToolError) -> None:
+        """It cannot begin."""
+        self.failure = error
+        self.landed.set()
+
+    def outcome(self) -> Outcome:
+        """What the model made, once it landed; raises what went wrong."""
+        if self.failure is not None:
+            raise self.failure
+        assert self.ticket is not None
+        return self.ticket.future.result()
+
+    def stop(self, state: Literal["cancelled", "interrupted"]) -> None:
+        """Make it end as `state` before the next step. Once its result is being stored, it is too late."""
+        if self.stopped is None:
+            self.stopped = state
+            self.scope.cancel()
+
+    def end(self, state: JobState, result: Result | None = None, error: ToolError | None = None) -> None:
+        """It is over; it keeps nothing but its result. `ended` is set when that was written down."""
+        self.state, self.result, self.error = state, result, error
+        self.preview = self.ticket = None
+        self.position, self.stage = 0, ""
+        self.ended_at = time.monotonic()
+
+
+@dataclass(eq=False)
+class Lane:
+    """The jobs of one kind for one model: those that wait, and those the model has in hand."""
+
+    model: str
+    queue: FairQueue[Job] = field(default_factory=FairQueue[Job])
+    running: set[Job] = field(default_factory=set)
+    loading: "Future[Backend] | None" = None
+    """The model, while it is being loaded."""
+    pace: float | None = None
+    """Measured seconds per unit of cost, with as many jobs at once as there were."""
+
+    def measure(self, step_s: float) -> None:
+        """Learn the pace from a step that took so long and served all that are running."""
+        done = sum(job.cost / job.steps for job in self.running if job.steps)
+        if done:
+            self.pace = smoothed(self.pace, step_s / done)
+
+    def wait_s(self, job: Job | None = None) -> float | None:
+        """Estimate of the seconds until a waiting job is done; without a job, until nothing waits or runs."""
+        if self.pace is None:
+            return None
+        ahead = 0.0
+        for waiting in self.queue.order():
+            ahead += waiting.cost
+            if waiting is job:
+                break
+        return self.pace * (ahead + sum(running.left for running in self.running))
+
+    def place(self) -> None:
+        """Tell every waiting job its position."""
+        for position, job in enumerate(self.queue.order()):
+            if job.position != position:
+                job.position = position
+                job.touch()
+
+
+def smoothed(average: float | None, newest: float) -> float:
+    """A running average."""
+    return newest if average is None else average + SMOOTHING * (newest - average)

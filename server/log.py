@@ -1,0 +1,67 @@
+"""Logs: structured lines on stderr, with the id of the request they belong to. stdout stays clean.
+
+JSON where a program reads along, aligned text on a terminal. Prompts and images are never logged. Other
+libraries' messages go the same way.
+"""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+CHATTY = ("httpx", "httpcore", "PIL", "mcp", "uvicorn.access")
+"""Libraries that tell at `info` what is of interest only when something is sought."""
+
+
+_SHARED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+# On import, as structlog would otherwise print to stdout, which belongs to the protocol.
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        *_SHARED,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
+
+
+def configure(level: str) -> None:
+    """Show everything of at least `level` (`debug`, `info`, ...). For the process that serves."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_SHARED,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering()],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of a module: `log.info("what happened", about=value)`."""
+    return structlog.get_logger(name)
+
+
+def _rendering() -> list[Any]:
+    if sys.stderr.isatty():
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    return [structlog.processors.format_exc_info, _message_last, structlog.processors.JSONRenderer()]
+
+
+def _message_last(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """When, how bad and where first, for whoever reads the lines unaided."""
+    first = ("timestamp", "level", "logger", "event", "request")
+    return {name: event[name] for name in first if name in event} | dict(event)

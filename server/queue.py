@@ -1,0 +1,89 @@
+"""Who is next: fair between clients, quick for the short, patient with the long.
+
+A pure data structure; it knows nothing of jobs, models or time. It is fair queueing with a clock of its own
+that counts work (the unit is whatever costs are given in):
+
+- every client has a clock that runs on by the cost of what it was served; what would end first by the
+  clocks of its clients is next. So clients share the work equally, however many requests each sends.
+- a client begins at the queue's clock: being absent saves up nothing, being new costs nothing.
+- a request waits at most until every other client was served as much as it asks for itself: a short one
+  overtakes, a long one is never starved. The same holds among the requests of one client.
+"""
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Entry(Generic[T]):
+    number: int
+    item: T
+    cost: float
+    due: float
+    """Clock of the queue by which it goes before the other requests of its client."""
+
+
+@dataclass(slots=True)
+class _Client(Generic[T]):
+    clock: float
+    entries: list[_Entry[T]] = field(default_factory=list)
+
+
+class FairQueue(Generic[T]):
+    """Items that wait, each for a client and with a cost. Not safe for use by several threads."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, _Client[T]] = {}
+        self._clock = 0.0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return sum(len(client.entries) for client in self._clients.values())
+
+    def push(self, item: T, client: str, cost: float) -> None:
+        """Let an item wait; `cost` is the work it asks for."""
+        self._count += 1
+        entry = _Entry(self._count, item, cost, self._clock + cost)
+        self._clients.setdefault(client, _Client(self._clock)).entries.append(entry)
+
+    def order(self) -> list[T]:
+        """All items, as they would be taken if no other came."""
+        return [entry.item for _, _, entry, _ in self._tags()]
+
+    def pop(self) -> T:
+        """Take the next item.
+
+        Raises:
+            IndexError: nothing waits.
+        """
+        end, _, entry, client = self._tags()[0]
+        self._clients[client].clock = end
+        self._clock = max(self._clock, end)
+        self._drop(client, entry)
+        return entry.item
+
+    def discard(self, item: T) -> None:
+        """Take an item out, if it waits."""
+        for name, client in list(self._clients.items()):
+            for entry in client.entries:
+                if entry.item is item:
+                    self._drop(name, entry)
+                    return
+
+    def _tags(self) -> list[tuple[float, int, _Entry[T], str]]:
+        """Each entry with the clock at which it would end, soonest first; of equals, the older one first."""
+        tags = []
+        for name, client in self._clients.items():
+            end = client.clock
+            for entry in sorted(client.entries, key=lambda entry: entry.due):
+                end += entry.cost
+                tags.append((end, entry.number, entry, name))
+        return sorted(tags, key=lambda tag: tag[:2])
+
+    def _drop(self, name: str, entry: _Entry[T]) -> None:
+        client = self._clients[name]
+        client.entries.remove(entry)
+        if not client.entries:  # its clock is not ahead of the queue's: nothing is forgotten with it
+            del self._clients[name]
