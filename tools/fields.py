@@ -23,7 +23,7 @@ class ImageIn(Request):
     """One image."""
 
     image: Reference
-    """Id from an earlier result (sha256:... or 8 or more of its digits), image or data URI, file, https URL."""
+    """Id from an earlier result (sha256:... or its first 8 digits), image or data URI, file or https URL."""
 
 
 class ImagesIn(Request):
