@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from pydantic import TypeAdapter, ValidationError
 
 from storage.digest import Digest
+from storage.errors import InvalidArgument
 from storage.records import Record, canonical
 
 RECORDS = "omnigen2:records"
@@ -113,9 +114,12 @@ def _from_list(rest: bytes) -> list[Record] | None:
     if not rest.startswith(b"\0\0\0\0"):
         return None
     try:
-        return _record_list.validate_json(rest[4:])
-    except ValidationError:
+        records = _record_list.validate_json(rest[4:])
+        for record in records:
+            record.canonical()
+    except (ValidationError, InvalidArgument):
         return None
+    return records
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:

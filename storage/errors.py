@@ -79,9 +79,7 @@ def from_os_error(error: OSError, folder: Path | str) -> StoreError:
         return _full(folder, error)
     if error.errno in _NO_WRITING or isinstance(error, PermissionError):  # object stores give no number
         return _read_only(folder, error)
-    return StoreError(
-        f"The image store at {folder} failed: {error}.", "Check the disk and the folder."
-    )
+    return StoreError(f"The image store at {folder} failed: {error}.", "Check the disk and the folder.")
 
 
 def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:

@@ -5,6 +5,7 @@ keeps the records that made it, a kept record keeps every image it names. So a l
 record never names an image that is gone.
 """
 
+import contextlib
 import sqlite3
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from datetime import timedelta
 
 from storage import index
 from storage.digest import Digest
+from storage.errors import StoreFull
 from storage.shelf import NOTED_EVERY, Shelf
 
 
@@ -33,7 +35,8 @@ def collect(shelf: Shelf, *, dry_run: bool, grace: timedelta, keep_accessed: tim
     """Delete what nothing keeps; see `ImageStore.collect`. Writers wait meanwhile."""
     now = time.time_ns()
     with shelf.locks.caring("collect"), shelf.locks.alone():
-        shelf.reconcile()
+        with contextlib.suppress(StoreFull):  # what cannot be indexed is not deleted either
+            shelf.reconcile()
         leased = shelf.locks.leased()
         # Accesses are noted this seldom: what looks unused for so long may have been used just now.
         unnoticed = NOTED_EVERY if keep_accessed else timedelta(0)
@@ -81,17 +84,31 @@ def _speaking_of(db: sqlite3.Connection, images: set[Digest]) -> set[Digest]:
 
 
 def _delete(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
+    try:
+        intent = _forget(shelf, images, records)
+    except StoreFull:
+        # Not even room to note it: make some first. If we die here, `verify` reports what is gone.
+        _remove(shelf, images, records)
+        intent = _forget(shelf, images, records)
+    _remove(shelf, images, records)
+    with shelf.index.writing() as db:
+        index.finish(db, intent)
+
+
+def _forget(shelf: Shelf, images: set[Digest], records: set[Digest]) -> int:
     # The note makes the next start look for what a crash left: those images are then simply back.
     with shelf.index.writing() as db:
         intent = index.intend(db, 0)
         index.remove_records(db, records)
         index.remove_images(db, images)
+    return intent
+
+
+def _remove(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
     for digest in records:  # before the images that they name
         shelf.records.delete(digest)
     for digest in images:
         shelf.blobs.delete(digest)
-    with shelf.index.writing() as db:
-        index.finish(db, intent)
 
 
 def _nanoseconds(span: timedelta) -> int:

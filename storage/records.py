@@ -104,8 +104,10 @@ def make_record(**fields: Any) -> Record:
         record = Record.model_validate({"time": datetime.now(UTC), **fields})
     except ValidationError as error:
         raise InvalidArgument(f"This is no record: {_first(error)}.", "Correct the field.") from error
-    record.canonical()
-    return record
+    # As it will be read: a whole number written as a float comes back as an integer, or not at all.
+    again = parse_record(record.canonical())
+    again.canonical()
+    return again
 
 
 def parse_record(data: bytes) -> Record:

@@ -155,7 +155,8 @@ class Shelf:
         """A record and its bytes, or None if it is not there or not readable."""
         try:
             body = self.records.get(digest)
-            return parse_record(body), body
+            record = parse_record(body)
+            return (record, body) if record.canonical() == body else None
         except (KeyError, Corrupt, InvalidArgument):
             return None
 

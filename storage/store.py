@@ -163,7 +163,7 @@ class ImageStore:
     ) -> Digest:
         """Remember how `outputs` came from `inputs`; the record's id. Durable when this returns.
 
-        `more` are the other fields of `Record`: text, numerics, code, principal, time, timings.
+        `more` are the other fields of `Record`: text, numerics, code, principal, time, timings, notes.
 
         Raises:
             InvalidArgument: a field is wrong; the message names it.
