@@ -196,6 +196,7 @@ class Tool(Generic[Q, R]):
     request: type[Q]
     result: type[R]
     run: Callable[[Q, Context], Awaitable[R]]
+    """Raises `ToolError`, or an error of the store, which whoever calls it translates."""
     defaults: Callable[[ModelCard], Params] | None = None
     """Which of the model's defaults its parameters have; None: no parameter is the model's."""
     read_only: bool = False

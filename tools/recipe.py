@@ -21,7 +21,6 @@ from omnigen2.hub import file_hash
 from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
 from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
 from storage import Model, StoredImage
-from storage.records import canonical
 from tools.base import Context, Request, ToolError
 from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, TextRequest
 
@@ -84,7 +83,6 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
 
     Raises:
         ToolError: an image, the adapter or the model is not to be had, or the model cannot do it.
-        StoreError: the words cannot be kept: they are no Unicode text.
     """
     card = context.card(request.model)
     named, inputs = await _resolved(request, context)
@@ -95,11 +93,8 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
             "Use fewer images, or another model.",
         )
     if isinstance(named, ImageRequest):
-        recipe = await _image_recipe(tool, named, inputs, card, context)
-    else:
-        recipe = _text_recipe(tool, named, inputs, card)
-    canonical(recipe.parameters)  # what no record can hold is refused before any work is done
-    return recipe
+        return await _image_recipe(tool, named, inputs, card, context)
+    return _text_recipe(tool, named, inputs, card)
 
 
 async def _resolved(request: Q, context: Context) -> tuple[Q, tuple[StoredImage, ...]]:
@@ -155,7 +150,6 @@ def _sized(sampling: S, inputs: Sequence[StoredImage], card: ModelCard) -> S:
     if inputs and width is None and height is None:
         scale = min(1.0, most / max(inputs[0].width, inputs[0].height))
         width, height = round(inputs[0].width * scale), round(inputs[0].height * scale)
-        width, height = max(LEAST_SIDE, width), max(LEAST_SIDE, height)
     elif inputs and width is None and height is not None:
         width = _follow(height, inputs[0].width / inputs[0].height, most)
     elif inputs and height is None and width is not None:
