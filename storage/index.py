@@ -25,6 +25,7 @@ from storage.records import LABEL, PIN, Record, parse_record
 
 SCHEMA_VERSION = 1
 _TIE_BITS = 11
+_LAST = (1 << 63 - _TIE_BITS) - 2
 _WAIT_S = 60.0
 _SCHEMA = """
 CREATE TABLE images (
@@ -88,12 +89,17 @@ def image_row(row: Sequence[Any]) -> ImageRow:
 
 def key_of(microseconds: int, digest: Digest) -> int:
     """The key of something made at that time since 1970."""
-    return (microseconds << _TIE_BITS) | (int.from_bytes(digest.raw[:2], "big") >> (16 - _TIE_BITS))
+    return _shifted(microseconds) | (int.from_bytes(digest.raw[:2], "big") >> (16 - _TIE_BITS))
 
 
 def first_key(moment: datetime) -> int:
     """The least key that something made at `moment` or later can have."""
-    return round(moment.timestamp() * 1_000_000) << _TIE_BITS
+    return _shifted(round(moment.timestamp() * 1_000_000))
+
+
+def _shifted(microseconds: int) -> int:
+    # Times beyond 1827 to 2112 do not fit; nothing honest has one.
+    return max(-_LAST, min(microseconds, _LAST)) << _TIE_BITS
 
 
 class Index:

@@ -88,8 +88,13 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
     return Imported(tuple(store.get(digest) for digest in images), tuple(joined), tuple(skipped))
 
 
+def with_history(store: "ImageStore", digest: Digest) -> bytes:
+    """The PNG of an image with its history inside, as an export writes it. Raises what `ImageStore.read` does."""
+    return embed(store.read(digest), digest, _history(store, digest))
+
+
 def _write(store: "ImageStore", digest: Digest, folder: Path) -> Path:
-    data = embed(store.read(digest), digest, _history(store, digest))
+    data = with_history(store, digest)
     path = folder / f"{digest.hex[:_NAME_DIGITS]}.png"
     partial = path.with_suffix(".partial")
     try:

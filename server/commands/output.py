@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -61,12 +63,24 @@ def _frameless(show_header: bool = True) -> Table:
 @contextmanager
 def download_bar() -> Iterator[Progress]:
     """A progress bar in bytes on stderr; gone when it is done, silent where stderr is no terminal."""
+    with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+        yield progress
+
+
+@contextmanager
+def counting_bar() -> Iterator[Progress]:
+    """As `download_bar`, for things that are counted."""
+    with _bar(MofNCompleteColumn()) as progress:
+        yield progress
+
+
+@contextmanager
+def _bar(*amounts: ProgressColumn) -> Iterator[Progress]:
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *amounts,
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -222,6 +222,17 @@ def test_wrong_questions_are_refused(store: ImageStore, asked: dict):
 def test_since_in_the_future_lists_nothing(store: ImageStore):
     store.put(picture(1))
     assert store.list(since=datetime.now(UTC) + timedelta(days=1)).images == ()
+    assert store.list(since=datetime.max.replace(tzinfo=UTC)).images == ()
+    assert len(store.list(since=datetime.min.replace(tzinfo=UTC)).images) == 1
+
+
+@pytest.mark.parametrize("year", [1, 1970, 2500, 9999])
+def test_a_record_from_a_clock_gone_wrong_is_kept(store: ImageStore, year: int):
+    outputs = [store.put(picture(number)).id for number in range(3)]
+    for output in outputs:
+        store.record(tool="x", parameters={}, outputs=[output], time=datetime(year, 5, 1, tzinfo=UTC))
+    store.rebuild_index()
+    assert len(store.list(tool="x").images) == 3
 
 
 def test_a_quota_refuses_and_keeps_what_is_there(tmp_path: Path):
