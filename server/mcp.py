@@ -5,6 +5,8 @@ affair. Full-size pixels never travel inside a result: a picture is a small prev
 """
 
 import asyncio
+import os
+import signal
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +19,15 @@ import mcp_types as types
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
 
 from server import prompts, schema
 from server.app import App
-from server.caller import Caller
+from server.caller import LOCAL, Caller
 from server.hookspecs import AnyTool
 from server.resources import Resources, link
+from server.status import progress_line
 from storage import codec
 from tools.base import JobStatus, Picture, Result, ToolError
 
@@ -123,6 +127,27 @@ class Studio:
         )
 
 
+async def serve_stdio(app: App) -> None:
+    """Serve the client that started this process, until it closes stdin or a signal says to stop."""
+    caller = Caller(LOCAL, "stdio", app.settings.folders)
+    server = Studio(app, lambda _: caller).server()
+
+    async def serve() -> None:
+        async with stdio_server() as (incoming, outgoing):
+            await server.run(incoming, outgoing, server.create_initialization_options())
+
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with app:
+        serving, stopped = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        os._exit(0)  # a thread waits for a line on stdin, and nothing wakes it
+    stopped.cancel()
+    serving.result()
+
+
 class Reporter:
     """Progress notifications of one request; their value only ever grows, as the protocol demands."""
 
@@ -134,16 +159,6 @@ class Reporter:
         """Tell the client where its job stands."""
         self._last = max(status.step, self._last + 0.001)
         await self._session.report_progress(self._last, status.steps or None, progress_line(status))
-
-
-def progress_line(status: JobStatus) -> str:
-    """Where a job stands, in words: position or step, and the time it will still take."""
-    if status.state == "queued":
-        where = f"waiting, {status.position} ahead" if status.position else "next in line"
-    else:
-        where = f"{status.stage} {status.step} of {status.steps}" if status.steps else status.stage
-    eta = status.eta_seconds
-    return where if eta is None else f"{where}, about {eta:.0f} s left"
 
 
 def describe(tool: AnyTool, input_schema: dict[str, Any]) -> types.Tool:

@@ -20,6 +20,7 @@ from server import schema
 from server.app import App
 from server.caller import Caller
 from server.hookspecs import AnyTool
+from server.status import progress_event
 from tools.base import Code, JobStatus, ToolError
 
 STATUS: dict[Code, int] = {
@@ -92,7 +93,7 @@ class ToolEndpoint:
             await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         async def progress(status: JobStatus) -> None:
-            await event("progress", where(status))
+            await event("progress", progress_event(status))
 
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-cache, no-transform")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -101,12 +102,6 @@ class ToolEndpoint:
             await event("result", schema.dump(result), more=False)
         except ToolError as error:
             await event("error", schema.dump_error(error), more=False)
-
-
-def where(status: JobStatus) -> dict[str, Any]:
-    """Where a job stands."""
-    fields = ("state", "position", "stage", "step", "steps", "eta_seconds")
-    return {"job_id": status.id} | {name: getattr(status, name) for name in fields}
 
 
 def refusal(error: ToolError) -> JSONResponse:

@@ -24,10 +24,11 @@ ERROR: Schema = {
 }
 
 
-def input_schema(tool: Tool[Any, Any], card: ModelCard) -> Schema:
-    """The arguments of a tool; what may be left out shows the value that `card` decides on."""
+def input_schema(tool: Tool[Any, Any], card: ModelCard | None) -> Schema:
+    """The arguments of a tool; what may be left out shows what `card`, if there is one, decides on."""
     schema = _plain(tool.request.model_json_schema())
-    filled = tool.defaults(card).model_dump(mode="json", exclude_none=True) if tool.defaults else {}
+    defaults = tool.defaults(card) if tool.defaults and card else None
+    filled = defaults.model_dump(mode="json", exclude_none=True) if defaults else {}
     for name, field in schema["properties"].items():
         if name in filled:
             field["default"] = filled[name]

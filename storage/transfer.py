@@ -89,7 +89,7 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
 
 
 def with_history(store: "ImageStore", digest: Digest) -> bytes:
-    """The PNG of an image with its history inside, as an export writes it. Raises what `ImageStore.read` does."""
+    """The PNG of an image with its history inside, as exports are. Raises what `ImageStore.read` does."""
     return embed(store.read(digest), digest, _history(store, digest))
 
 
