@@ -65,7 +65,7 @@ class JobResult(Result):
         if self.error is not None:
             return f"Job {self.job_id} {self.status}: {self.error.message} {self.error.advice}".rstrip()
         where = f", {self.position} ahead of it" if self.status == "queued" and self.position else ""
-        if self.status == "running":
+        if self.status == "running" and self.stage:
             where = f", {self.stage} {self.step} of {self.steps}" if self.steps else f", {self.stage}"
         eta = "" if self.eta_seconds is None else f", about {self.eta_seconds:.0f} s left"
         return f"Job {self.job_id} is {self.status}{where}{eta}."

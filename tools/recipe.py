@@ -191,7 +191,7 @@ async def _adapter(request: LoraIn, context: Context) -> tuple[str | None, str |
     given, pinned, demanded = request.lora.rpartition(PINNED)
     path = Path(context.allowed_path(given if pinned else request.lora, "lora"))
     try:
-        file = path if path.is_file() else _only_file(path)
+        file = _only_file(path) if path.is_dir() else path
         state = file.stat()
         digest = await anyio.to_thread.run_sync(_digest, file, state.st_size, state.st_mtime_ns)
     except OSError as error:
