@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def command_line(words: Sequence[str] = ()) -> Command:
-    """The commands that `words` may mean: all of them, but for `serve`, which waits for none of the others."""
+    """The commands that `words` may mean: all, but `serve` alone where it is meant, as it must be quick."""
     root = Command(
         name=NAME,
         help=HELP,
