@@ -1,0 +1,106 @@
+"""Apps to test: the real engine over the tiny checkpoint, held at a step where a test wants it."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+
+import omnigen2
+from omnigen2.engine import Engine
+from omnigen2.manager import BackendFactory
+from omnigen2.model import OmniGen2
+from omnigen2.task import Backend, Progress, Task, Ticket
+from server.app import App, build_app
+from server.caller import Caller
+from server.hookspecs import hookimpl
+from server.plugins import core_plugins
+from server.settings import Settings
+
+CHECKPOINT = Path(__file__).parents[2] / "data" / "golden" / "pipeline" / "checkpoint"
+ANN = Caller("ann", "ann")
+BOB = Caller("bob", "bob")
+SMALL: dict[str, Any] = {"width": 32, "height": 32, "steps": 2}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def omnigen() -> OmniGen2:
+    return omnigen2.load(str(CHECKPOINT), device="cpu", dtype="float32")
+
+
+class HeldEngine(Engine):
+    """The engine, whose thread can be held after a step."""
+
+    hold_at: int | None = None
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self.reached, self.released = threading.Event(), threading.Event()
+        self.started: list[Task] = []
+        self.steps: list[int] = []
+        super().__init__(*args, **more)
+
+    def submit(self, task: Task, on_progress: Callable[[Progress], None] = lambda _: None) -> Ticket:
+        def held(progress: Progress) -> None:
+            if progress.stage == "encode":
+                self.started.append(task)
+            self.steps.append(progress.step)
+            on_progress(progress)
+            if progress.step == self.hold_at:
+                self.hold_at = None
+                self.reached.set()
+                assert self.released.wait(60)
+
+        return super().submit(task, held)
+
+    async def is_held(self) -> None:
+        """Wait until the engine stands still."""
+        assert await to_thread.run_sync(self.reached.wait, 60)
+
+
+class Tiny:
+    """A plugin with the tiny model, loaded as a test says."""
+
+    def __init__(self, load: Callable[[], Backend], omnigen: OmniGen2) -> None:
+        self.load, self.card = load, omnigen.card.model_copy(update={"id": "tiny"})
+
+    @hookimpl
+    def register_backends(self, register: Callable[[str, BackendFactory], None]) -> None:
+        register("tiny", BackendFactory(self.card, lambda device, dtype: self.load()))
+
+
+@pytest.fixture
+def engine(omnigen: OmniGen2) -> HeldEngine:
+    return HeldEngine(omnigen)
+
+
+@pytest.fixture
+def make_app(omnigen: OmniGen2, tmp_path: Path) -> Callable[..., App]:
+    def make(load: Callable[[], Backend], plugins: Sequence[object] = (), **settings: Any) -> App:
+        chosen = Settings(**{"store": str(tmp_path / "store"), "model": "tiny"} | settings)
+        return build_app(chosen, [*core_plugins(), Tiny(load, omnigen), *plugins])
+
+    return make
+
+
+@pytest.fixture
+def app(make_app: Callable[..., App], engine: HeldEngine) -> App:
+    return make_app(lambda: engine)
+
+
+async def call(app: App, tool: str, caller: Caller = ANN, **arguments: Any) -> Any:
+    """Call a tool by its name; it must answer within a minute."""
+    with anyio.fail_after(60):
+        return await app.call(app.tools[tool], arguments, caller)
+
+
+async def settled() -> None:
+    """Wait until every task of the loop waits for something."""
+    await anyio.wait_all_tasks_blocked()
