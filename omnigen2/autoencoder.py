@@ -27,7 +27,7 @@ class Autoencoder:
         self.scale: float = vae.config["scaling_factor"]
 
     def fit(self, width: int, height: int, max_pixels: int, max_side: int | None = None) -> tuple[int, int]:
-        """The (width, height) in pixels at which a picture of that size is encoded or made.
+        """The (width, height) in pixels at which a picture of that size is made, or encoded (`max_side`).
 
         Raises:
             ValueError: a side would be shorter than one patch.
@@ -37,8 +37,9 @@ class Autoencoder:
             ratio = min(ratio, max_side / max(width, height))
         fitted = tuple(int(side * ratio) // self.multiple * self.multiple for side in (width, height))
         if min(fitted) == 0:
+            field = "size" if max_side is None else "images"
             raise ValueError(
-                f"size: {width} x {height} pixels leaves a side under {self.multiple} pixels; "
+                f"{field}: {width} x {height} pixels leaves a side under {self.multiple} pixels; "
                 f"both sides need at least {self.multiple} within {max_pixels} pixels"
             )
         return fitted[0], fitted[1]

@@ -8,9 +8,9 @@ import json
 import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from omnigen2.params import MAX_REFERENCES, Decoding, Params, ReferenceSampling
+from omnigen2.params import MAX_REFERENCES, Decoding, Params, ReferenceSampling, explain
 
 CARD_FILE = "card.json"
 
@@ -79,7 +79,12 @@ def read_card(folder: Path, model_id: str) -> ModelCard:
     path = folder / CARD_FILE
     if not path.is_file():
         return published_card(model_id)
-    return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")) | {"id": model_id})
+    try:
+        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")) | {"id": model_id})
+    except ValidationError as error:
+        raise ValueError(f"model: {path} is no model card: {explain(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"model: {path} is not JSON ({error})") from None
 
 
 def published_card(model_id: str) -> ModelCard:

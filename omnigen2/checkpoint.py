@@ -6,16 +6,17 @@ loaded.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoTokenizer,
     Qwen2_5_VLConfig,
@@ -24,10 +25,11 @@ from transformers import (
 )
 
 from omnigen2.autoencoder import Autoencoder
-from omnigen2.language import LanguageModel
+from omnigen2.hub import PARTS
+from omnigen2.language import IMAGE, LanguageModel
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
-PARTS = ("transformer", "vae", "mllm", "processor")
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 M = TypeVar("M", bound=ModelMixin)
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -45,7 +47,9 @@ def load_autoencoder(folder: Path, dtype: torch.dtype, patch_size: int) -> Autoe
 def load_language_model(folder: Path, dtype: torch.dtype) -> LanguageModel:
     """The language model in `folder`/mllm and `folder`/processor. Raises ValueError on wrong weights."""
     part = folder / "mllm"
-    config = Qwen2_5_VLConfig.from_pretrained(part)
+    _read_config(part)  # without it, the library would make a model of its own default size
+    config = Qwen2_5_VLConfig.from_pretrained(part, local_files_only=True)
+    _check_size(part, config)
     with _quiet_transformers():
         mllm, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             part,
@@ -66,9 +70,32 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> LanguageModel:
     ]
     _raise_problems(part, problems)
     processor = folder / "processor"
-    tokenizer = AutoTokenizer.from_pretrained(processor, trust_remote_code=False, local_files_only=True)
-    images = Qwen2VLImageProcessorPil.from_pretrained(processor, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(processor, trust_remote_code=False, local_files_only=True)
+        images = Qwen2VLImageProcessorPil.from_pretrained(processor, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{processor} holds no tokenizer and image processor: {error}") from error
     return LanguageModel(mllm.eval(), tokenizer, images)
+
+
+def check_fit(
+    transformer: OmniGen2Transformer2DModel, autoencoder: Autoencoder, language: LanguageModel
+) -> None:
+    """Raises ValueError if parts of different models were put together."""
+    vision: Any = language.mllm.config.vision_config
+    pairs = (
+        ("transformer: text_feat_dim", transformer.config["text_feat_dim"],
+         "mllm: hidden_size", language.mllm.config.get_text_config().hidden_size),
+        ("transformer: in_channels", transformer.config["in_channels"],
+         "vae: latent_channels", autoencoder.vae.config["latent_channels"]),
+        ("processor: patch_size", language.image_processor.patch_size,
+         "mllm: vision patch_size", vision.patch_size),
+        (f"processor: id of {IMAGE}", language.tokenizer.convert_tokens_to_ids(IMAGE),
+         "mllm: image_token_id", language.mllm.config.image_token_id),
+    )  # fmt: skip
+    for one, is_, other, should_be in pairs:
+        if is_ != should_be:
+            raise ValueError(f"the parts of the model do not fit: {one} is {is_}, {other} is {should_be}")
 
 
 def check_layout(folder: Path) -> None:
@@ -82,12 +109,22 @@ def check_layout(folder: Path) -> None:
 
 
 def stored_shapes(part: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in the safetensors files of a folder, read from their headers."""
+    """Name and shape of every tensor in the safetensors files of a folder, read from their headers.
+
+    Raises:
+        ValueError: there is no such file, or one is damaged.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(part.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    files = sorted(part.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"weights: {part} holds no safetensors file, and nothing else is loaded")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"weights: {file} is damaged ({error}); fetch it again") from error
     return shapes
 
 
@@ -105,12 +142,37 @@ def compare_shapes(wanted: Shapes, stored: Shapes) -> list[str]:
 
 
 def _load_diffusers(kind: type[M], part: Path, dtype: torch.dtype) -> M:
-    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
-        empty = kind.from_config(config)  # pyright: ignore
+        empty = kind.from_config(_read_config(part))  # pyright: ignore
     wanted = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     _raise_problems(part, compare_shapes(wanted, stored_shapes(part)))
+    if not any((part / f"{WEIGHTS_NAME}{ending}").is_file() for ending in ("", ".index.json")):
+        raise ValueError(f"weights: {part} has neither {WEIGHTS_NAME} nor {WEIGHTS_NAME}.index.json")
     return kind.from_pretrained(part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _read_config(part: Path) -> dict[str, Any]:
+    path = part / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileNotFoundError(f"model: {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"model: {path} is not JSON ({error})") from error
+
+
+def _check_size(part: Path, config: Qwen2_5_VLConfig) -> None:
+    """Names of this part differ between versions of the library; far too few values are seen at once.
+
+    They would be made up, in memory that may not be there, before they are reported missing.
+    """
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in Qwen2_5_VLForConditionalGeneration(config).parameters())
+    stored = sum(math.prod(shape) for shape in stored_shapes(part).values())
+    if stored < wanted / 2:
+        raise ValueError(
+            f"weights in {part} do not fit its config.json: it needs {wanted:,} values, {stored:,} are there"
+        )
 
 
 @contextmanager

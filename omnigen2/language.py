@@ -71,11 +71,14 @@ class LanguageModel:
 
     def question_inputs(self, images: Sequence[Image], question: str) -> dict[str, Tensor]:
         """What the model needs to answer: token ids (1, L), and the images' patches if there are any."""
-        chat = question_chat(question, len(images))
+        chat = question_chat(question.replace(IMAGE, ""), len(images))
         device = self.mllm.device
         if not images:
             return {"input_ids": torch.tensor([self.tokenizer(chat)["input_ids"]], device=device)}
-        pictures = self.image_processor(images=[flatten(image) for image in images], return_tensors="pt")
+        try:
+            pictures = self.image_processor(images=[flatten(image) for image in images], return_tensors="pt")
+        except ValueError as error:  # a picture far too long for its width
+            raise ValueError(f"images: {error}") from error
         merged = self.image_processor.merge_size**2
         pieces = chat.split(IMAGE)
         text = pieces[0]

@@ -8,8 +8,8 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from omnigen2.checkpoint import PARTS
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.hub import PARTS
 from omnigen2.task import OutOfMemory
 
 WORKING_SHARE = 0.15

@@ -56,6 +56,7 @@ class OmniGen2:
         transformer = checkpoint.load_transformer(folder, kind).eval()
         autoencoder = checkpoint.load_autoencoder(folder, kind, transformer.config["patch_size"])
         language = checkpoint.load_language_model(folder, kind)
+        checkpoint.check_fit(transformer, autoencoder, language)
         for part in (transformer, autoencoder.vae, language.mllm):
             part.to(place)  # pyright: ignore
         return cls(Pipeline(transformer, autoencoder, language, card))
@@ -63,7 +64,7 @@ class OmniGen2:
     def generate(
         self,
         prompt: str | Sequence[str],
-        images: Sequence[Image] | Sequence[Sequence[Image]] = (),
+        images: Sequence[Image] | Sequence[Sequence[Image] | None] | None = (),
         *,
         negative_prompt: str | None = None,
         width: int | None = None,
@@ -87,9 +88,10 @@ class OmniGen2:
 
         What is None is the model card's default (for OmniGen2: 50 steps, 1024 x 1024; an edit has its input's
         size). `prompt` may be a list, `images` then holds one list per prompt; all are made together.
-        `noise` (n, C, h, w) float32 overrides `seed`. `on_step(index, total, latents)` is called after every
-        step and may raise to cancel. `output="latents"` gives the final latents instead of pictures. Latents
-        are (n, C, h, w) float32, or a list of (C, h, w) if the prompts of a list make different sizes.
+        `noise` (n, C, h, w) float32 overrides `seed`, and gives the size if none is asked for.
+        `on_step(index, total, latents)` is called after every step and may raise to cancel.
+        `output="latents"` gives the final latents instead of pictures. Latents are (n, C, h, w) float32, or a
+        list of (C, h, w) if the prompts of a list make different sizes.
 
         Raises:
             ValueError: a parameter is out of bounds; the message names the field, the value, what is allowed.
@@ -109,8 +111,8 @@ class OmniGen2:
         }
         prompts, image_lists = _pair(prompt, images)
         noises = [None] * len(prompts) if noise is None else _split_noise(noise, len(prompts))
-        if noises[0] is not None and num_images is None:
-            asked["num_images"] = len(noises[0])
+        if noises[0] is not None:
+            asked |= self._as_noise(noises[0], num_images, width, height)
         sampling = _checked(ReferenceSampling, asked)
         tasks = []
         for text, own in zip(prompts, image_lists, strict=True):
@@ -182,7 +184,19 @@ class OmniGen2:
         given = {name: value for name, value in asked.items() if value is not None}
         return _checked(Limits, self.card.limits.model_dump() | given)
 
+    def _as_noise(
+        self, noise: Tensor, num_images: int | None, width: int | None, height: int | None
+    ) -> dict[str, object]:
+        """What the shape of the noise decides where nothing else was asked for."""
+        decided: dict[str, object] = {"num_images": num_images or len(noise)}
+        if width is None and height is None:
+            factor = self.pipeline.autoencoder.factor
+            decided |= {"width": noise.shape[-1] * factor, "height": noise.shape[-2] * factor}
+        return decided
+
     def _check_images(self, images: Sequence[Image]) -> None:
+        if not isinstance(images, Sequence):
+            raise ValueError(f"images: {type(images).__name__} given; it must be a list of PIL images")
         most = self.card.limits.max_references
         if len(images) > most:
             raise ValueError(f"images: {len(images)} given; at most {most} are allowed")
@@ -204,12 +218,12 @@ def _check_digest(folder: Path, card: ModelCard) -> None:
 
 
 def _pair(
-    prompt: str | Sequence[str], images: Sequence[Image] | Sequence[Sequence[Image]]
-) -> tuple[list[str], list[list[Image]]]:
+    prompt: str | Sequence[str], images: Sequence[Image] | Sequence[Sequence[Image] | None] | None
+) -> tuple[list[str], list[Sequence[Image]]]:
     """One list of images per prompt."""
     if not isinstance(prompt, list | tuple):
-        return [prompt], [list(images)]  # pyright: ignore
-    lists = [list(own or ()) for own in images] or [[] for _ in prompt]  # pyright: ignore
+        return [prompt], [images or ()]  # pyright: ignore
+    lists: list[Sequence[Image]] = [own or () for own in images or ()] or [() for _ in prompt]  # pyright: ignore
     if len(lists) != len(prompt) or not prompt:
         raise ValueError(
             f"images: {len(lists)} lists given for {len(prompt)} prompts; give one list per prompt"
@@ -218,9 +232,12 @@ def _pair(
 
 
 def _split_noise(noise: Tensor, tasks: int) -> Sequence[Tensor]:
+    noise = torch.as_tensor(noise)
     if noise.ndim != 4 or len(noise) % tasks:
         raise ValueError(
             f"noise: shape {list(noise.shape)} given; "
             f"it must be (n, C, h, w), n a multiple of the number of prompts, {tasks}"
         )
+    if not noise.isfinite().all():
+        raise ValueError("noise: some values are not finite")
     return noise.chunk(tasks)

@@ -212,6 +212,12 @@ class Pipeline:
 def _check_text(field: str, text: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{field}: {text!r} given; it must be a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{field}: the character at {error.start} is half of a pair; send whole ones"
+        ) from None
 
 
 def _readable(image: Image) -> Image:
@@ -221,6 +227,8 @@ def _readable(image: Image) -> Image:
         image.load()
     except Exception as error:  # decoders raise whatever they like on broken bytes
         raise ValueError(f"images: an image cannot be read ({error}); give a complete image") from error
+    if 0 in image.size:
+        raise ValueError(f"images: an image of {image.width} x {image.height} pixels is empty")
     return image
 
 

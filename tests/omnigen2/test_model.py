@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import omnigen2
+from omnigen2.card import read_card
 from omnigen2.model import OmniGen2
 from tests.omnigen2.golden import PIPELINE, error, model
 
@@ -133,6 +135,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed: "),
     ({"images": [Image.new("RGB", (16, 16))] * 6}, "images: 6 given; at most 5"),
     ({"images": ["cat.png"]}, "images: str given"),
+    ({"images": Image.new("RGB", (16, 16))}, "images: Image given; it must be a list"),
+    ({"images": [Image.new("RGB", (15, 300))]}, "images: 15 x 300 pixels leaves a side under 16"),
+    ({"images": [Image.new("RGB", (0, 5))]}, "images: an image of 0 x 5 pixels is empty"),
+    ({"prompt": ["a", "b"], "images": [Image.new("RGB", (16, 16))] * 2}, "images: Image given"),
+    ({"prompt": ["a", "b"], "images": [[]]}, "images: 1 lists given for 2 prompts"),
+    ({"prompt": "half a pair \ud800"}, "prompt: the character at 12"),
+    ({"negative_prompt": "\ud800"}, "negative_prompt: "),
+    ({"noise": torch.full((1, 16, 4, 4), torch.nan)}, "noise: some values are not finite"),
     ({"noise": torch.zeros(1, 16, 3, 3)}, "noise: shape"),
     ({"noise": torch.zeros(16)}, "noise: shape"),
     ({"output": "png"}, "output: 'png' is unknown; allowed: pil, latents"),
@@ -147,6 +157,14 @@ def test_bad_input_is_named_with_what_is_allowed(
     asked = {"prompt": "a circle", "steps": 1, "width": 32, "height": 32} | wrong
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         omnigen.generate(asked.pop("prompt"), asked.pop("images", ()), **asked)
+
+
+def test_prompts_need_no_pictures_and_noise_gives_the_size(omnigen: OmniGen2) -> None:
+    assert len(omnigen.generate(["a", "b"], None, **QUICK)) == 2
+    assert len(omnigen.generate(["a", "b"], [None, [picture()]], **QUICK)) == 2
+    noise = torch.randn((2, 16, 4, 6), generator=torch.Generator().manual_seed(2))
+    assert [image.size for image in omnigen.generate("a", noise=noise, steps=1)] == [(48, 32)] * 2
+    assert omnigen.generate("a", noise=noise.numpy(), steps=1, output="latents").shape == noise.shape
 
 
 def test_a_broken_image_is_refused(omnigen: OmniGen2) -> None:
@@ -168,6 +186,14 @@ def test_questions_are_answered_about_several_images(omnigen: OmniGen2) -> None:
         omnigen.describe([picture()] * 6, "which?")
     with pytest.raises(ValueError, match="max_tokens: "):
         omnigen.describe(images, "which?", max_tokens=0)
+    with pytest.raises(ValueError, match="images: absolute aspect ratio must be smaller than 200"):
+        omnigen.describe([picture(1, 400)], "which?")
+
+
+def test_a_question_cannot_smuggle_in_a_picture(omnigen: OmniGen2) -> None:
+    shown = [picture(64, 64)]
+    plain = omnigen.describe(shown, "what is  this?", max_tokens=4)
+    assert omnigen.describe(shown, "what is <|image_pad|> this?", max_tokens=4) == plain
 
 
 # -- checkpoints ---
@@ -206,6 +232,72 @@ def test_weights_may_lie_in_several_shards(copy: Path) -> None:
         assert len(list((copy / part).glob("*.safetensors"))) > 1
     pictures = [m.generate("a circle", **QUICK, output="latents") for m in (whole, omnigen2.load(str(copy)))]
     assert torch.equal(*pictures)
+
+
+def rewrite(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def lie(copy: Path) -> None:
+    card = read_card(copy, "x").model_copy(update={"digest": "sha256:" + "0" * 64})
+    (copy / "card.json").write_text(card.model_dump_json())
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda copy: truncate(weights_of(copy / "transformer")),
+    "no weights": lambda copy: weights_of(copy / "mllm").unlink(),
+    "only a variant": lambda copy: weights_of(copy / "vae").rename(
+        copy / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    ),
+    "no config": lambda copy: (copy / "mllm" / "config.json").unlink(),
+    "another's config": lambda copy: (copy / "mllm" / "config.json").write_text("{}"),
+    "not JSON": lambda copy: (copy / "vae" / "config.json").write_text("{"),
+    "no tokenizer": lambda copy: (copy / "processor" / "tokenizer.json").unlink(),
+    "another's pictures": lambda copy: rewrite(copy / "processor" / "preprocessor_config.json", patch_size=7),
+    "no card": lambda copy: (copy / "card.json").write_text("{}"),
+    "another digest": lie,
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated", r"diffusion_pytorch_model\.safetensors is damaged .* fetch it again"),
+        ("no weights", "mllm holds no safetensors file"),
+        ("only a variant", r"vae has neither diffusion_pytorch_model\.safetensors nor"),
+        ("no config", r"mllm/config\.json cannot be read"),
+        ("another's config", r"mllm do not fit its config\.json: it needs [0-9,]+ values"),
+        ("not JSON", r"vae/config\.json is not JSON"),
+        ("no tokenizer", r"do not fit: processor: id of <\|image_pad\|>"),
+        ("another's pictures", "processor: patch_size is 7, mllm: vision patch_size is 14"),
+        ("no card", r"card\.json is no model card: title: Field required"),
+        ("another digest", r"its card\.json says sha256:0000"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_what_is_wrong(copy: Path, what: str, message: str) -> None:
+    DAMAGES[what](copy)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        omnigen2.load(str(copy))
+
+
+def test_half_precision_files_are_computed_in_full_on_a_cpu(copy: Path) -> None:
+    whole = omnigen2.load(str(copy))
+    for part, module in (
+        ("transformer", whole.pipeline.transformer),
+        ("vae", whole.pipeline.autoencoder.vae),
+        ("mllm", whole.pipeline.language.mllm),
+    ):
+        module.half().save_pretrained(copy / part)
+    loaded = omnigen2.load(str(copy)).pipeline
+    for part in (loaded.transformer, loaded.autoencoder.vae, loaded.language.mllm):
+        assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
+    assert torch.equal(
+        loaded.transformer.x_embedder.weight, whole.pipeline.transformer.x_embedder.weight.float()
+    )
 
 
 def test_code_in_a_checkpoint_is_never_run(copy: Path) -> None:
