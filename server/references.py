@@ -98,7 +98,7 @@ def _read(path: Path, reference: str, field: str, most: int) -> bytes:
     try:
         # Non-blocking, so that opening a pipe that somebody left there does not wait for its other end.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
+        try:
             state = os.fstat(handle)
             if not stat.S_ISREG(state.st_mode):
                 raise ToolError("image_rejected", f"{field}: {shown(reference)} is no file.", OTHERWISE)
@@ -107,7 +107,10 @@ def _read(path: Path, reference: str, field: str, most: int) -> bytes:
                     f"{shown(reference)} has {state.st_size:,} bytes; at most {most:,} are taken.",
                     "Send a smaller picture.",
                 )
-            return file.read(most + 1)
+            with open(handle, "rb", closefd=False) as file:
+                return file.read(most + 1)
+        finally:
+            os.close(handle)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ToolError(
