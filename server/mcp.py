@@ -108,11 +108,13 @@ class Studio:
             return failure(error)
 
     def _reporting(self, ctx: Context) -> Caller:
-        """The caller of a request; it hears of progress if it asked to."""
-        caller = self._caller(ctx)
-        if (ctx.meta or {}).get("progress_token") is None:
-            return replace(caller, patience_s=SILENCE_S)
-        return replace(caller, on_progress=Reporter(ctx).report)
+        """The caller of a request, which hears of progress if it asked to."""
+        silent = (ctx.meta or {}).get("progress_token") is None
+        return replace(
+            self._caller(ctx),
+            on_progress=Reporter(ctx).report,
+            patience_s=SILENCE_S if silent else None,
+        )
 
     def _answer(self, result: Result) -> types.CallToolResult:
         store = self.app.store
