@@ -15,6 +15,7 @@ from storage.errors import ImageNotFound
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMNIGEN2_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "160")
     return tmp_path / "store"
 
 
