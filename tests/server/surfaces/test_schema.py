@@ -1,0 +1,68 @@
+"""Schemas are plain enough for every client, show the card's defaults, and tell the truth about results."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from omnigen2.card import published_card
+from server import schema
+from tools.base import Result, Tool, ToolError
+from tools.core import TOOLS
+
+CARD = published_card("tiny")
+INPUTS = {tool.name: schema.input_schema(tool, CARD) for tool in TOOLS}
+OUTPUTS = {tool.name: schema.output_schema(tool) for tool in TOOLS}
+ALL = [*INPUTS.values(), *OUTPUTS.values()]
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for child in value.values():
+            yield from nodes(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from nodes(child)
+
+
+@pytest.mark.parametrize("made", ALL, ids=[*INPUTS, *(f"{name} result" for name in OUTPUTS)])
+def test_schema_is_plain(made: dict[str, Any]) -> None:
+    Draft202012Validator.check_schema(made)
+    assert made["type"] == "object"
+    for node in nodes(made):
+        assert not {"$ref", "$defs", "prefixItems"} & node.keys()
+        assert {"type": "null"} not in node.get("anyOf", [])
+        assert not isinstance(node.get("title"), str)
+        if node.get("type") == "array":
+            assert "items" in node
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_arguments_say_what_they_are_and_what_the_model_decides(tool: Tool[Any, Any]) -> None:
+    fields = INPUTS[tool.name]["properties"]
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+    decided = tool.defaults(CARD).model_dump(mode="json", exclude_none=True) if tool.defaults else {}
+    shown = {name: field["default"] for name, field in fields.items() if name in decided}
+    assert shown == {name: value for name, value in decided.items() if name in fields}
+
+
+def test_a_field_named_title_is_kept() -> None:
+    class Book(Result):
+        title: str | None
+        pages: tuple[int, ...] = ()
+
+    tool = Tool("a", "a", "A", "", TOOLS[0].request, Book, TOOLS[0].run)
+    fields = schema.output_schema(tool)["properties"]
+    assert fields["title"] == {"type": "string"}
+    assert fields["pages"] == {"type": "array", "items": {"type": "integer"}, "default": []}
+
+
+def test_errors_are_valid_results_and_half_results_are_not() -> None:
+    error = schema.dump_error(ToolError("busy", "Too much waits.", "Come back."))
+    for made in OUTPUTS.values():
+        validator = Draft202012Validator(made)
+        assert validator.is_valid(error)
+        assert not validator.is_valid({})
+        assert not validator.is_valid(error | {"surprise": 1})
