@@ -27,9 +27,10 @@ from storage.errors import from_os_error
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{62}")
 _PLACE = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{62}")
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _ALONGSIDE = 1 << 17
 """Bytes from which hashing in a second thread is quicker than handing the work over costs."""
-_hashing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="blob-hash")
+_hashing = ThreadPoolExecutor(2, thread_name_prefix="blob-hash") if _CORES > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def strays(folder: Path) -> Iterator[Path]:
 
 def _written(path: Path, data: bytes, created: int) -> Digest:
     """Write `data` durably, mode 0444, dated `created`, and hash it meanwhile."""
-    hashing = _hashing.submit(Digest.of, data) if len(data) >= _ALONGSIDE else None
+    hashing = _hashing.submit(Digest.of, data) if _hashing and len(data) >= _ALONGSIDE else None
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         rest = memoryview(data)
