@@ -1,0 +1,198 @@
+"""Looking after a store: what is wrong is set aside, what is kept stays, what is rebuilt is the same."""
+
+import multiprocessing
+import os
+import time
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from benchmarks.store_crash import inspect, noise
+from storage import Digest, ImageStore
+from storage.errors import Corrupt, ImageNotFound, StoreBusy
+from storage.locks import Locks
+
+NOTHING = {"grace": timedelta(0), "keep_accessed": timedelta(0)}
+"""Keep nothing for its age."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path / "store")
+
+
+def place(store: ImageStore, digest: Digest, kind: str = "blobs") -> Path:
+    """The file of a blob or record, made writable so that a test can damage it."""
+    path = store.path / kind / "sha256" / digest.hex[:2] / digest.hex[2:]
+    path.chmod(0o644)
+    return path
+
+
+def chain(store: ImageStore, length: int) -> list[Digest]:
+    """Images, each made from the one before."""
+    images = [store.put(noise(0, (8, 8))).id]
+    for number in range(1, length):
+        images.append(store.put(noise(number, (8, 8))).id)
+        store.record(tool="edit_image", parameters={}, inputs=[images[-2]], outputs=[images[-1]])
+    return images
+
+
+def age(store: ImageStore, digest: Digest, days: float) -> None:
+    """As if an image had been stored, and last asked for, that long ago."""
+    past = time.time() - days * 86_400
+    os.utime(place(store, digest), (past, past))
+    store.rebuild_index()
+    with store._shelf.index.writing() as db:
+        db.execute("UPDATE accesses SET time = ? WHERE image = ?", (int(past * 1e9), digest.raw))
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\x89PNG"])
+def test_damage_is_set_aside_not_deleted(store: ImageStore, damage: bytes):
+    good, bad = store.put(noise(1, (8, 8))).id, store.put(noise(2, (8, 8))).id
+    place(store, bad).write_bytes(damage)
+    found = store.verify()
+    assert (found.images, found.clean, found.missing) == (1, False, (bad,))
+    (moved,) = found.quarantined
+    assert moved.read_bytes() == damage and moved.parent == store.path / "quarantine"
+    with pytest.raises(ImageNotFound):
+        store.get(bad)
+    assert store.read(good) and store.verify().clean
+    assert store.put(noise(2, (8, 8))).id == bad and store.verify().clean
+
+
+def test_a_damaged_record_is_set_aside_and_the_image_stays(store: ImageStore):
+    image = store.put(noise(1, (8, 8))).id
+    record = store.record(tool="x", parameters={"prompt": "a cat"}, outputs=[image])
+    place(store, record, "records").write_bytes(b"{}")
+    with pytest.raises(Corrupt):
+        store.get_record(record)
+    found = store.verify()
+    assert len(found.quarantined) == 1 and found.images == 1
+    assert store.list(query="cat").images == () and store.lineage(image)[0].record is None
+
+
+def test_what_others_put_among_the_blobs_is_set_aside(store: ImageStore):
+    image = store.put(noise(1, (8, 8))).id
+    folder = place(store, image).parent
+    (folder / "notes.txt").write_text("mine")
+    (store.path / "blobs" / "link").symlink_to("/etc/passwd")
+    found = store.verify()
+    assert {path.name for path in found.quarantined} == {"stray-notes.txt", "stray-link"}
+    assert store.verify().clean
+
+
+def test_what_is_gone_is_reported_once(store: ImageStore):
+    first, second = chain(store, 2)
+    place(store, first).unlink()
+    found = store.verify()
+    assert found.missing == (first,) and len(found.dangling) == 1
+    assert store.verify().missing == ()
+    assert [step.image.id for step in store.lineage(second)] == [second]
+
+
+def test_progress_counts_every_file(store: ImageStore):
+    chain(store, 3)
+    for work in (store.verify, store.rebuild_index):
+        seen: list[tuple[int, int]] = []
+        work(lambda done, total, seen=seen: seen.append((done, total)))
+        assert seen == [(number, 5) for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("at", [0, 5000])
+def test_a_damaged_index_is_built_again(store: ImageStore, at: int):
+    images = chain(store, 30)
+    before = store.list(limit=100)
+    store.close()
+    with (store.path / "index.sqlite").open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xee" * 20_000)
+    with ImageStore(store.path) as other:
+        other.rebuild_index()
+        assert other.list(limit=100) == before
+        assert len(other.lineage(images[-1])) == 30
+    inspect(store.path)
+
+
+def test_collect_keeps_what_is_labelled_pinned_young_or_asked_for(store: ImageStore):
+    labelled, pinned, young, asked, old = (store.put(noise(number, (8, 8))).id for number in range(5))
+    for digest in (labelled, pinned, asked, old):
+        age(store, digest, days=100)
+    store.label(labelled, "kept")
+    store.pin(pinned)
+    store.read(asked)
+    with store._shelf.index.writing() as db:  # the labels and the pin are themselves accesses
+        db.execute("DELETE FROM accesses WHERE image != ?", (asked.raw,))
+    dry = store.collect(dry_run=True)
+    assert dry.images == (old,) and store.usage().images == 5
+    assert store.collect().images == (old,) and store.usage().images == 4
+    store.label(labelled, None)
+    store.pin(pinned, False)
+    assert set(store.collect(**NOTHING).images) == {labelled, pinned, young, asked}
+    inspect(store.path)
+
+
+def test_collect_keeps_the_lineage_of_what_it_keeps(store: ImageStore):
+    images = chain(store, 5)
+    store.pin(images[3])
+    assert store.collect(**NOTHING).images == (images[4],)
+    assert [step.image.id for step in store.lineage(images[3])] == images[:4]
+    assert store.verify().clean
+
+
+def test_an_access_is_kept_for_although_accesses_are_noted_only_hourly(store: ImageStore):
+    image = store.put(noise(1, (8, 8))).id
+    age(store, image, days=0.04)  # 58 minutes: a read now is not noted
+    store.read(image)
+    assert store.collect(grace=timedelta(0), keep_accessed=timedelta(minutes=5)).images == ()
+
+
+def test_what_is_held_is_not_collected(store: ImageStore):
+    first, second = chain(store, 2)
+    with store.hold([second]) as held:
+        assert [image.id for image in held] == [second]
+        assert ImageStore(store.path).collect(**NOTHING).images == ()
+        assert store.read(first)
+    assert set(store.collect(**NOTHING).images) == {first, second}
+    with pytest.raises(ImageNotFound), store.hold([first]):
+        pass
+
+
+def _hold(folder: str, digest: Digest, said: Connection) -> None:
+    with ImageStore(folder) as store, store.hold([digest]):
+        said.send("held")
+        time.sleep(60)
+
+
+def test_a_hold_of_another_process_ends_with_it(store: ImageStore):
+    image = store.put(noise(1, (8, 8))).id
+    processes = multiprocessing.get_context("forkserver")
+    hears, said = processes.Pipe(duplex=False)
+    with hears, said:
+        process = processes.Process(target=_hold, args=(str(store.path), image, said))
+        process.start()
+        assert hears.recv() == "held"
+        assert store.collect(**NOTHING).images == ()
+        process.kill()
+        process.join()
+        assert store.collect(**NOTHING).images == (image,)
+        process.close()
+
+
+def test_two_may_not_collect_at_once(store: ImageStore):
+    with Locks(store.path).caring("collect"):
+        for work in (store.collect, store.rebuild_index):
+            with pytest.raises(StoreBusy, match="another process is collecting or rebuilding"):
+                work()
+
+
+def test_what_a_dead_writer_left_is_swept_up(store: ImageStore):
+    image = store.put(noise(1, (8, 8))).id
+    (store.path / "tmp" / "0123456789abcdef").write_bytes(b"half")
+    with store._shelf.index.writing() as db:
+        db.execute("INSERT INTO intents (bytes) VALUES (4)")
+    store.close()
+    with ImageStore(store.path) as other:
+        assert other.get(image).id == image
+        assert not list((store.path / "tmp").iterdir())
