@@ -1,0 +1,230 @@
+"""The HTTP server: MCP, REST and images on a real socket; who may come in; who goes away."""
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+from jsonschema import Draft202012Validator
+from mcp import Client
+from PIL import Image
+
+from server.app import App
+from server.auth import Tokens
+from server.http import http_app, is_loopback, serve_http
+from tests.server.core.conftest import HeldEngine
+from tests.server.surfaces.conftest import SMALL, succeeded
+
+pytestmark = pytest.mark.anyio
+TOKENS = Tokens("ann: a-token-of-some-length\n# a comment\n\nbob:another-long-token")
+ANN = {"Authorization": "Bearer a-token-of-some-length"}
+BOB = {"Authorization": "Bearer another-long-token"}
+GENERATE = "/v1/tools/generate_image"
+
+
+@asynccontextmanager
+async def served(app: App, tokens: Tokens | None = None, loopback: bool = True) -> AsyncGenerator[str]:
+    """Serve an app on a free port of this machine; its address."""
+    config = uvicorn.Config(
+        http_app(app, tokens, loopback=loopback), port=0, log_config=None, lifespan="on", ws="none"
+    )
+    server = uvicorn.Server(config)
+    with anyio.fail_after(120):
+        async with anyio.create_task_group() as group:
+            group.start_soon(server._serve)  # `serve` would take over the signals of the test run
+            while not server.started:
+                await anyio.sleep(0.01)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            try:
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                server.should_exit = True
+
+
+@asynccontextmanager
+async def rest(app: App, **more: Any) -> AsyncGenerator[httpx.AsyncClient]:
+    headers = more.pop("headers", None)
+    async with (
+        served(app, **more) as url,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_mcp_over_http_makes_and_reads_images_with_progress(app: App, mode: str) -> None:
+    heard: list[str | None] = []
+
+    async def listen(done: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+
+    async with served(app) as url, Client(f"{url}/mcp", mode=mode) as client:  # type: ignore[arg-type]
+        arguments = {"prompt": "x", **SMALL}
+        made = await client.call_tool("generate_image", arguments, progress_callback=listen)
+        image = made.structured_content["images"][0]
+        await client.read_resource(image["uri"])
+        edited = await succeeded(client, "edit_image", image=image["id"], instruction="y", **SMALL)
+    assert edited["images"]
+    assert any(message and message.startswith("denoise") for message in heard)
+
+
+async def test_rest_answers_with_the_result_and_serves_the_image(app: App) -> None:
+    async with rest(app) as client:
+        answer = await client.post(GENERATE, json={"prompt": "x", **SMALL})
+        assert answer.status_code == 200
+        image = answer.json()["images"][0]
+        full = await client.get(f"/images/{image['id'].removeprefix('sha256:')}")
+        assert full.headers["content-type"] == "image/png" and len(full.content) == image["bytes"]
+        again = await client.get(full.request.url.path, headers={"If-None-Match": full.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        small = await client.get(f"{full.request.url.path}/preview")
+        assert small.headers["content-type"] == "image/jpeg"
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+
+
+async def test_rest_streams_progress_and_ends_with_the_result_or_the_error(app: App) -> None:
+    async def events(client: httpx.AsyncClient, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
+        accept = {"Accept": "text/event-stream"}
+        answer = await client.post(GENERATE, json=arguments, headers=accept)
+        assert answer.headers["content-type"] == "text/event-stream"
+        blocks = [block.split("\n") for block in answer.text.strip().split("\n\n")]
+        return [
+            (kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in blocks
+        ]
+
+    async with rest(app) as client:
+        *progress, (last, result) = await events(client, {"prompt": "x", **SMALL})
+        assert {kind for kind, _ in progress} == {"progress"}
+        assert [status["step"] for _, status in progress] == sorted(status["step"] for _, status in progress)
+        assert last == "result" and result["images"]
+        ((kind, failed),) = await events(client, {"prompt": "x", "steps": 0})
+        assert kind == "error" and failed["error"]["code"] == "invalid_argument"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "invalid_argument"),
+        (b"[]", 400, "invalid_argument"),
+        (b"{" * 100_000, 400, "invalid_argument"),
+        (b'{"prompt": "\\ud800"}', 400, "invalid_argument"),
+        (b'{"prompt": "x", "seed": NaN}', 400, "invalid_argument"),
+        (b'{"prompt": "x", "text_guidance_scale": NaN}', 400, "invalid_argument"),
+        (b'{"prompt": "x", "steps": 1e999}', 400, "invalid_argument"),
+        (b'{"prompt": "x", "model": "/etc"}', 400, "invalid_argument"),
+    ],
+)
+async def test_rest_refuses_what_is_no_request(app: App, body: bytes, status: int, code: str) -> None:
+    async with rest(app, headers={"Content-Type": "application/json"}) as client:
+        answer = await client.post(GENERATE, content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert (await client.get("/images/" + "0" * 64)).status_code == 404
+        assert (await client.get("/images/12345678")).status_code == 400
+        assert (await client.post("/v1/tools/paint", json={})).status_code == 404
+
+
+async def test_openapi_describes_every_tool(app: App) -> None:
+    async with rest(app) as client:
+        document = (await client.get("/openapi.json")).json()
+    assert document["paths"].keys() == {f"/v1/tools/{name}" for name in app.tools}
+    for made in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(made)
+
+
+async def test_full_queue_is_answered_with_when_to_come_back(
+    make_app: Callable[..., App], engine: HeldEngine
+) -> None:
+    engine.hold_at = 1
+    app = make_app(lambda: engine, queue_size=1)
+    async with rest(app) as client:
+        waiting = {"prompt": "x", "background": True, **SMALL}
+        assert (await client.post(GENERATE, json=waiting)).status_code == 200
+        await engine.is_held()
+        answers = [await client.post(GENERATE, json=waiting | {"seed": seed}) for seed in range(12)]
+        engine.released.set()
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused and int(refused[0].headers["retry-after"]) > 0
+    assert refused[0].json()["error"]["code"] == "busy"
+
+
+async def test_only_a_known_token_comes_in_and_names_its_principal(app: App, engine: HeldEngine) -> None:
+    async with rest(app, tokens=TOKENS) as client:
+        for headers in ({}, {"Authorization": "Bearer wrong-token-of-length"}, {"Authorization": "Basic x"}):
+            for url in (GENERATE, "/mcp", "/openapi.json"):
+                answer = await client.post(url, json={}, headers=headers)
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await client.get("/healthz")).status_code == 200
+        body = {"prompt": "x", "background": True, **SMALL}
+        job = (await client.post(GENERATE, json=body, headers=ANN)).json()["job_id"]
+        asked = {"job_id": job, "wait_seconds": 50}
+        assert (await client.post("/v1/tools/get_job", json=asked, headers=ANN)).json()["status"] == "done"
+        assert (await client.post("/v1/tools/get_job", json=asked, headers=BOB)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example:80"}, 421),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Content-Type": "text/plain"}, 400),
+    ],
+)
+async def test_requests_of_foreign_web_pages_are_refused(
+    app: App, headers: dict[str, str], status: int
+) -> None:
+    async with rest(app) as client:
+        for url in (GENERATE, "/mcp"):
+            given = {"Content-Type": "application/json"} | headers
+            assert (await client.post(url, content=b"{}", headers=given)).status_code == status
+
+
+async def test_beyond_this_machine_any_host_name_leads_here_but_no_foreign_page(app: App) -> None:
+    async with rest(app, tokens=TOKENS, loopback=False, headers=ANN) as client:
+        named = {"Host": "gpu.example", "Origin": "https://gpu.example"}
+        assert (await client.get("/openapi.json", headers=named)).status_code == 200
+        foreign = named | {"Origin": "https://evil.example"}
+        assert (await client.get("/openapi.json", headers=foreign)).status_code == 403
+
+
+async def test_large_body_is_refused_before_it_is_read(app: App) -> None:
+    async with served(app) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            head = f"POST {GENERATE} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            await stream.send(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
+            assert (await stream.receive()).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_open_address_without_tokens_is_not_served(
+    make_app: Callable[..., App], engine: HeldEngine
+) -> None:
+    app = make_app(lambda: engine, transport="http", host="0.0.0.0")
+    with pytest.raises(ValueError, match="token file"):
+        await serve_http(app)
+    engine.close()
+    app.store.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_this_machine_is_known(host: str) -> None:
+    assert is_loopback(host) and not is_loopback("10.0.0.1") and not is_loopback("gpu.example")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing", "ann a-token-without-colon", "ann:short", ":a-token-of-nobody"]
+)
+def test_token_file_that_is_wrong_is_refused_without_showing_a_token(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Tokens(text)
+    assert "a-token" not in str(caught.value) and "short" not in str(caught.value)
+
+
+async def test_image_of_a_store_is_not_read_by_another_name(app: App) -> None:
+    app.store.put(Image.new("RGB", (8, 8)))
+    async with rest(app) as client:
+        assert (await client.get("/images/..%2Findex.sqlite")).status_code in (400, 404)
