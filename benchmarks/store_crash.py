@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +233,7 @@ def _victim(folder: str, seed: int, writing: Connection) -> None:
     victim(folder, seed, writing.fileno())
 
 
-def _kill(process: multiprocessing.process.BaseProcess) -> None:
+def _kill(process: BaseProcess) -> None:
     assert process.pid is not None
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
@@ -244,13 +245,14 @@ def _kill(process: multiprocessing.process.BaseProcess) -> None:
 def _forkserver() -> ForkServerContext:
     """Starts processes in milliseconds: what they need is already imported where they are forked from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # By name: run as a program this module is `__main__`, which preloads nothing.
+    context.set_forkserver_preload(["benchmarks.store_crash"])
     return context
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, and print what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Kill a process that is storing images.")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
