@@ -1,9 +1,9 @@
-# setup · demo · test · lint · bench — each works alone, from a fresh clone.
+# setup · demo · test · lint · docs · bench: each works alone, from a fresh clone.
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint docs bench
 setup: $(STAMP)
 
 # torch first and pinned: an unpinned resolve would pull gigabytes of CUDA onto a machine without a GPU.
@@ -20,7 +20,10 @@ test: setup
 	$(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/pyright
+
+docs: setup
+	$(BIN)/python -m server.reference
 
 bench: setup
 	$(BIN)/python -m benchmarks

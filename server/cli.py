@@ -57,6 +57,7 @@ def command_line(words: Sequence[str] = ()) -> Command:
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
+        suppress_keyboard_interrupt=False,
     )
     root.command(serve_command())
     if list(words[:1]) != ["serve"]:

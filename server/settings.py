@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8765, ge=0, le=65535)
     """Port to listen on, over HTTP; 0 takes a free one."""
     token_file: Path | None = None
-    """File with one `name token` per line: who may connect over HTTP, and what to call them."""
+    """File of `name:token` lines: who may connect over HTTP, and what to call them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged, to stderr."""
 
