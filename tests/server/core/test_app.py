@@ -1,0 +1,140 @@
+"""Calls: what is wrong with them is said in one way, whatever it is; torch stays out until it is needed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from omnigen2.task import Cancelled, OutOfMemory
+from server.app import App
+from server.hookspecs import AnyTool, hookimpl
+from storage import errors
+from tests.server.core.conftest import ANN, SMALL, HeldEngine, call
+from tests.server.core.test_plugins import Greeted, Greeting
+from tools.base import Context, Tool, ToolError
+
+pytestmark = pytest.mark.anyio
+
+
+def failing(error: Exception) -> ModuleType:
+    """A plugin with a tool that raises `error`."""
+
+    async def run(request: Greeting, context: Context) -> Greeted:
+        raise error
+
+    plugin = ModuleType("failing")
+
+    @hookimpl
+    def register_tools(register: Callable[[AnyTool], None]) -> None:
+        register(Tool("fail", "fail", "Fail", "Fails.", Greeting, Greeted, run))
+
+    vars(plugin)["register_tools"] = register_tools
+    return plugin
+
+
+async def failure(app: App, tool: str, **arguments: object) -> ToolError:
+    async with app:
+        with pytest.raises(ToolError) as error:
+            await call(app, tool, **arguments)
+    return error.value
+
+
+async def test_wrong_arguments_are_named_all_at_once(app: App) -> None:
+    error = await failure(app, "generate_image", steps="many", width=3, colour="red")
+    assert error.code == "invalid_argument"
+    assert all(word in str(error) for word in ("prompt:", "steps:", "'many'", "width:", "16", "colour:"))
+    assert "pydantic" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (ToolError("forbidden", "No."), "forbidden"),
+        (errors.ImageNotFound("Gone.", "List them."), "image_not_found"),
+        (errors.StoreFull("Full."), "busy"),
+        (OutOfMemory("too large"), "out_of_memory"),
+        (Cancelled("unloaded"), "cancelled"),
+        (RuntimeError("password is 1234"), "internal"),
+        (ValueError("password is 1234"), "internal"),
+    ],
+)
+async def test_every_failure_has_a_code_and_what_was_not_foreseen_gives_nothing_away(
+    make_app: Callable[..., App],
+    engine: HeldEngine,
+    caplog: pytest.LogCaptureFixture,
+    raised: Exception,
+    code: str,
+) -> None:
+    error = await failure(make_app(lambda: engine, [failing(raised)]), "fail", name="x")
+    assert error.code == code
+    if code == "internal":
+        assert "1234" not in str(error)
+        logged = next(record for record in caplog.records if record.levelname == "ERROR")
+        assert logged.msg["request"] in str(error)  # type: ignore[index]
+        assert logged.msg["exc_info"] is raised  # type: ignore[index]
+
+
+async def test_a_failure_to_store_the_result_is_told_and_the_next_call_works(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise errors.StoreFull("The quota is used up.")
+
+    async with app:
+        with monkeypatch.context() as patch:
+            patch.setattr(app.store, "put", full)
+            with pytest.raises(ToolError, match="quota") as error:
+                await call(app, "generate_image", prompt="x", **SMALL)
+        assert error.value.code == "busy"
+        assert (await call(app, "generate_image", prompt="x", **SMALL)).images
+
+
+async def test_only_models_that_the_host_has_can_be_named(app: App, tmp_path: Path) -> None:
+    error = await failure(app, "generate_image", prompt="x", model=str(tmp_path), **SMALL)
+    assert error.code == "invalid_argument" and "tiny" in error.advice
+
+
+async def test_a_model_that_is_not_here_is_not_ready(make_app: Callable[..., App]) -> None:
+    app = make_app(lambda: None, model="Some/Where")  # type: ignore[arg-type]
+    error = await failure(app, "generate_image", prompt="x", **SMALL)
+    assert error.code == "not_ready" and "models pull Some/Where" in str(error)
+
+
+async def test_an_error_of_the_caller_passes_through_the_app_as_it_is(app: App) -> None:
+    with pytest.raises(KeyError):
+        async with app:
+            raise KeyError("mine")
+
+
+def test_offering_tools_imports_no_torch_and_writes_nothing_to_stdout(tmp_path: Path) -> None:
+    program = """
+import anyio, json, sys
+from server.app import build_app
+from server.caller import Caller
+from server.settings import Settings
+
+async def main():
+    app = build_app(Settings(store=sys.argv[1], model=sys.argv[2]))
+    async with app:
+        await app.call(app.tools["list_images"], {}, Caller("local", "test"))
+        app.card()
+        sys.stderr.write(json.dumps([name for name in ("torch", "httpx") if name in sys.modules]))
+        app.manager.acquire = lambda model=None: None
+
+anyio.run(main)
+"""
+    checkpoint = Path(__file__).parents[2] / "data" / "golden" / "pipeline" / "checkpoint"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(checkpoint)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == ""
+    assert json.loads(done.stderr) == []
+
+
+def test_callers_are_who_they_say() -> None:
+    assert (ANN.principal, ANN.folders, ANN.patience_s) == ("ann", (), None)
