@@ -130,8 +130,8 @@ def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, segments: Segment
     parts = []
     for group in groups:
         shape = group.shape
-        own = (x.index_select(0, group.rows).unflatten(0, shape) for x in (query, key, value))
-        parts.append(_attend_padded(*own, group.valid).flatten(0, 1))
+        q, k, v = (x.index_select(0, group.rows).unflatten(0, shape) for x in (query, key, value))
+        parts.append(_attend_padded(q, k, v, group.valid).flatten(0, 1))
     return torch.cat(parts).index_select(0, segments.places)
 
 
