@@ -1,0 +1,70 @@
+"""A real server process for clients of all kinds; those from npm are installed once beside these tests."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CHECKPOINT = HERE.parent / "data" / "golden" / "pipeline" / "checkpoint"
+COMMAND = [str(Path(sys.executable).with_name("omnigen2-mcp")), "serve"]
+INSTALL_S = 180
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A store of its own, and the tiny checkpoint with random weights as the model."""
+    return os.environ | {"OMNIGEN2_STORE": str(tmp_path / "store"), "OMNIGEN2_MODEL": str(CHECKPOINT)}
+
+
+@contextmanager
+def listening(environment: dict[str, str]) -> Iterator[str]:
+    """A server process over HTTP; its address."""
+    command = [*COMMAND, "--transport", "http", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = next((line for line in server.stderr if '"listening"' in line), None)
+        assert line is not None, "the server did not start"
+        drain = threading.Thread(target=server.stderr.read)  # a full pipe would stop the server
+        drain.start()
+        try:
+            yield json.loads(line)["url"]
+        finally:
+            server.terminate()
+            drain.join()
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """The folder with the clients; the test is skipped where they cannot be had."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not installed")
+    folder = HERE / "node_modules"
+    wanted = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    if any(_version(folder / name) != version for name, version in wanted.items()):
+        command = [
+            "npm",
+            "install",
+            "--no-package-lock",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--silent",
+        ]
+        try:
+            subprocess.run(command, cwd=HERE, check=True, capture_output=True, timeout=INSTALL_S)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            pytest.skip(f"the clients could not be installed from npm: {error}")
+    return folder
+
+
+def _version(package: Path) -> str | None:
+    described = package / "package.json"
+    return json.loads(described.read_text(encoding="utf-8"))["version"] if described.is_file() else None
