@@ -6,16 +6,23 @@ Each check gives findings and changes nothing. A problem makes the command fail,
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from cyclopts import App
 from rich.filesize import decimal
 
 from omnigen2 import hub
 from omnigen2.card import read_card
+from server.commands.output import AsJson, show, table
+from server.plugins import Plugins
+from server.settings import Settings
+
+app = App(name="doctor", help="Say what will run where and why, and what is missing.")
 
 State = Literal["ok", "note", "problem"]
 PULL = "omnigen2-mcp models pull OmniGen2/OmniGen2"
@@ -31,6 +38,71 @@ class Finding:
     state: State
     says: str
     advice: str = ""
+
+
+@app.default
+def doctor(
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    store: str | None = None,
+    config: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the installation, the model, the device, the memory, the store and the plugins; change nothing.
+
+    Ends with status 1 if something would keep the server from working. What is left out is as `serve` has it.
+
+    Parameters
+    ----------
+    model
+        `nano`, a folder, or a repository id.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    dtype
+        `auto`, `float32`, `bfloat16` or `float16`.
+    store
+        Where images are kept.
+    config
+        A TOML file with settings.
+    """
+    typed = {"model": model, "device": device, "dtype": dtype, "store": store, "config": config}
+    settings = Settings(**{name: value for name, value in typed.items() if value is not None})
+    findings = list(examine(settings))
+    rows = [
+        (
+            finding.state,
+            finding.about,
+            f"{finding.says}; {finding.advice}" if finding.advice else finding.says,
+        )
+        for finding in findings
+    ]
+    show([asdict(finding) for finding in findings], table(("", "", ""), rows), as_json=as_json)
+    if any(finding.state == "problem" for finding in findings):
+        sys.exit(1)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check, for a server with these settings."""
+    plugins = Plugins()
+    backends, stores = plugins.backends(), plugins.stores()  # a plugin that breaks does so when it is asked
+    yield from check_installation()
+    if settings.model in backends:
+        yield Finding("model", "ok", f"{backends[settings.model].card.title}, brought by a plugin")
+    else:
+        yield from check_model(settings.model, settings.device, settings.dtype)
+    yield from check_models()
+    scheme, separator, place = settings.store.partition("://")
+    if not separator or scheme == "file":
+        yield from check_store(Path(place if separator else settings.store).expanduser())
+    elif scheme in stores:
+        yield Finding("store", "ok", settings.store)
+    else:
+        yield Finding(
+            "store", "problem", f"nothing keeps images in {scheme}://", f"known: {', '.join(stores)}"
+        )
+    yield from check_plugins(plugins.names(), plugins.failed)
 
 
 def check_installation() -> Iterator[Finding]:

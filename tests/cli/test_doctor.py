@@ -78,3 +78,22 @@ def test_plugin_that_failed_to_load_is_a_problem() -> None:
     found = by_topic(doctor.check_plugins(["core"], {"broken": "ImportError: no module named x"}))
     assert found["plugins"].says == "core"
     assert found["plugin broken"].state == "problem"
+
+
+def run(*tokens: str) -> None:
+    doctor.app(list(tokens), result_action="return_value", exit_on_error=False)
+
+
+def test_command_examines_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--model", str(CHECKPOINT), "--device", "cpu", "--store", str(tmp_path / "new"), "--json")
+    found = {one["about"]: one["state"] for one in json.loads(capsys.readouterr().out)}
+    assert {"installation", "model", "device", "memory", "models", "store", "plugins"} <= found.keys()
+    assert "problem" not in found.values()
+
+
+def test_command_fails_where_there_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--model", "no/such", "--store", "abacus://x", "--json")
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert "models pull no/such" in said and "nothing keeps images in abacus://" in said
