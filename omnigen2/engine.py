@@ -139,9 +139,10 @@ class Engine:
 
     def _fits(self, task: Task) -> bool:
         assert isinstance(task, ImageTask)
-        if not self._flights:
+        flights = list(self._flights)  # `has_room` asks from other threads
+        if not flights:
             return True
-        same_weights = self._flights[0].task.lora == task.lora
+        same_weights = flights[0].task.lora == task.lora
         return same_weights and self._denoiser.cost + self._pipeline.cost(task) <= self._budget
 
     def _drop_cancelled(self) -> None:
@@ -255,12 +256,12 @@ class Engine:
         try:
             text = self._survive(lambda: self._pipeline.write(task, on_token))
         except Exception as error:
+            self._writing = None  # first, so that who hears of the end finds room
             ticket.future.set_exception(_explained(error))
         else:
+            self._writing = None
             timings = {"write_ms": 1000 * (time.perf_counter() - started)}
             ticket.future.set_result(Outcome(text=text, timings=timings))
-        finally:
-            self._writing = None
 
     def _survive(self, work: Callable[[], T]) -> T:
         """Do the work; if memory runs out, free every cache and try once more."""

@@ -27,6 +27,8 @@ from tools.base import Result, ToolError, Work
 
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
+RETRY_S = 0.05
+"""Seconds after which a model without room is asked again."""
 GRACE_S = 10.0
 """Seconds that running jobs get to finish when the server stops."""
 
@@ -174,9 +176,15 @@ class Dispatcher:
         """Hand the model as much of what waits as it has room for."""
         while lane.queue and (backend := self._backend(lane)) is not None:
             if not backend.has_room(lane.queue.order()[0].work.task):
+                self._pump_again(lane)
                 break
             self._start(lane, lane.queue.pop(), backend)
         lane.place()
+
+    def _pump_again(self, lane: Lane) -> None:
+        """Look again soon: a step or an end is news of room, but room may also come without any news."""
+        if lane.retry is None or lane.retry.when() <= self._loop.time():
+            lane.retry = self._loop.call_later(RETRY_S, self._pump, lane)
 
     def _start(self, lane: Lane, job: Job, backend: Backend) -> None:
         def on_progress(progress: Progress) -> None:

@@ -5,6 +5,7 @@ The only thing in the server that changes while others watch. It is changed on t
 
 import secrets
 import time
+from asyncio import TimerHandle
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
@@ -178,6 +179,8 @@ class Lane:
     running: set[Job] = field(default_factory=set)
     loading: "Future[Backend] | None" = None
     """The model, while it is being loaded."""
+    retry: TimerHandle | None = None
+    """When the model is asked again whether it has room."""
     pace: float | None = None
     """Measured seconds per unit of cost, with as many jobs at once as there were."""
 
