@@ -89,6 +89,9 @@ class CallContext:
             while not job.ended.is_set():
                 if not job.loading:
                     impatience.deadline = math.inf
+                    if report is None:  # steps are nobody's concern
+                        await job.ended.wait()
+                        break
                 with anyio.move_on_after(HEARTBEAT_S):
                     version = await job.changed(version)
                 if report is not None and not job.ended.is_set():

@@ -27,6 +27,8 @@ from tools.base import Result, ToolError, Work
 
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
+NEWS_S = 0.02
+"""Seconds between steps that are told; each one takes the model a moment of its processor."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 10.0
@@ -187,8 +189,14 @@ class Dispatcher:
             lane.retry = self._loop.call_later(RETRY_S, self._pump, lane)
 
     def _start(self, lane: Lane, job: Job, backend: Backend) -> None:
+        stage, told = "", 0.0
+
         def on_progress(progress: Progress) -> None:
-            self._loop.call_soon_threadsafe(self._advance, job, progress, time.monotonic())
+            nonlocal stage, told
+            now, last = time.monotonic(), progress.step == progress.steps
+            if progress.stage != stage or last or progress.preview or now - told >= NEWS_S:
+                stage, told = progress.stage, now
+                self._loop.call_soon_threadsafe(self._advance, job, progress, now)
 
         try:
             ticket = backend.submit(job.work.task, on_progress)
@@ -201,7 +209,8 @@ class Dispatcher:
 
     def _advance(self, job: Job, progress: Progress, when: float) -> None:
         job.advance(progress, when)
-        self._pump(job.lane)
+        if job.lane.queue:
+            self._pump(job.lane)
 
     def _backend(self, lane: Lane) -> Backend | None:
         """The lane's model; None while it is being loaded, which goes on by itself."""

@@ -133,8 +133,8 @@ class Job:
 
     def advance(self, progress: Progress, when: float) -> None:
         """The model got further, at `when` on the monotonic clock."""
-        if self._step_at is not None and progress.step > 1:
-            took = when - self._step_at
+        if self._step_at is not None and progress.step > max(1, self.step):
+            took = (when - self._step_at) / (progress.step - self.step)
             self._step_s = smoothed(self._step_s, took)
             self.lane.measure(took)
         self._step_at = when

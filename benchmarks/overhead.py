@@ -1,0 +1,85 @@
+"""What the server adds to a call, beside the model alone: queue, job, journal, and storing the picture.
+
+    python -m benchmarks.overhead [MODEL] [STEPS] [ROUNDS]
+
+Each round makes one picture with the model alone and one through `App.call`, with the same task, then asks
+for it again. Storing the picture durably is part of the call; it is timed by itself, too. Prints medians.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from PIL import Image
+
+import omnigen2
+from omnigen2.engine import Engine
+from omnigen2.manager import BackendFactory
+from omnigen2.model import OmniGen2
+from server.app import App, build_app
+from server.caller import LOCAL, Caller
+from server.hookspecs import hookimpl
+from server.plugins import core_plugins
+from server.settings import Settings
+
+
+class Shared:
+    """A plugin with a model that is loaded already, so that both sides use the same one."""
+
+    def __init__(self, model: OmniGen2) -> None:
+        self.model = model
+
+    @hookimpl
+    def register_backends(self, register: Callable[[str, BackendFactory], None]) -> None:
+        register("shared", BackendFactory(self.model.card, lambda device, dtype: Engine(self.model)))
+
+
+async def measure(app: App, model: OmniGen2, steps: int, rounds: int) -> None:
+    caller, tool = Caller(LOCAL, "benchmark"), app.tools["generate_image"]
+    times: dict[str, list[float]] = {"model": [], "call": [], "repeat": [], "store": []}
+
+    def note(kind: str, started: float) -> None:
+        times[kind].append(1000 * (time.perf_counter() - started))
+
+    for number in range(rounds + 1):
+        asked: dict[str, Any] = {
+            "width": 64,
+            "height": 64,
+            "prompt": f"a red circle {number}",
+            "steps": steps,
+            "seed": number,
+        }
+        started = time.perf_counter()
+        pictures = await anyio.to_thread.run_sync(lambda asked=asked: model.generate(**asked))
+        note("model", started)
+        for kind in ("call", "repeat"):
+            started = time.perf_counter()
+            await app.call(tool, {**asked, "prompt": f"a red circle {number}!"}, caller)
+            note(kind, started)
+        picture = pictures[0] if isinstance(pictures, list | tuple) else pictures
+        assert isinstance(picture, Image.Image)
+        picture.putpixel((0, 0), (number, 1, 2))
+        started = time.perf_counter()
+        await anyio.to_thread.run_sync(app.store.put, picture)
+        note("store", started)
+    middle = {kind: statistics.median(values[1:]) for kind, values in times.items()}
+    added = middle["call"] - middle["model"]
+    for kind, value in middle.items():
+        print(f"{kind:8} {value:8.1f} ms")
+    print(f"added    {added:8.1f} ms, {100 * added / middle['model']:.1f} % (bars: 10 ms, 3 %; repeat 20 ms)")
+
+
+async def main(source: str = "nano", steps: str = "20", rounds: str = "20") -> None:
+    model = omnigen2.load(source)
+    with tempfile.TemporaryDirectory() as folder:
+        app = build_app(Settings(store=folder, model="shared"), [*core_plugins(), Shared(model)])
+        async with app:
+            await measure(app, model, int(steps), int(rounds))
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:])
