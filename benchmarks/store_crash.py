@@ -245,8 +245,8 @@ def _kill(process: BaseProcess) -> None:
 def _forkserver() -> ForkServerContext:
     """Starts processes in milliseconds: what they need is already imported where they are forked from."""
     context = multiprocessing.get_context("forkserver")
-    # By name: run as a program this module is `__main__`, which preloads nothing.
-    context.set_forkserver_preload(["benchmarks.store_crash"])
+    # Not this module: run as a program it would be there twice.
+    context.set_forkserver_preload(["numpy", "storage"])
     return context
 
 
