@@ -1,0 +1,1 @@
+omnigen2-mcp serve --transport http

@@ -1,0 +1,67 @@
+"""Every example runs, from a folder of its own, and leaves what it says."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from omnigen2.hub import NANO, resolve
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def has_nano() -> bool:
+    try:
+        return resolve(NANO).is_dir()
+    except FileNotFoundError:
+        return False
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str]) -> str:
+    ran = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-1000:] + ran.stderr[-3000:]
+    return ran.stdout
+
+
+def test_demo_prints_every_call_and_saves_a_contact_sheet(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    output = tmp_path / "out"
+    printed = run([sys.executable, str(EXAMPLES / "demo.py"), "--output", str(output)], tmp_path, environment)
+    calls = [line.split("(")[0].removeprefix("> ") for line in printed.splitlines() if line.startswith("> ")]
+    assert calls == [
+        *["generate_image"] * 3,
+        "edit_image",
+        "compose_from_references",
+        "describe_image",
+        "image_history",
+        "generate_image",
+    ]
+    assert "from the store" in printed
+    with Image.open(output / "contact-sheet.png") as sheet:
+        assert sheet.width == 5 * 256
+
+
+def test_client_script_saves_the_edited_picture(tmp_path: Path, environment: dict[str, str]) -> None:
+    assert "blue.png sha256:" in run([sys.executable, str(EXAMPLES / "mcp_client.py")], tmp_path, environment)
+    with Image.open(tmp_path / "blue.png") as picture:
+        assert picture.size == (32, 32)
+
+
+def test_commands_make_their_files(tmp_path: Path, environment: dict[str, str]) -> None:
+    for line in (EXAMPLES / "commands.sh").read_text(encoding="utf-8").splitlines():
+        run(shlex.split(line), tmp_path, environment)
+    for name in ("circle.png", "blue.png", "both.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (32, 32)
+
+
+@pytest.mark.skipif(not has_nano(), reason="the nano checkpoint is not in this checkout")
+def test_library_makes_a_picture_and_reads_it(tmp_path: Path, environment: dict[str, str]) -> None:
+    assert run([sys.executable, str(EXAMPLES / "library.py")], tmp_path, environment).strip()
+    assert (tmp_path / "blue.png").is_file()
