@@ -86,16 +86,19 @@ class CallContext:
         patience = math.inf if self._caller.patience_s is None else self._caller.patience_s * PATIENCE_USED
         version = -1
         with anyio.move_on_after(patience) as impatience:
-            while not job.ended.is_set():
+            while not job.ended.is_set() or job.version != version:
                 if not job.loading:
                     impatience.deadline = math.inf
                     if report is None:  # steps are nobody's concern
                         await job.ended.wait()
                         break
                 with anyio.move_on_after(HEARTBEAT_S):
-                    version = await job.changed(version)
-                if report is not None and not job.ended.is_set():
-                    await report(job.status())
+                    await job.changed(version)
+                news = job.told(version) or ([] if job.ended.is_set() else [job.status()])
+                version = job.version
+                for status in news:
+                    if report is not None:
+                        await report(status)
         if impatience.cancelled_caught:
             raise ToolError(
                 "not_ready",

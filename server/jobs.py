@@ -6,6 +6,7 @@ The only thing in the server that changes while others watch. It is changed on t
 import secrets
 import time
 from asyncio import TimerHandle
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,8 @@ from tools.base import JobState, JobTimes, Picture, Result, ToolError, Work
 
 LOADING = "load"
 """The stage of a job that waits for its model to be loaded."""
+TOLD = 16
+"""Steps that are kept for a client that is slow to hear of them."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in an average."""
 
@@ -75,6 +78,7 @@ class Job:
         self.ended_at = 0.0
         self.version = 0
         self._change = anyio.Event()
+        self._told: deque[tuple[int, Status]] = deque(maxlen=TOLD)
         self._step_at: float | None = None
         self._step_s: float | None = None
 
@@ -97,11 +101,14 @@ class Job:
         """How long it waited."""
         return JobTimes(self.id, 1000 * self.queued_s, 1000 * self.load_s)
 
-    async def changed(self, since: int) -> int:
-        """Wait until its version is no longer `since`, and give the version."""
+    async def changed(self, since: int) -> None:
+        """Wait until its version is no longer `since`."""
         while self.version == since:
             await self._change.wait()
-        return self.version
+
+    def told(self, since: int) -> list[Status]:
+        """Where it stood whenever the model got further after the version `since`; the last ones of many."""
+        return [status for version, status in self._told if version > since]
 
     def eta_s(self) -> float | None:
         """Estimate of the seconds until it is done; None where nothing was measured."""
@@ -143,6 +150,7 @@ class Job:
         if progress.steps:  # a stage without steps does not take back those that were done
             self.step, self.steps = progress.step, progress.steps
         self.touch()
+        self._told.append((self.version, self.status()))
 
     def fail(self, error: ToolError) -> None:
         """It cannot begin."""
