@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image, ImageDraw, ImageFont
@@ -25,7 +26,9 @@ TILE, MARGIN, LINE = 96, 6, 14
 class Model(Protocol):
     """The two methods that are measured."""
 
-    def generate(self, prompt: Any, images: Any = (), *, seed: int | None = None) -> Any:
+    def generate(
+        self, prompt: Any, images: Any = (), *, seed: int | None = None, lora: Path | None = None
+    ) -> Any:
         """Return one picture per prompt."""
         ...
 
@@ -65,15 +68,17 @@ class Score:
         return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def answers(model: Model, task: Task, split: Split, count: int, first: int = 0) -> Iterator[Answer]:
+def answers(
+    model: Model, task: Task, split: Split, count: int, first: int = 0, lora: Path | None = None
+) -> Iterator[Answer]:
     """Ask the examples `first` to `first + count - 1` of a split; the number is the seed of the noise too.
 
-    Pictures are asked for in batches with the model's own settings.
+    Pictures are asked for in batches with the model's own settings, and with the adapter `lora` if there is one.
     """
     for start in range(first, first + count, BATCH):
         numbers = range(start, min(start + BATCH, first + count))
         batch = [example(task, split, number) for number in numbers]
-        for number, asked, output in zip(numbers, batch, _outputs(model, batch, start), strict=True):
+        for number, asked, output in zip(numbers, batch, _outputs(model, batch, start, lora), strict=True):
             yield Answer(number, asked, output, judge(asked, output))
 
 
@@ -103,12 +108,14 @@ def contact_sheet(given: Sequence[Answer], columns: int = 3) -> Image.Image:
     return sheet
 
 
-def _outputs(model: Model, batch: Sequence[Example], seed: int) -> Sequence[Image.Image | str]:
+def _outputs(
+    model: Model, batch: Sequence[Example], seed: int, lora: Path | None
+) -> Sequence[Image.Image | str]:
     inputs = [[picture(scene) for scene in asked.inputs] for asked in batch]
     texts = [asked.text for asked in batch]
     if batch[0].answer is not None:
         return [model.describe(images, text) for images, text in zip(inputs, texts, strict=True)]
-    return list(model.generate(texts, inputs, seed=seed))
+    return list(model.generate(texts, inputs, seed=seed, lora=lora))
 
 
 def picture(scene: Scene) -> Image.Image:

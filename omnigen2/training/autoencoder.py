@@ -1,7 +1,7 @@
 """Stage 1: the autoencoder learns to draw flat shapes with crisp edges from 8 x 8 times fewer places.
 
-Loss: absolute error, squared error, absolute error of the differences between neighbouring pixels (which makes
-edges sharp), and a small pull of the posterior towards the standard normal (Kingma & Welling 2014).
+Loss: absolute error, squared error, absolute error of the differences between neighbouring pixels (which
+makes edges sharp), and a small pull of the posterior towards the standard normal (Kingma & Welling 2014).
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from omnigen2.shapeworld import render, sample_scene
 from omnigen2.training.config import Stage
 
 SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-5
+EVENED = 256  # pictures over which the latent channels are evened out
 CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
 
 
@@ -56,10 +57,17 @@ class AutoencoderTask:
         """Crops of pictures of scenes, and the noise that samples the posterior."""
         rng = np.random.default_rng([self.seed, 1, number])
         crops = [self._crop(rng) for _ in range(self.stage.batch["scenes"])]
-        pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = to_tensor(np.stack(crops))
         side = CROP // self.factor
         noise = rng.standard_normal((len(crops), self.channels, side, side), dtype=np.float32)
-        return {"pixels": pixels.contiguous(), "noise": torch.from_numpy(noise)}
+        return {"pixels": pixels, "noise": torch.from_numpy(noise)}
+
+    def even_out(self) -> None:
+        """Even out the latent channels over scenes that no step has seen; see `even_out`."""
+        rng = np.random.default_rng([self.seed, 1])
+        side = self.stage.sides[0]
+        pixels = np.stack([render(sample_scene(rng), side, side) for _ in range(EVENED)])
+        even_out(self.module.vae, to_tensor(pixels))
 
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         width, height = (int(rng.choice(self.stage.sides)) for _ in range(2))
@@ -71,14 +79,23 @@ class AutoencoderTask:
         return pixels[top : top + CROP, left : left + CROP]
 
 
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(n, height, width, 3) bytes as (n, 3, height, width) float32 in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
 @torch.no_grad()
 def even_out(vae: AutoencoderKL, pixels: Tensor) -> None:
     """Give every latent channel deviation 1 over `pixels` (n, 3, h, w), without changing what comes out.
 
-    `scaling_factor` is one number for all channels; here the channels are evened out inside the last layer of the
-    encoder and the first of the decoder, so that the flow meets data of one size.
+    `scaling_factor` is one number for all channels; here the channels are evened out inside the last layer of
+    the encoder and the first of the decoder, so that the flow meets data of one size. What counts is the
+    deviation of samples, not of modes: a channel that carries nothing stays small, and costs the flow
+    nothing.
     """
-    deviation = vae.encode(pixels).latent_dist.mean.std(dim=(0, 2, 3))  # pyright: ignore
+    posterior = vae.encode(pixels).latent_dist  # pyright: ignore
+    variance = posterior.mean.var(dim=(0, 2, 3)) + posterior.var.mean(dim=(0, 2, 3))
+    deviation = variance.sqrt()
     last, first = vae.encoder.conv_out, vae.decoder.conv_in
     count = len(deviation)
     last.weight[:count] /= deviation[:, None, None, None]

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omnigen2.params import explain
 
-StageName = Literal["autoencoder", "understanding", "generation"]
-STAGES: tuple[StageName, ...] = ("autoencoder", "understanding", "generation")
+StageName = Literal["autoencoder", "understanding", "seeing", "generation"]
+STAGES: tuple[StageName, ...] = ("autoencoder", "understanding", "seeing", "generation")
 
 
 class _Checked(BaseModel):
@@ -47,7 +47,27 @@ class Stage(Schedule):
 
     batch: dict[str, int]
     sides: tuple[int, ...] = (96,)
-    """Sides in pixels of the pictures; each batch draws its width and height from them."""
+    """Sides in pixels of the pictures; each batch draws its width and height from them, most often the
+    first."""
+    pool: int = Field(default=0, ge=0)
+    """Batches that are encoded once and used again with other noise and times; 0 encodes every batch anew."""
+
+
+class Finetune(Schedule):
+    """Fine-tuning of any checkpoint on pictures of one's own."""
+
+    model: str = "nano"
+    """`nano`, a folder in the published layout, or the id of a downloaded repository."""
+    data: Path
+    """Folder with `train.jsonl`: `instruction`, `input_images` (0 to 5 paths), `output_image` on every
+    line."""
+    batch: int = Field(default=8, ge=1)
+    """Examples per step."""
+    lora_rank: int = Field(default=8, ge=0)
+    """Rank of the adapter; 0 trains all weights of the transformer."""
+    muon: bool = False
+    dropped_prompt: float = Field(default=0.1, ge=0, le=1)
+    """Chance that an example is shown without its instruction, so that guidance still works."""
 
 
 class TrainConfig(_Checked):
@@ -64,7 +84,9 @@ class TrainConfig(_Checked):
     """The model card: title, defaults, limits."""
     autoencoder: Stage | None = None
     understanding: Stage | None = None
+    seeing: Stage | None = None
     generation: Stage | None = None
+    finetune: Finetune | None = None
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -35,10 +35,12 @@ class Task(Protocol):
 
     name: str
     module: nn.Module
-    """Holds the weights that are trained; called with a batch it gives named losses, their sum is minimised."""
+    """Holds the weights that are trained; called with a batch it gives named losses, their sum is
+    minimised."""
 
     def batch(self, number: int) -> Any:
-        """The batch with that number; the same number always gives the same batch. Called in other processes."""
+        """The batch with that number; the same number always gives the same batch. Called in other
+        processes."""
         ...
 
 

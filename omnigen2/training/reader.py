@@ -1,9 +1,10 @@
 """A teacher of reading: what a prompt wants must be readable from its last hidden states, through noise.
 
-The last state of a small language model says what comes next, and says the word itself 200 times too quietly to
-condition on. So while the language model learns, three small heads ask its normed last states, plus noise, for the
-word itself, for the word before it, and for the whole scene that the prompt makes of the scenes it is given. The
-heads are thrown away; what stays is a language model whose states are loud. The flow then only learns to draw.
+The last state of a small language model says what comes next, and says the word itself 200 times too quietly
+to condition on. So while the language model learns, three small heads ask its normed last states, plus noise,
+for the word itself, for the word before it, and for the whole scene that the prompt makes of the scenes it is
+given. The heads are thrown away; what stays is a language model whose states are loud. The flow then only
+learns to draw.
 """
 
 import math
@@ -32,9 +33,9 @@ PARTS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS), "size": len(SIZES), "
 class Symbols:
     """Scenes as numbers. B examples, S source tokens.
 
-    `tokens` (B, S, 5) int64: kind + 1 (0 pads, 1 is a background, 2 on are shapes), colour, size, image, filler;
-    `places` (B, S, 2): x, y; `slots` (B, SLOTS, 5) int64: the answers of `PARTS`, -100 where there is none;
-    `background` (B,) int64.
+    `tokens` (B, S, 5) int64: kind + 1 (0 pads, 1 is a background, 2 on are shapes), colour, size, image,
+    filler; `places` (B, S, 2): x, y; `slots` (B, SLOTS, 5) int64: the answers of `PARTS`, -100 where there is
+    none; `background` (B,) int64.
     """
 
     tokens: Tensor

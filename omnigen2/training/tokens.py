@@ -1,16 +1,15 @@
 """The tokenizer of a small world: one token per word, and one for each fixed piece of the chat.
 
-The chat strings are the published ones; a piece that never changes is one token here, so that a prompt costs as
-many tokens as it has words and two more. Words outside the vocabulary share one token.
+The chat strings are the published ones; a piece that never changes is one token here, so that a prompt costs
+as many tokens as it has words and two more. Words outside the vocabulary share one token.
 """
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from omnigen2.language import IMAGE, STOPS, generation_chat
 from omnigen2.params import MAX_REFERENCES
@@ -66,12 +65,13 @@ def make_tokenizer(known: Iterable[str], phrases: Iterable[str] = ()) -> PreTrai
 
 
 def with_unknown_word(text: str, rng: np.random.Generator) -> str:
-    """The text with a word that nobody knows somewhere: people word their wishes in more ways than any list."""
+    """The text with a word that nobody knows somewhere: people word their wishes in more ways than any
+    list."""
     parts = text.split()
     parts.insert(int(rng.integers(len(parts) + 1)), UNKNOWN)
     return " ".join(parts)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer into a checkpoint's `processor` folder."""
-    tokenizer.save_pretrained(folder)
+def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a tokenizer, without marks, numbers and pieces of the chat."""
+    return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word))

@@ -34,13 +34,7 @@ class UnderstandingLoss(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = self._read(batch["read"])
         for name, seen in batch["see"].items():
-            output = self.mllm(**seen["inputs"])
-            logits, wanted = output.logits[:, :-1].float(), seen["labels"][:, 1:]
-            losses[name] = nn.functional.cross_entropy(
-                logits.flatten(0, 1), wanted.flatten(), ignore_index=-100
-            )
-            right = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(-1)
-            losses[f"{name}_right"] = right.float().mean()
+            losses |= answer_losses(self.mllm, name, seen)
         return losses
 
     def _read(self, read: dict[str, Any]) -> dict[str, Tensor]:
@@ -58,65 +52,86 @@ class UnderstandingTask:
     def __init__(self, language: LanguageModel, stage: Stage, seed: int):
         self.module = UnderstandingLoss(language.mllm)
         self.language, self.stage, self.seed = language, stage, seed
-        self.unknown: int = language.tokenizer.unk_token_id  # pyright: ignore
 
     def batch(self, number: int) -> dict[str, Any]:
         """Prompts to read, and pictures with questions and answers."""
         rng = np.random.default_rng([self.seed, 2, number])
-        drawn = {
-            task: [
-                example(task, "train", number * count + own)  # pyright: ignore[reportArgumentType]
-                for own in range(count)
-            ]
-            for task, count in self.stage.batch.items()
-        }
+        drawn = draw(self.stage, number)
         see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
         read = [one for task in drawn if task not in see for one in drawn[task]]
         return {
-            "read": self._read(read, rng),
-            "see": {task: self._see(examples, rng) for task, examples in see.items()},
+            "read": prompts(self.language, read, rng) | {"symbols": symbols(read)},
+            "see": {
+                task: conversations(self.language, examples, self.stage.sides, rng)
+                for task, examples in see.items()
+            },
         }
 
-    def _read(self, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Any]:
-        texts = [worded(one.text, rng) for one in examples]
-        tokens = self.language.tokenizer([generation_chat(text) for text in texts], padding=True)
-        ids = torch.tensor(tokens["input_ids"])
-        mask = torch.tensor(tokens["attention_mask"], dtype=torch.bool)
-        return {"input_ids": ids, "mask": mask, "symbols": symbols(examples)}
 
-    def _see(self, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Any]:
-        """Whole conversations, padded to the longest; only the answer is to be predicted."""
-        rows = []
-        for one in examples:
-            size = self._size(rng)
-            pictures = [Image.fromarray(render(scene, *size)) for scene in one.inputs]
-            question = self.language.question_inputs(pictures, worded(one.text, rng))
-            answer = self.language.tokenizer(f"{one.answer}<|im_end|>")["input_ids"]
-            rows.append((question, answer))
-        lengths = [question["input_ids"].shape[1] + len(answer) for question, answer in rows]
-        shape = (len(rows), max(lengths))
-        ids = torch.full(shape, self.language.tokenizer.pad_token_id)  # pyright: ignore
-        labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.int64)
-        for n, (question, answer) in enumerate(rows):
-            start = question["input_ids"].shape[1]
-            ids[n, : lengths[n]] = torch.cat([question["input_ids"][0], torch.tensor(answer)])
-            labels[n, start : lengths[n]] = torch.tensor(answer)
-            mask[n, : lengths[n]] = 1
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "pixel_values": torch.cat([question["pixel_values"] for question, _ in rows]),
-            "image_grid_thw": torch.cat([question["image_grid_thw"] for question, _ in rows]),
-            "mm_token_type_ids": (ids == self.language.mllm.config.image_token_id).int(),
-        }
-        return {"inputs": inputs, "labels": labels}
+def draw(stage: Stage, number: int) -> dict[str, list[Example]]:
+    """The examples of a batch, by task."""
+    return {
+        task: [example(task, "train", number * count + own) for own in range(count)]  # pyright: ignore
+        for task, count in stage.batch.items()
+    }
 
-    def _size(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Width and height; most pictures have the commonest side."""
-        sides = self.stage.sides
-        return (
-            (sides[0], sides[0]) if rng.random() < 0.6 else (int(rng.choice(sides)), int(rng.choice(sides)))
-        )
+
+def prompts(
+    language: LanguageModel, examples: Sequence[Example], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """The chat strings of prompts: `input_ids` and `mask`, (n, L), padded to the longest."""
+    texts = [generation_chat(worded(one.text, rng)) for one in examples]
+    tokens = language.tokenizer(texts, padding=True)
+    ids = torch.tensor(tokens["input_ids"])
+    return {"input_ids": ids, "mask": torch.tensor(tokens["attention_mask"], dtype=torch.bool)}
+
+
+def conversations(
+    language: LanguageModel, examples: Sequence[Example], sides: Sequence[int], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Questions with pictures and answers, padded to the longest: `inputs` of the model, and `labels`.
+
+    Only the answer is to be predicted. The pictures of a question share a size, most often the first side.
+    """
+    rows = []
+    for one in examples:
+        pictures = [Image.fromarray(render(scene, *_size(sides, rng))) for scene in one.inputs]
+        question = language.question_inputs(pictures, worded(one.text, rng))
+        rows.append((question, language.tokenizer(f"{one.answer}<|im_end|>")["input_ids"]))
+    lengths = [question["input_ids"].shape[1] + len(answer) for question, answer in rows]
+    shape = (len(rows), max(lengths))
+    ids = torch.full(shape, language.tokenizer.pad_token_id)  # pyright: ignore
+    labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.int64)
+    for n, (question, answer) in enumerate(rows):
+        start = question["input_ids"].shape[1]
+        ids[n, : lengths[n]] = torch.cat([question["input_ids"][0], torch.tensor(answer)])
+        labels[n, start : lengths[n]] = torch.tensor(answer)
+        mask[n, : lengths[n]] = 1
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": torch.cat([question["pixel_values"] for question, _ in rows]),
+        "image_grid_thw": torch.cat([question["image_grid_thw"] for question, _ in rows]),
+        "mm_token_type_ids": (ids == language.mllm.config.image_token_id).int(),
+    }
+    return {"inputs": inputs, "labels": labels}
+
+
+def answer_losses(
+    mllm: Qwen2_5_VLForConditionalGeneration, name: str, seen: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Cross-entropy of the answers of conversations, and the share of answers without a fault."""
+    logits = mllm(**seen["inputs"]).logits[:, :-1].float()
+    wanted = seen["labels"][:, 1:]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+    right = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(-1)
+    return {name: loss, f"{name}_right": right.float().mean()}
+
+
+def _size(sides: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
+    if rng.random() < 0.6:
+        return sides[0], sides[0]
+    return int(rng.choice(sides)), int(rng.choice(sides))
 
 
 def worded(text: str, rng: np.random.Generator) -> str:
