@@ -1,0 +1,161 @@
+"""Fine-tuning of any checkpoint on a folder of examples: an adapter (LoRA), or all weights of the
+transformer.
+
+The folder holds `train.jsonl`, one example a line, paths relative to it:
+
+    {"instruction": "make it pink", "input_images": ["a.png"], "output_image": "b.png"}
+
+Every example is encoded once, by the frozen parts of the checkpoint. An adapter is written in the format of
+the reference's trainer (`omnigen2.lora`): attention projections, alpha = rank, gaussian start (Hu et al.
+2021).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+import omnigen2
+from omnigen2 import lora
+from omnigen2.card import ModelCard
+from omnigen2.params import MAX_REFERENCES, explain
+from omnigen2.pipeline import Pipeline
+from omnigen2.training.config import Finetune, TrainConfig
+from omnigen2.training.generation import GenerationLoss, draw_times, normal
+from omnigen2.training.loop import train
+from omnigen2.training.publish import publish_like
+
+DATA_FILE = "train.jsonl"
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class Line(BaseModel):
+    """One example as it stands in `train.jsonl`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instruction: str = Field(min_length=1)
+    input_images: list[str] = Field(default=[], max_length=MAX_REFERENCES)
+    output_image: str
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An example as the transformer meets it: `text` (L, text_feat_dim), latents (C, h, w)."""
+
+    text: Tensor
+    references: list[Tensor]
+    data: Tensor
+
+
+class FinetuneTask:
+    """Examples of one's own, for the loop."""
+
+    name = "finetune"
+
+    def __init__(self, pipeline: Pipeline, settings: Finetune, seed: int):
+        self.module = GenerationLoss(pipeline.transformer)
+        self.settings, self.seed = settings, seed
+        self.silence = pipeline.caption("", pipeline.card.limits).features.clone()
+        self.examples = [encode(pipeline, settings.data, line) for line in read_lines(settings.data)]
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Examples in an order that is drawn anew each time all were seen."""
+        rng = np.random.default_rng([self.seed, 6, number])
+        places = range(number * self.settings.batch, (number + 1) * self.settings.batch)
+        chosen = [
+            self.examples[self._order(place // len(self.examples))[place % len(self.examples)]]
+            for place in places
+        ]
+        silent = rng.random(len(chosen)) < self.settings.dropped_prompt
+        return {
+            "tasks": [],
+            "counts": [len(chosen)],
+            "texts": [self.silence if quiet else own.text for own, quiet in zip(chosen, silent, strict=True)],
+            "references": [own.references for own in chosen],
+            "data": [own.data for own in chosen],
+            "noise": [normal(own.data.shape, rng) for own in chosen],
+            "time": torch.from_numpy(draw_times(len(chosen), rng)),
+        }
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        return np.random.default_rng([self.seed, 7, epoch]).permutation(len(self.examples)).tolist()
+
+
+def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
+    """Train an adapter or the transformer, or go on where that was stopped; the card of what was trained.
+
+    Leaves `pytorch_lora_weights.safetensors`, or a whole `model`, in the output folder.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: the data folder is no good; the message names file and line.
+    """
+    model = omnigen2.load(settings.model, device="cpu", dtype="float32")
+    transformer = model.pipeline.transformer
+    task = FinetuneTask(model.pipeline, settings, config.seed)
+    if settings.lora_rank:
+        torch.manual_seed(config.seed)
+        transformer.add_adapter(adapter_config(settings.lora_rank))
+    else:
+        transformer.requires_grad_(True)
+    if settings.checkpoint_gradients:
+        transformer.enable_gradient_checkpointing()
+    train(task, settings, config.output / task.name, config.precision)
+    if settings.lora_rank:
+        weights = {f"transformer.{name}": own for name, own in get_peft_model_state_dict(transformer).items()}
+        save_file(weights, config.output / lora.FILE)
+        return model.card
+    return publish_like(settings.model, transformer, config.output / "model")
+
+
+def adapter_config(rank: int) -> LoraConfig:
+    """The adapter that the reference's trainer makes."""
+    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
+
+
+def read_lines(folder: Path) -> list[Line]:
+    """The examples of a data folder.
+
+    Raises:
+        ValueError: there is no `train.jsonl`, it is empty, or a line is wrong.
+    """
+    path = folder / DATA_FILE
+    if not path.is_file():
+        raise ValueError(f"data: {folder} has no {DATA_FILE}")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(Line.model_validate(json.loads(text)))
+        except (json.JSONDecodeError, ValidationError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else str(error)
+            raise ValueError(f"data: {path}, line {number}: {reason}") from None
+    if not lines:
+        raise ValueError(f"data: {path} is empty")
+    return lines
+
+
+def encode(pipeline: Pipeline, folder: Path, line: Line) -> Encoded:
+    """An example through the frozen parts of the checkpoint. Raises ValueError if an image is unreadable."""
+    limits = pipeline.card.limits
+    images = [_open(folder / name) for name in (*line.input_images, line.output_image)]
+    # Cloned out of inference mode: what is trained may not meet its tensors.
+    *references, data = (latents.clone() for latents in pipeline.encode_references(images, limits))
+    return Encoded(pipeline.caption(line.instruction, limits).features.clone(), references, data)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"data: {path} cannot be read as an image: {error}") from None

@@ -1,0 +1,106 @@
+"""A training run from its configuration: the stages in order, each left where it was stopped, and the result.
+
+Every stage takes up the parts that earlier ones left in the output folder and leaves its own there:
+`vae`, `mllm` with `processor`, and `transformer`. When all are there, `model` is the model as published.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from omnigen2.card import ModelCard
+from omnigen2.checkpoint import load_autoencoder, load_language_model
+from omnigen2.shapeworld.words import UNKNOWN
+from omnigen2.training.architecture import new_autoencoder, new_language_model, new_transformer
+from omnigen2.training.autoencoder import AutoencoderTask
+from omnigen2.training.config import STAGES, StageName, TrainConfig
+from omnigen2.training.finetune import finetune
+from omnigen2.training.generation import GenerationTask
+from omnigen2.training.loop import train
+from omnigen2.training.publish import missing_parts, publish
+from omnigen2.training.seeing import SeeingTask
+from omnigen2.training.tokens import make_tokenizer, vocabulary
+from omnigen2.training.understanding import UnderstandingTask
+
+
+def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
+    """Train the stages that the configuration has, or `only` one of them; the card if the model is complete.
+
+    A stage that was stopped goes on from its last checkpoint, a finished one is not trained again.
+
+    Raises:
+        ValueError: a stage needs a part that is not there, or is not configured; data that cannot be read.
+    """
+    if config.finetune:
+        return finetune(config, config.finetune)
+    stages = [only] if only else [name for name in STAGES if getattr(config, name)]
+    for name in stages:
+        if getattr(config, name) is None:
+            raise ValueError(
+                f"{name}: the configuration has no such table; it has {', '.join(_present(config))}"
+            )
+        _RUNNERS[name](config)
+    if missing_parts(config.output):
+        return None
+    return publish(config.output, config.output / "model", config.card)
+
+
+def _present(config: TrainConfig) -> list[str]:
+    return [name for name in STAGES if getattr(config, name)] or ["none"]
+
+
+def _autoencoder(config: TrainConfig) -> None:
+    assert config.autoencoder is not None
+    task = AutoencoderTask(new_autoencoder(config.model["vae"], config.seed), config.autoencoder, config.seed)
+    train(task, config.autoencoder, config.output / task.name, config.precision)
+    task.even_out()
+    task.module.vae.save_pretrained(config.output / "vae")
+
+
+def _understanding(config: TrainConfig) -> None:
+    assert config.understanding is not None
+    side = config.understanding.sides[0]
+    tokenizer = make_tokenizer(vocabulary(), [UNKNOWN])
+    language = new_language_model(config.model["mllm"], tokenizer, side * side, config.seed)
+    task = UnderstandingTask(language, config.understanding, config.seed)
+    train(task, config.understanding, config.output / task.name, config.precision)
+    language.mllm.save_pretrained(config.output / "mllm")
+    language.tokenizer.save_pretrained(config.output / "processor")
+    language.image_processor.save_pretrained(config.output / "processor")
+
+
+def _seeing(config: TrainConfig) -> None:
+    assert config.seeing is not None
+    language = load_language_model(_with(config.output, "mllm"), torch.float32)
+    torch.manual_seed(config.seed)
+    task = SeeingTask(language, config.seeing, config.seed)
+    train(task, config.seeing, config.output / task.name, config.precision)
+    language.mllm.save_pretrained(config.output / "mllm")
+
+
+def _generation(config: TrainConfig) -> None:
+    assert config.generation is not None
+    transformer = new_transformer(config.model["transformer"], config.seed)
+    patch = transformer.config["patch_size"]
+    autoencoder = load_autoencoder(_with(config.output, "vae"), torch.float32, patch)
+    language = load_language_model(_with(config.output, "mllm"), torch.float32)
+    folder = config.output / GenerationTask.name
+    task = GenerationTask(transformer, autoencoder, language, config.generation, config.seed, folder)
+    train(task, config.generation, folder, config.precision)
+    transformer.save_pretrained(config.output / "transformer")
+
+
+_RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {
+    "autoencoder": _autoencoder,
+    "understanding": _understanding,
+    "seeing": _seeing,
+    "generation": _generation,
+}
+
+
+def _with(folder: Path, part: str) -> Path:
+    """The output folder, which must hold that part."""
+    if not (folder / part).is_dir():
+        raise ValueError(f"{folder} has no {part} yet: train the stage that makes it first")
+    return folder

@@ -1,0 +1,143 @@
+"""Stage 3: the language model learns to see sharply, while it goes on reading as it did.
+
+Three losses: the answers to questions about pictures; what each visual token must tell of its cell (the thing
+whose centre lies there, its shape, colour and size, and the background), which teaches the eye without the
+detour through words; and, for prompts, the distance from the states of the model before this stage. The last
+one keeps the states as the transformer knows them, so that this stage may run beside or after the
+transformer's.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from omnigen2.language import LanguageModel
+from omnigen2.shapeworld import COLOURS, SHAPES, SIZES, Scene, render, sample_scene
+from omnigen2.training.config import Stage
+from omnigen2.training.understanding import answer_losses, conversations, draw, prompts
+
+SCENES = "scenes"
+"""The name by which a stage's `batch` says how many pictures are looked at without a question."""
+LOYALTY = 10.0
+"""Weight of the distance between states, of root mean square 1."""
+_SHAPES, _COLOURS, _SIZES = tuple(SHAPES), tuple(COLOURS), tuple(SIZES)
+NOBODY = len(_SHAPES)
+IGNORED = -100
+
+
+class SeeingLoss(nn.Module):
+    """Losses of answering, of looking, and of loyalty."""
+
+    def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration):
+        super().__init__()
+        self.mllm = mllm
+        width = mllm.config.get_text_config().hidden_size
+        counts = {
+            "shape": NOBODY + 1,
+            "colour": len(_COLOURS),
+            "size": len(_SIZES),
+            "background": len(_COLOURS),
+        }
+        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in counts.items()})
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses = self._look(batch[SCENES]) | self._stay(batch["prompts"])
+        for name, seen in batch["see"].items():
+            losses |= answer_losses(self.mllm, name, seen)
+        return losses
+
+    def _look(self, scenes: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens = self.mllm.model.visual(
+            scenes["pixel_values"], grid_thw=scenes["image_grid_thw"]
+        ).pooler_output
+        tokens = F.rms_norm(tokens, tokens.shape[-1:])
+        logits = {name: head(tokens).float() for name, head in self.heads.items()}
+        losses = {
+            f"look_{name}": F.cross_entropy(own, scenes[name], ignore_index=IGNORED)
+            for name, own in logits.items()
+        }
+        right = torch.stack(
+            [(own.argmax(-1) == scenes[name]) | (scenes[name] == IGNORED) for name, own in logits.items()]
+        ).all(0)
+        return losses | {"cells_right": right.float().mean()}
+
+    def _stay(self, told: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = told["mask"]
+        states = self.mllm.model.language_model(
+            input_ids=told["input_ids"], attention_mask=mask.long()
+        ).last_hidden_state
+        return {"loyalty": LOYALTY * (states - told["states"])[mask].float().square().mean()}
+
+
+class SeeingTask:
+    """ShapeWorld's pictures and questions, for the loop."""
+
+    name = "seeing"
+
+    def __init__(self, language: LanguageModel, stage: Stage, seed: int):
+        self.module = SeeingLoss(language.mllm)
+        self.language, self.stage, self.seed = language, stage, seed
+        self.before = copy.deepcopy(language.mllm.model.language_model).eval().requires_grad_(False)
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Conversations, pictures to look at, and prompts with the states they had before."""
+        rng = np.random.default_rng([self.seed, 5, number])
+        drawn = draw(self.stage.model_copy(update={"batch": self._tasks()}), number)
+        see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
+        told = prompts(self.language, [one for task in drawn if task not in see for one in drawn[task]], rng)
+        with torch.no_grad():
+            told["states"] = self.before(
+                input_ids=told["input_ids"], attention_mask=told["mask"].long()
+            ).last_hidden_state
+        return {
+            SCENES: self._scenes([sample_scene(rng) for _ in range(self.stage.batch[SCENES])], rng),
+            "prompts": told,
+            "see": {
+                task: conversations(self.language, examples, self.stage.sides, rng)
+                for task, examples in see.items()
+            },
+        }
+
+    def _tasks(self) -> dict[str, int]:
+        return {task: count for task, count in self.stage.batch.items() if task != SCENES}
+
+    def _scenes(self, scenes: Sequence[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Patches of pictures of scenes, and what each visual token must tell."""
+        sides = self.stage.sides
+        sizes = [(int(rng.choice(sides)), int(rng.choice(sides))) if rng.random() < 0.3 else (sides[0],) * 2
+                 for _ in scenes]  # fmt: skip
+        pictures = [Image.fromarray(render(scene, *size)) for scene, size in zip(scenes, sizes, strict=True)]
+        processor = self.language.image_processor
+        seen = processor(images=pictures, return_tensors="pt")
+        merge = processor.merge_size
+        grids = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in seen["image_grid_thw"]]
+        cells = np.concatenate([cells_of(scene, grid) for scene, grid in zip(scenes, grids, strict=True)])
+        names = ("shape", "colour", "size", "background")
+        return {
+            "pixel_values": seen["pixel_values"],
+            "image_grid_thw": seen["image_grid_thw"],
+        } | dict(zip(names, torch.from_numpy(cells).unbind(1), strict=True))
+
+
+def cells_of(scene: Scene, grid: tuple[int, int]) -> np.ndarray:
+    """(rows * columns, 4) int64: shape, colour and size of the thing whose centre lies in a cell, and
+    background."""
+    rows, columns = grid
+    cells = np.full((rows, columns, 4), IGNORED, dtype=np.int64)
+    cells[..., 0] = NOBODY
+    cells[..., 3] = _COLOURS.index(scene.background)
+    for thing in scene.things:
+        row, column = min(rows - 1, int(thing.y * rows)), min(columns - 1, int(thing.x * columns))
+        cells[row, column, :3] = (
+            _SHAPES.index(thing.shape),
+            _COLOURS.index(thing.colour),
+            _SIZES.index(thing.size),
+        )
+    return cells.reshape(-1, 4)

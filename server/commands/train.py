@@ -1,0 +1,39 @@
+"""`omnigen2-mcp train`: make a model from nothing, or teach one something new."""
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+
+from omnigen2.training.config import read_config
+from server.commands.output import AsJson, facts, show
+
+app = App(name="train", help="Train a model from a TOML file, or fine-tune one.")
+
+
+@app.default
+def train(
+    config: Path,
+    *,
+    stage: Literal["autoencoder", "understanding", "seeing", "generation"] | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train what the file describes. A run that was stopped goes on where it was; a finished one only publishes.
+
+    `omnigen2/training/nano.toml` makes nano; `examples/finetune/diamond.toml` teaches it a new shape. Losses go
+    to `metrics.jsonl` and `loss.png` in the output folder. On several GPUs: `accelerate launch -m server.cli train
+    CONFIG`.
+
+    Parameters
+    ----------
+    config
+        The TOML file; its fields are described in `omnigen2/training/config.py`.
+    stage
+        Train this stage alone.
+    """
+    told = read_config(config)
+    from omnigen2.training.run import run
+
+    card = run(told, stage)
+    result = {"output": str(told.output), "complete": card is not None, "digest": card and card.digest}
+    show(result, facts(result), as_json=as_json)
