@@ -104,7 +104,7 @@ async def main() -> None:
     server = StdioServerParameters(
         command=str(Path(sys.executable).with_name("omnigen2-mcp")),
         args=["serve"],
-        env={"OMNIGEN2_STORE": str(output / "store"), **os.environ},
+        env={"OMNIGEN2_STORE": str(output / "store"), "OMNIGEN2_LOG_LEVEL": "warning", **os.environ},
     )
     started = time.monotonic()
     async with Client(server) as client:

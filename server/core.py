@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 OBJECT_STORES = ("memory", "s3", "gs", "az")
-COMMANDS = ("models", "bench", "store", "doctor")
+COMMANDS = ("models", "bench", "store", "doctor", "train", "eval")
 """Modules in `server/commands`, each with its `app`."""
 
 

@@ -73,7 +73,8 @@ def answers(
 ) -> Iterator[Answer]:
     """Ask the examples `first` to `first + count - 1` of a split; the number is the seed of the noise too.
 
-    Pictures are asked for in batches with the model's own settings, and with the adapter `lora` if there is one.
+    Pictures are asked for in batches with the model's own settings, and with the adapter `lora` if there is
+    one.
     """
     for start in range(first, first + count, BATCH):
         numbers = range(start, min(start + BATCH, first + count))

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omnigen2.params import explain
 
-StageName = Literal["autoencoder", "understanding", "seeing", "generation"]
-STAGES: tuple[StageName, ...] = ("autoencoder", "understanding", "seeing", "generation")
+StageName = Literal["autoencoder", "understanding", "looking", "seeing", "generation"]
+STAGES: tuple[StageName, ...] = ("autoencoder", "understanding", "looking", "seeing", "generation")
 
 
 class _Checked(BaseModel):
@@ -84,6 +84,7 @@ class TrainConfig(_Checked):
     """The model card: title, defaults, limits."""
     autoencoder: Stage | None = None
     understanding: Stage | None = None
+    looking: Stage | None = None
     seeing: Stage | None = None
     generation: Stage | None = None
     finetune: Finetune | None = None

@@ -78,7 +78,7 @@ class FinetuneTask:
         ]
         silent = rng.random(len(chosen)) < self.settings.dropped_prompt
         return {
-            "tasks": [],
+            "tasks": [self.name],
             "counts": [len(chosen)],
             "texts": [self.silence if quiet else own.text for own, quiet in zip(chosen, silent, strict=True)],
             "references": [own.references for own in chosen],

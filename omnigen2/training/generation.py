@@ -181,4 +181,4 @@ def draw_times(count: int, rng: np.random.Generator) -> np.ndarray:
 
 def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
     """Standard normal noise of that shape, float32."""
-    return torch.from_numpy(rng.standardnormal(tuple(shape), dtype=np.float32))
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))

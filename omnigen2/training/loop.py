@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from omnigen2.training.config import Schedule
 from omnigen2.training.optimizer import MovingAverage, make_optimizers, rate_at
+from omnigen2.training.plot import plot_losses
 
 METRICS = "metrics.jsonl"
 LOG_EVERY = 10
@@ -61,7 +62,7 @@ class _Numbered(Dataset[Any]):
 def train(task: Task, schedule: Schedule, folder: Path, precision: str) -> nn.Module:
     """Train a stage, or go on where it was stopped; returns its module with the averaged weights.
 
-    Writes `metrics.jsonl` and the newest state into `folder`.
+    Writes `metrics.jsonl`, `loss.png` and the newest state into `folder`.
     """
     accelerator = Accelerator(mixed_precision=precision)
     average = MovingAverage(task.module, schedule.ema)
@@ -174,9 +175,14 @@ class _Log:
         self.count = 0
         console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"), console=console, disable=not (active and console.is_terminal),
-        )  # fmt: skip
+            TextColumn(name),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=console,
+            disable=not (active and console.is_terminal),
+        )
         self.row = self.bar.add_task(name, total=steps, completed=step, losses="")
 
     def __enter__(self) -> "_Log":
@@ -190,6 +196,8 @@ class _Log:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
+        if self.active:
+            plot_losses(self.path, self.path.with_name("loss.png"))
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Take in one step; every few of them make a line."""

@@ -14,7 +14,7 @@ from omnigen2.checkpoint import load_autoencoder, load_language_model
 from omnigen2.shapeworld.words import UNKNOWN
 from omnigen2.training.architecture import new_autoencoder, new_language_model, new_transformer
 from omnigen2.training.autoencoder import AutoencoderTask
-from omnigen2.training.config import STAGES, StageName, TrainConfig
+from omnigen2.training.config import STAGES, Stage, StageName, TrainConfig
 from omnigen2.training.finetune import finetune
 from omnigen2.training.generation import GenerationTask
 from omnigen2.training.loop import train
@@ -70,12 +70,21 @@ def _understanding(config: TrainConfig) -> None:
     language.image_processor.save_pretrained(config.output / "processor")
 
 
+def _looking(config: TrainConfig) -> None:
+    assert config.looking is not None
+    _see(config, "looking", config.looking)
+
+
 def _seeing(config: TrainConfig) -> None:
     assert config.seeing is not None
+    _see(config, "seeing", config.seeing)
+
+
+def _see(config: TrainConfig, name: StageName, stage: Stage) -> None:
     language = load_language_model(_with(config.output, "mllm"), torch.float32)
     torch.manual_seed(config.seed)
-    task = SeeingTask(language, config.seeing, config.seed)
-    train(task, config.seeing, config.output / task.name, config.precision)
+    task = SeeingTask(name, language, stage, config.seed)
+    train(task, stage, config.output / name, config.precision)
     language.mllm.save_pretrained(config.output / "mllm")
 
 
@@ -94,6 +103,7 @@ def _generation(config: TrainConfig) -> None:
 _RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {
     "autoencoder": _autoencoder,
     "understanding": _understanding,
+    "looking": _looking,
     "seeing": _seeing,
     "generation": _generation,
 }

@@ -1,10 +1,10 @@
 """Stage 3: the language model learns to see sharply, while it goes on reading as it did.
 
-Three losses: the answers to questions about pictures; what each visual token must tell of its cell (the thing
-whose centre lies there, its shape, colour and size, and the background), which teaches the eye without the
-detour through words; and, for prompts, the distance from the states of the model before this stage. The last
-one keeps the states as the transformer knows them, so that this stage may run beside or after the
-transformer's.
+First it only looks (`looking`), then it also answers (`seeing`). Three losses: the answers to questions about
+pictures; what each visual token must tell of its cell (the thing whose centre lies there, its shape, colour
+and size, and the background), which teaches the eye without the detour through words; and, for prompts, the
+distance from the states of the model before this stage. The last one keeps the states as the transformer
+knows them, so that this stage may run beside or after the transformer's.
 """
 
 import copy
@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel
-from omnigen2.shapeworld import COLOURS, SHAPES, SIZES, Scene, render, sample_scene
+from omnigen2.shapeworld import COLOURS, SHAPES, SIZES, Example, Scene, render, sample_scene
 from omnigen2.training.config import Stage
 from omnigen2.training.understanding import answer_losses, conversations, draw, prompts
 
 SCENES = "scenes"
 """The name by which a stage's `batch` says how many pictures are looked at without a question."""
+ASKED = ("taken", "shape", "colour", "size", "background")
+"""What a visual token must tell of its cell."""
 LOYALTY = 10.0
 """Weight of the distance between states, of root mean square 1."""
 _SHAPES, _COLOURS, _SIZES = tuple(SHAPES), tuple(COLOURS), tuple(SIZES)
-NOBODY = len(_SHAPES)
+EMPTY, TAKEN = 0, 1
 IGNORED = -100
 
 
@@ -39,16 +41,15 @@ class SeeingLoss(nn.Module):
         super().__init__()
         self.mllm = mllm
         width = mllm.config.get_text_config().hidden_size
-        counts = {
-            "shape": NOBODY + 1,
-            "colour": len(_COLOURS),
-            "size": len(_SIZES),
-            "background": len(_COLOURS),
-        }
-        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in counts.items()})
+        counts = (2, len(_SHAPES), len(_COLOURS), len(_SIZES), len(_COLOURS))
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, count) for name, count in zip(ASKED, counts, strict=True)}
+        )
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        losses = self._look(batch[SCENES]) | self._stay(batch["prompts"])
+        losses = self._look(batch[SCENES])
+        if batch["prompts"]:
+            losses |= self._stay(batch["prompts"])
         for name, seen in batch["see"].items():
             losses |= answer_losses(self.mllm, name, seen)
         return losses
@@ -79,9 +80,8 @@ class SeeingLoss(nn.Module):
 class SeeingTask:
     """ShapeWorld's pictures and questions, for the loop."""
 
-    name = "seeing"
-
-    def __init__(self, language: LanguageModel, stage: Stage, seed: int):
+    def __init__(self, name: str, language: LanguageModel, stage: Stage, seed: int):
+        self.name = name
         self.module = SeeingLoss(language.mllm)
         self.language, self.stage, self.seed = language, stage, seed
         self.before = copy.deepcopy(language.mllm.model.language_model).eval().requires_grad_(False)
@@ -91,11 +91,7 @@ class SeeingTask:
         rng = np.random.default_rng([self.seed, 5, number])
         drawn = draw(self.stage.model_copy(update={"batch": self._tasks()}), number)
         see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
-        told = prompts(self.language, [one for task in drawn if task not in see for one in drawn[task]], rng)
-        with torch.no_grad():
-            told["states"] = self.before(
-                input_ids=told["input_ids"], attention_mask=told["mask"].long()
-            ).last_hidden_state
+        told = self._told([one for task in drawn if task not in see for one in drawn[task]], rng)
         return {
             SCENES: self._scenes([sample_scene(rng) for _ in range(self.stage.batch[SCENES])], rng),
             "prompts": told,
@@ -104,6 +100,15 @@ class SeeingTask:
                 for task, examples in see.items()
             },
         }
+
+    def _told(self, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Prompts with the states they had before this stage."""
+        if not examples:
+            return {}
+        told = prompts(self.language, examples, rng)
+        with torch.no_grad():
+            states = self.before(input_ids=told["input_ids"], attention_mask=told["mask"].long())
+        return told | {"states": states.last_hidden_state}
 
     def _tasks(self) -> dict[str, int]:
         return {task: count for task, count in self.stage.batch.items() if task != SCENES}
@@ -119,25 +124,21 @@ class SeeingTask:
         merge = processor.merge_size
         grids = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in seen["image_grid_thw"]]
         cells = np.concatenate([cells_of(scene, grid) for scene, grid in zip(scenes, grids, strict=True)])
-        names = ("shape", "colour", "size", "background")
         return {
             "pixel_values": seen["pixel_values"],
             "image_grid_thw": seen["image_grid_thw"],
-        } | dict(zip(names, torch.from_numpy(cells).unbind(1), strict=True))
+        } | dict(zip(ASKED, torch.from_numpy(cells).unbind(1), strict=True))
 
 
 def cells_of(scene: Scene, grid: tuple[int, int]) -> np.ndarray:
-    """(rows * columns, 4) int64: shape, colour and size of the thing whose centre lies in a cell, and
-    background."""
+    """(rows * columns, 5) int64: per cell what `ASKED` names; shape, colour and size are a thing's whose
+    centre lies there."""
     rows, columns = grid
-    cells = np.full((rows, columns, 4), IGNORED, dtype=np.int64)
-    cells[..., 0] = NOBODY
-    cells[..., 3] = _COLOURS.index(scene.background)
+    cells = np.full((rows, columns, len(ASKED)), IGNORED, dtype=np.int64)
+    cells[..., 0] = EMPTY
+    cells[..., 4] = _COLOURS.index(scene.background)
     for thing in scene.things:
         row, column = min(rows - 1, int(thing.y * rows)), min(columns - 1, int(thing.x * columns))
-        cells[row, column, :3] = (
-            _SHAPES.index(thing.shape),
-            _COLOURS.index(thing.colour),
-            _SIZES.index(thing.size),
-        )
-    return cells.reshape(-1, 4)
+        named = _SHAPES.index(thing.shape), _COLOURS.index(thing.colour), _SIZES.index(thing.size)
+        cells[row, column, :4] = (TAKEN, *named)
+    return cells.reshape(-1, len(ASKED))

@@ -1,8 +1,9 @@
 """`omnigen2-mcp eval`: how well a model does what it says, judged by a checker and never by itself."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 from rich.console import Console
@@ -10,9 +11,10 @@ from rich.progress import track
 
 import omnigen2
 from omnigen2.hub import NANO
-from omnigen2.shapeworld import TASKS
-from omnigen2.shapeworld.evaluate import Score, answers, contact_sheet, scores
 from server.commands.output import AsJson, show, table
+
+if TYPE_CHECKING:
+    from omnigen2.shapeworld.evaluate import Score
 
 app = App(name="eval", help="Measure how well a model does its work.")
 SHOWN_FAILURES = 24
@@ -54,6 +56,9 @@ def shapeworld(
     """
     if count < 1:
         raise ValueError(f"count: {count} given; at least 1 is needed")
+    from omnigen2.shapeworld import TASKS
+    from omnigen2.shapeworld.evaluate import answers, contact_sheet, scores
+
     loaded = omnigen2.load(model)
     found: dict[str, dict[str, dict[str, object]]] = {}
     rows: list[tuple[object, ...]] = []
@@ -63,7 +68,7 @@ def shapeworld(
         whole = scores(given, lambda answer: "all")
         kinds = scores(given, lambda answer: answer.example.kind)
         found[task] = {
-            name: {"right": score.right, "asked": score.asked, "share": score.share, "interval": score.interval}
+            name: asdict(score) | {"share": score.share, "interval": score.interval}
             for name, score in (whole | kinds).items()
         }
         rows += [(task, name, *_cells(score)) for name, score in whole.items()]
@@ -78,6 +83,6 @@ def shapeworld(
     show(result, table(("task", "kind", "right", "share", "95 % interval"), rows), as_json=as_json)
 
 
-def _cells(score: Score) -> tuple[str, str, str]:
+def _cells(score: "Score") -> tuple[str, str, str]:
     low, high = score.interval
     return f"{score.right}/{score.asked}", f"{score.share:.1%}", f"{low:.1%} to {high:.1%}"

@@ -15,14 +15,14 @@ app = App(name="train", help="Train a model from a TOML file, or fine-tune one."
 def train(
     config: Path,
     *,
-    stage: Literal["autoencoder", "understanding", "seeing", "generation"] | None = None,
+    stage: Literal["autoencoder", "understanding", "looking", "seeing", "generation"] | None = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train what the file describes. A run that was stopped goes on where it was; a finished one only publishes.
+    """Train what the file describes. A run that was stopped goes on; a finished one is only published.
 
-    `omnigen2/training/nano.toml` makes nano; `examples/finetune/diamond.toml` teaches it a new shape. Losses go
-    to `metrics.jsonl` and `loss.png` in the output folder. On several GPUs: `accelerate launch -m server.cli train
-    CONFIG`.
+    `omnigen2/training/nano.toml` makes nano; `examples/finetune/train.toml` teaches it something new. Losses
+    go to `metrics.jsonl` and `loss.png` beside the checkpoints. On several GPUs: `accelerate launch -m
+    server.cli train CONFIG`.
 
     Parameters
     ----------

@@ -1,0 +1,219 @@
+"""The trainer: what it makes can be loaded, what was stopped goes on as if it had not been."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import omnigen2
+from omnigen2.shapeworld import Scene, Thing, example, render
+from omnigen2.training import tokens
+from omnigen2.training.config import Schedule, read_config
+from omnigen2.training.loop import train
+from omnigen2.training.optimizer import rate_at
+from omnigen2.training.reader import SLOTS, symbols
+from omnigen2.training.run import run
+from omnigen2.training.seeing import EMPTY, IGNORED, TAKEN, cells_of
+
+NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
+SMALL = {
+    "hidden_size = 192": "hidden_size = 32",
+    "axes_dim_rope = [16, 24, 24]": "axes_dim_rope = [8, 4, 4]",
+    "num_attention_heads = 3": "num_attention_heads = 2",
+    "num_key_value_heads = 3": "num_key_value_heads = 2",
+    "num_kv_heads = 3": "num_kv_heads = 1",
+    "num_layers = 6": "num_layers = 1",
+    "num_hidden_layers = 4": "num_hidden_layers = 1",
+    "mrope_section = [8, 12, 12]": "mrope_section = [2, 3, 3]",
+    "text_feat_dim = 192": "text_feat_dim = 32",
+    "hidden_size = 128": "hidden_size = 32",
+    "block_out_channels = [16, 32, 48, 64]": "block_out_channels = [8, 8, 8, 8]",
+}
+
+
+class Line(nn.Module):
+    """Fits a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"error": (self.layer(batch["x"]) - batch["x"].sum(1, keepdim=True)).square().mean()}
+
+
+class LineTask:
+    """Batches from their number alone; from `stop` on there are none."""
+
+    name = "line"
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.module = Line()
+        self.stop = stop
+
+    def batch(self, number: int) -> Any:
+        if self.stop is not None and number >= self.stop:
+            raise RuntimeError("stopped")
+        return {
+            "x": torch.from_numpy(np.random.default_rng(number).standard_normal((8, 4), dtype=np.float32))
+        }
+
+
+def schedule(**changed: Any) -> Schedule:
+    return Schedule.model_validate({"steps": 40, "rate": 0.05, "warmup": 5, "save_every": 10} | changed)
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole = train(LineTask(), schedule(), tmp_path / "whole", "bf16")
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(LineTask(stop=29), schedule(), tmp_path / "parts", "bf16")
+    (tmp_path / "parts" / "state.new").mkdir()  # killed while it saved
+    resumed = train(LineTask(), schedule(), tmp_path / "parts", "bf16")
+    assert torch.equal(whole.layer.weight, resumed.layer.weight)  # pyright: ignore
+    curves = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    losses = [[(row["step"], row["error"]) for row in map(json.loads, curve)] for curve in curves]
+    assert losses[0] == losses[1]
+    assert (tmp_path / "whole" / "loss.png").is_file()
+
+
+def test_accumulated_batches_count_as_one() -> None:
+    assert rate_at(0, schedule(warmup=10)) == 0.1
+    assert rate_at(20, schedule(decay=0.5)) == 1.0
+    assert rate_at(30, schedule(decay=0.5)) == 0.5
+
+
+@pytest.fixture(scope="module")
+def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano's own configuration, made tiny: every stage takes two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    text = NANO_CONFIG.read_text(encoding="utf-8")
+    for old, new in SMALL.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("steps = ") and len(line) > len("steps = 99"):
+            line = "steps = 2"
+        elif line.startswith("batch = "):
+            line = (
+                "batch = { "
+                + ", ".join(f"{part.split('=')[0]} = 2" for part in line[10:-2].split(","))
+                + " }"
+            )
+        elif line.startswith("output = "):
+            line = f'output = "{folder}"'
+        elif line.startswith("sides = "):
+            line = "sides = [64]"
+        lines.append(line)
+    (folder / "small.toml").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "small.toml"
+
+
+@pytest.fixture(scope="module")
+def small(small_config: Path) -> Path:
+    """A model trained by every stage, in the published layout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "WORDS_FROM", 300)
+        card = run(read_config(small_config))
+    assert card is not None and card.digest
+    return small_config.parent / "model"
+
+
+def test_the_stages_make_a_model_that_loads_draws_and_answers(small: Path) -> None:
+    model = omnigen2.load(str(small))
+    (picture,) = model.generate("a red circle", seed=1, steps=2)
+    assert picture.size == (96, 96)
+    assert isinstance(model.describe([picture], "what is in the image?", max_tokens=3), str)
+    assert model.generate("a zebra", seed=1, steps=1).notes
+
+
+def test_a_changed_weight_is_found_out(small: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(small, changed)
+    config = changed / "vae" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="digest"):
+        omnigen2.load(str(changed))
+
+
+def examples_folder(folder: Path) -> Path:
+    folder.mkdir()
+    lines = []
+    for number in range(3):
+        one = example("edit", "train", number)
+        assert one.target is not None
+        Image.fromarray(render(one.inputs[0], 64, 64)).save(folder / f"{number}a.png")
+        Image.fromarray(render(one.target, 64, 48)).save(folder / f"{number}b.png")
+        lines.append(
+            {"instruction": one.text, "input_images": [f"{number}a.png"], "output_image": f"{number}b.png"}
+        )
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_fine_tuning_leaves_what_can_be_used(small: Path, tmp_path: Path, rank: int) -> None:
+    data = examples_folder(tmp_path / "data")
+    (tmp_path / "tune.toml").write_text(
+        f'output = "{tmp_path / "out"}"\n[finetune]\nmodel = "{small}"\ndata = "{data}"\n'
+        f"steps = 2\nrate = 0.01\nwarmup = 0\nlora_rank = {rank}\n"
+        "batch = 2\naccumulate = 2\ncheckpoint_gradients = true\n",
+        encoding="utf-8",
+    )
+    run(read_config(tmp_path / "tune.toml"))
+    asked: dict[str, Any] = {"seed": 1, "steps": 2, "output": "latents"}
+    before = omnigen2.load(str(small)).generate("a red circle", **asked)
+    if rank:
+        after = omnigen2.load(str(small)).generate("a red circle", lora=tmp_path / "out", **asked)
+    else:
+        after = omnigen2.load(str(tmp_path / "out" / "model")).generate("a red circle", **asked)
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"output_image": "b.png"}', "line 1: instruction"),
+        ("{", "line 1"),
+        ('{"instruction": "x", "output_image": "none.png"}', "none.png cannot be read"),
+    ],
+)
+def test_data_that_cannot_be_used_is_named(small: Path, tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "train.jsonl").write_text(line, encoding="utf-8")
+    (tmp_path / "tune.toml").write_text(
+        f'output = "{tmp_path / "out"}"\n[finetune]\nmodel = "{small}"\n'
+        f'data = "{tmp_path}"\nsteps = 1\nrate = 1\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ValueError, match=said):
+        run(read_config(tmp_path / "tune.toml"))
+
+
+def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('output = "x"\n[generation]\nsteps = 0\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"generation\.steps"):
+        read_config(tmp_path / "a.toml")
+
+
+def test_cells_tell_what_stands_where() -> None:
+    scene = Scene("white", (Thing("star", "red", "large", 0.9, 0.1),))
+    cells = cells_of(scene, (4, 4))
+    assert cells.shape == (16, 5)
+    assert cells[3].tolist() == [TAKEN, 3, 0, 2, 6]
+    assert cells[0].tolist() == [EMPTY, IGNORED, IGNORED, IGNORED, 6]
+
+
+def test_symbols_hold_every_target() -> None:
+    drawn = [example("compose", "train", number) for number in range(8)]
+    made = symbols(drawn)
+    assert made["slots"].shape[:2] == (8, SLOTS)
+    for own, one in zip(made["slots"], drawn, strict=True):
+        assert one.target is not None
+        assert int((own[:, 1] >= 0).sum()) == len(one.target.things)
