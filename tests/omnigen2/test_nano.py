@@ -1,0 +1,84 @@
+"""nano, the model in the box: what the repository ships does what its card says."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import omnigen2
+from omnigen2 import hub
+from omnigen2.card import read_card
+from omnigen2.model import OmniGen2
+from omnigen2.shapeworld import Scene, Thing, read_scene, render
+
+MOST_BYTES = 20_000_000
+
+
+@pytest.fixture(scope="module")
+def nano() -> OmniGen2:
+    return omnigen2.load("nano")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return hub.resolve("nano")
+
+
+def test_it_is_small_and_is_what_its_card_says(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MOST_BYTES
+    assert read_card(folder, "nano").digest == hub.weights_digest(folder)
+    assert (folder / "README.md").is_file()
+
+
+def test_most_plain_prompts_come_out_right(nano: OmniGen2) -> None:
+    wanted = {
+        "a red circle on a white background": ("circle", "red"),
+        "a large blue square": ("square", "blue"),
+        "a yellow star on black": ("star", "yellow"),
+        "a green heart on a gray background": ("heart", "green"),
+        "a purple triangle on a white background": ("triangle", "purple"),
+    }
+    pictures = nano.generate(list(wanted), seed=3)
+    seen = [read_scene(picture).things for picture in pictures]
+    right = sum(
+        [(thing.shape, thing.colour) for thing in things] == [kind]
+        for things, kind in zip(seen, wanted.values(), strict=True)
+    )
+    assert right >= 3
+
+
+def test_a_named_background_is_painted(nano: OmniGen2) -> None:
+    pictures = nano.generate(
+        [f"a black circle on a {colour} background" for colour in ("red", "blue")], seed=1
+    )
+    assert [read_scene(picture).background for picture in pictures] == ["red", "blue"]
+
+
+def test_an_edit_has_its_inputs_size(nano: OmniGen2) -> None:
+    picture = Image.fromarray(render(Scene("white", (Thing("circle", "red", "large", 0.5, 0.5),)), 128, 80))
+    (edited,) = nano.generate("make the background blue", images=[picture], seed=1)
+    assert edited.size == (128, 80)
+    assert read_scene(edited).background == "blue"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (192, 192), (64, 160)])
+def test_other_sizes_work(nano: OmniGen2, size: tuple[int, int]) -> None:
+    (picture,) = nano.generate("a red circle on a white background", width=size[0], height=size[1], seed=1)
+    assert picture.size == size
+    assert read_scene(picture).background == "white"
+
+
+def test_a_prompt_outside_its_world_gets_a_picture_and_a_note(nano: OmniGen2) -> None:
+    pictures = nano.generate("a photograph of a zebra", seed=1)
+    assert len(pictures) == 1
+    assert "zebra" in pictures.notes[0] and "ShapeWorld" in pictures.notes[0]
+
+
+def test_it_says_so_when_it_cannot_tell(nano: OmniGen2) -> None:
+    picture = Image.fromarray(render(Scene("white", (Thing("circle", "red", "large", 0.5, 0.5),))))
+    assert nano.describe([picture], "Who painted this?") == "I can't tell"
+
+
+def test_it_names_the_background(nano: OmniGen2) -> None:
+    picture = Image.fromarray(render(Scene("green", (Thing("circle", "red", "large", 0.5, 0.5),))))
+    assert nano.describe([picture], "What colour is the background?") == "green"
