@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 from mcp import Client, StdioServerParameters
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SEED = 7
 SHAPES = ("a red circle", "a blue square", "a yellow star")
@@ -83,7 +83,7 @@ def contact_sheet(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
     for index, (caption, picture) in enumerate(pictures):
-        picture.thumbnail((TILE, TILE))
+        picture = ImageOps.contain(picture, (TILE, TILE))
         words, line, lines = caption.split(), "", []
         for word in words:
             if draw.textlength(f"{line} {word}", font=font) > TILE - 16:
