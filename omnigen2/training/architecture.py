@@ -53,7 +53,7 @@ def new_language_model(
     text |= {"pad_token_id": padding, "bos_token_id": padding, "eos_token_id": end}
     whole = Qwen2_5_VLConfig(**{**config, **ids, "text_config": text})
     mllm = Qwen2_5_VLForConditionalGeneration(whole)
-    vision = whole.vision_config
+    vision: Any = whole.vision_config
     processor = Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,

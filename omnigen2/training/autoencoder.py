@@ -96,7 +96,8 @@ def even_out(vae: AutoencoderKL, pixels: Tensor) -> None:
     posterior = vae.encode(pixels).latent_dist  # pyright: ignore
     variance = posterior.mean.var(dim=(0, 2, 3)) + posterior.var.mean(dim=(0, 2, 3))
     deviation = variance.sqrt()
-    last, first = vae.encoder.conv_out, vae.decoder.conv_in
+    last: Any = vae.encoder.conv_out
+    first: Any = vae.decoder.conv_in
     count = len(deviation)
     last.weight[:count] /= deviation[:, None, None, None]
     last.bias[:count] /= deviation

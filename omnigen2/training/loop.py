@@ -35,9 +35,12 @@ class Task(Protocol):
     """A stage as the loop sees it."""
 
     name: str
-    module: nn.Module
-    """Holds the weights that are trained; called with a batch it gives named losses, their sum is
-    minimised."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Holds the weights that are trained; called with a batch it gives named losses. Their sum is
+        minimised."""
+        ...
 
     def batch(self, number: int) -> Any:
         """The batch with that number; the same number always gives the same batch. Called in other

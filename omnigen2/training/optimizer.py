@@ -64,7 +64,7 @@ class MovingAverage:
             if name in self.weights:
                 own.append(self.weights[name])
                 now.append(weight.detach())
-        torch._foreach_lerp_(own, now, share)
+        torch._foreach_lerp_(own, now, share)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

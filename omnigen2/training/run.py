@@ -34,7 +34,7 @@ def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
     """
     if config.finetune:
         return finetune(config, config.finetune)
-    stages = [only] if only else [name for name in STAGES if getattr(config, name)]
+    stages: list[StageName] = [only] if only else [name for name in STAGES if getattr(config, name)]
     for name in stages:
         if getattr(config, name) is None:
             raise ValueError(

@@ -63,7 +63,7 @@ def shapeworld(
     found: dict[str, dict[str, dict[str, object]]] = {}
     rows: list[tuple[object, ...]] = []
     for task in tasks or list(TASKS):
-        asked = answers(loaded, task, split, count, first, lora=lora)
+        asked = answers(loaded, task, split, count, first, lora=lora)  # pyright: ignore[reportArgumentType]
         given = list(track(asked, task, count, console=Console(stderr=True), transient=True))
         whole = scores(given, lambda answer: "all")
         kinds = scores(given, lambda answer: answer.example.kind)
