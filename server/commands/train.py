@@ -20,8 +20,8 @@ def train(
 ) -> None:
     """Train what the file describes. A run that was stopped goes on; a finished one is only published.
 
-    `omnigen2/training/nano.toml` makes nano; `examples/finetune/train.toml` teaches it something new. Losses
-    go to `metrics.jsonl` and `loss.png` beside the checkpoints. On several GPUs: `accelerate launch -m
+    `omnigen2/training/nano.toml` makes nano; a table `[finetune]` teaches any model from a folder of examples.
+    Losses go to `metrics.jsonl` and `loss.png` beside the checkpoints. On several GPUs: `accelerate launch -m
     server.cli train CONFIG`.
 
     Parameters
