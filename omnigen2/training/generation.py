@@ -1,4 +1,4 @@
-"""Stage 3: the transformer learns to make, edit and compose pictures, by rectified flow (Liu et al. 2022).
+"""The last stage: the transformer learns to make, edit and compose pictures, by rectified flow (Liu et al. 2022).
 
 x_t = t * data + (1 - t) * noise, the target is data - noise, the loss the mean squared error. All three
 abilities are learnt together from the first step on: learnt alone, text to image erases the others in

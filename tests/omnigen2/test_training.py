@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     assert (tmp_path / "whole" / "loss.png").is_file()
 
 
-def test_accumulated_batches_count_as_one() -> None:
+def test_the_rate_rises_stays_and_falls() -> None:
     assert rate_at(0, schedule(warmup=10)) == 0.1
     assert rate_at(20, schedule(decay=0.5)) == 1.0
     assert rate_at(30, schedule(decay=0.5)) == 0.5
