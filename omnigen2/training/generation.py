@@ -1,9 +1,10 @@
-"""The last stage: the transformer learns to make, edit and compose pictures, by rectified flow (Liu et al. 2022).
+"""The last stage: the transformer learns to make, edit and compose pictures.
 
-x_t = t * data + (1 - t) * noise, the target is data - noise, the loss the mean squared error. All three
-abilities are learnt together from the first step on: learnt alone, text to image erases the others in
-minutes. Prompts and references are dropped now and then, so that guidance has something to contrast with.
-Pictures and prompts are encoded by the frozen networks of the first two stages where the batch is made.
+Rectified flow (Liu et al. 2022): x_t = t * data + (1 - t) * noise, the target is data - noise, the loss the
+mean squared error. All three abilities are learnt together from the first step on: learnt alone, text to
+image erases the others in minutes. Prompts and references are dropped now and then, so that guidance has
+something to contrast with. Pictures and prompts are encoded by the frozen networks of the first two stages
+where the batch is made.
 """
 
 import os
