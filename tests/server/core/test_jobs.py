@@ -14,6 +14,7 @@ from PIL import Image
 from omnigen2.model import OmniGen2
 from omnigen2.task import ImageTask
 from server.app import App
+from server.jobs import Job
 from tests.server.core.conftest import ANN, BOB, SMALL, HeldEngine, call, settled
 from tools.base import JobStatus, ToolError
 
@@ -260,13 +261,18 @@ async def test_stopping_the_server_lets_the_running_finish_and_hands_back_the_wa
     app = make_app(lambda: engine)
     engine.hold_at = 1
     engine._budget = 1
-    async with app:
+
+    async def release_after(job: Job) -> None:
+        await job.ended.wait()
+        engine.released.set()
+
+    async with anyio.create_task_group() as tasks, app:
         running = await call(app, "generate_image", prompt="x", background=True, **SMALL)
         await engine.is_held()
         waiting = await call(app, "generate_image", prompt="y", background=True, **SMALL)
-        engine.released.set()
         job = app.dispatcher.find(waiting.job_id, "ann")
         assert job is not None and job.state == "queued"
+        tasks.start_soon(release_after, job)
     assert stored(app) == 1
     async with make_app(lambda: HeldEngine(omnigen)) as again:
         done = await call(again, "get_job", job_id=running.job_id)
