@@ -4,6 +4,8 @@
 
 Each round makes one picture with the model alone and one through `App.call`, with the same task, then asks
 for it again. Storing the picture durably is part of the call; it is timed by itself, too. Prints medians.
+Computes with one thread: the two sides have threads of their own, whose helpers would wait for work on the same
+cores and slow each other down.
 """
 
 import statistics
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import torch
 from PIL import Image
 
 import omnigen2
@@ -74,6 +77,7 @@ async def measure(app: App, model: OmniGen2, steps: int, rounds: int) -> None:
 
 
 async def main(source: str = "nano", steps: str = "20", rounds: str = "20") -> None:
+    torch.set_num_threads(1)
     model = omnigen2.load(source)
     with tempfile.TemporaryDirectory() as folder:
         app = build_app(Settings(store=folder, model="shared"), [*core_plugins(), Shared(model)])

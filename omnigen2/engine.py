@@ -179,7 +179,7 @@ class Engine:
         started = time.perf_counter()
         try:
             self._denoiser.step()
-            if self._pipeline.transformer.device.type == "cuda":
+            if self._flights[0].samples[0].tokens.is_cuda:
                 torch.cuda.synchronize()
         except torch.OutOfMemoryError as error:
             self._shrink(error)

@@ -27,8 +27,8 @@ from tools.base import Result, ToolError, Work
 
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
-NEWS_S = 0.02
-"""Seconds between steps that are told; each one takes the model a moment of its processor."""
+NEWS_S = 0.1
+"""Seconds between steps that are told: each one costs the model most of a millisecond."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 10.0
