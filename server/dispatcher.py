@@ -239,7 +239,7 @@ class Dispatcher:
 
     def _refuse_if_full(self, client: str) -> None:
         if self._closing:
-            raise ToolError("busy", "The server is stopping.", "Send the request again in a minute.")
+            raise ToolError("busy", "The server is stopping.", "Send the request again in a minute.", 60)
         waiting = [job for job in self._jobs.values() if job.state == "queued"]
         own = sum(job.client == client for job in waiting)
         share = max(1, self._queue_size // 2)
@@ -252,6 +252,7 @@ class Dispatcher:
             "busy",
             f"{whose} waiting already, as many as are taken at once.",
             f"Send it again in about {seconds} seconds, or wait for one of them to end.",
+            seconds,
         )
 
     def _forget_the_oldest(self) -> None:

@@ -18,6 +18,8 @@ def as_tool_error(error: Exception) -> ToolError:
         case ToolError():
             return error
         case StoreError():
+            if error.place:
+                log.warning("the store failed", error=str(error))
             return ToolError(cast(Code, error.code), error.message, error.advice)
         case OutOfMemory():
             return ToolError("out_of_memory", str(error), "Ask for fewer or smaller pictures.")

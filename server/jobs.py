@@ -14,7 +14,7 @@ from typing import Literal
 import anyio
 from PIL.Image import Image
 
-from omnigen2.task import Backend, Outcome, Progress, Ticket
+from omnigen2.task import Backend, Outcome, Progress, TextTask, Ticket
 from server.cost import cost
 from server.queue import FairQueue
 from tools.base import JobState, JobTimes, Picture, Result, ToolError, Work
@@ -68,6 +68,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.cost = cost(self.work.task)
+        self.is_text = isinstance(self.work.task, TextTask)
         self.scope = anyio.CancelScope(shield=True)  # only `stop` ends it
         self.landed = anyio.Event()
         """The model is done with it, or could not begin."""
@@ -116,12 +117,19 @@ class Job:
             return self.lane.wait_s(self)
         if self.state != "running" or self._step_s is None:
             return None
-        return (self.steps - self.step) * self._step_s
+        return self.steps_left * self._step_s
+
+    @property
+    def steps_left(self) -> float:
+        """Estimate of the steps still to be made: a text mostly ends long before it must."""
+        if not self.is_text or self.lane.length is None:
+            return self.steps - self.step
+        return min(self.steps - self.step, max(1.0, self.lane.length - self.step))
 
     @property
     def left(self) -> float:
         """The cost of what is still to be done."""
-        return self.cost * (1 - self.step / self.steps) if self.steps else self.cost
+        return self.cost * self.steps_left / self.steps if self.steps else self.cost
 
     # -- changing it ----------------------------------------------------------------------------------
 
@@ -173,6 +181,8 @@ class Job:
     def end(self, state: JobState, result: Result | None = None, error: ToolError | None = None) -> None:
         """It is over; it keeps nothing but its result. `ended` is set when that was written down."""
         self.state, self.result, self.error = state, result, error
+        if state == "done" and self.is_text:
+            self.lane.length = smoothed(self.lane.length, self.step)
         self.preview = self.ticket = None
         self.position, self.stage = 0, ""
         self.ended_at = time.monotonic()
@@ -189,6 +199,8 @@ class Lane:
     """The model, while it is being loaded."""
     retry: TimerHandle | None = None
     """When the model is asked again whether it has room."""
+    length: float | None = None
+    """Measured steps after which texts ended."""
     pace: float | None = None
     """Measured seconds per unit of cost, with as many jobs at once as there were."""
 

@@ -107,7 +107,8 @@ class ToolEndpoint:
 def refusal(error: ToolError) -> JSONResponse:
     """A failed call as a response."""
     status = STATUS[error.code]
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
+    seconds = error.retry_after_s or RETRY_AFTER_S
+    headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     return JSONResponse(schema.dump_error(error), status, headers)
 
 

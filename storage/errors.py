@@ -14,13 +14,16 @@ class StoreError(Exception):
 
     code = "internal"
 
-    def __init__(self, message: str, advice: str = "") -> None:
-        super().__init__(message, advice)
+    def __init__(self, message: str, advice: str = "", place: str = "") -> None:
+        """`place`: the folder or URL it happened at, for the host and nobody else."""
+        super().__init__(message, advice, place)
         self.message = message
         self.advice = advice
+        self.place = place
 
     def __str__(self) -> str:
-        return f"{self.message} {self.advice}".strip()
+        place = f"The store is {self.place}." if self.place else ""
+        return " ".join(filter(None, (self.message, self.advice, place)))
 
 
 class InvalidArgument(StoreError):
@@ -79,7 +82,9 @@ def from_os_error(error: OSError, folder: Path | str) -> StoreError:
         return _full(folder, error)
     if error.errno in _NO_WRITING or isinstance(error, PermissionError):  # object stores give no number
         return _read_only(folder, error)
-    return StoreError(f"The image store at {folder} failed: {error}.", "Check the disk and the folder.")
+    return StoreError(
+        f"The image store failed: {_reason(error)}.", "Check the disk and the folder.", str(folder)
+    )
 
 
 def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:
@@ -92,21 +97,28 @@ def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:
     if code in _SQLITE_NO_WRITING:
         return _read_only(folder, error)
     if code == sqlite3.SQLITE_BUSY:
-        return StoreBusy(f"The index of the image store at {folder} is in use: {error}.", "Try again.")
+        return StoreBusy(f"The index of the image store is in use: {error}.", "Try again.", str(folder))
     kind = IndexDamaged if code in _SQLITE_DAMAGED else StoreError
     advice = "Ask the host to run `omnigen2-mcp store rebuild-index`."
-    return kind(f"The index of the image store at {folder} failed: {error}.", advice)
+    return kind(f"The index of the image store failed: {error}.", advice, str(folder))
 
 
 def _full(folder: Path | str, error: Exception) -> StoreFull:
     return StoreFull(
-        f"The image store at {folder} has no room to write ({error}); nothing was stored.",
+        f"The image store has no room to write ({_reason(error)}); nothing was stored.",
         "Ask the host to free disk space or to run `omnigen2-mcp store gc`, then try again.",
+        str(folder),
     )
 
 
 def _read_only(folder: Path | str, error: Exception) -> StoreReadOnly:
     return StoreReadOnly(
-        f"The image store at {folder} cannot be written ({error}); nothing was stored.",
+        f"The image store cannot be written ({_reason(error)}); nothing was stored.",
         "Ask the host to make the folder writable, or to choose another store with --store.",
+        str(folder),
     )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the file it went wrong with."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

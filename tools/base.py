@@ -32,11 +32,15 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrup
 class ToolError(Exception):
     """A call that failed, in words an agent can act on: what was wrong with what, and what to do next."""
 
-    def __init__(self, code: Code, message: str, advice: str = "") -> None:
+    def __init__(
+        self, code: Code, message: str, advice: str = "", retry_after_s: int | None = None
+    ) -> None:
+        """`retry_after_s`: seconds after which the same call may succeed."""
         super().__init__(message)
         self.code: Code = code
         self.message = message
         self.advice = advice
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()

@@ -93,6 +93,17 @@ async def test_a_failure_to_store_the_result_is_told_and_the_next_call_works(
         assert (await call(app, "generate_image", prompt="x", **SMALL)).images
 
 
+async def test_a_store_that_fails_is_not_said_to_be_in_a_folder_of_the_host(
+    make_app: Callable[..., App], engine: HeldEngine
+) -> None:
+    raised = errors.from_os_error(
+        PermissionError(13, "Permission denied", "/home/ann/pictures/tmp/1"), "/home/ann/pictures"
+    )
+    error = await failure(make_app(lambda: engine, [failing(raised)]), "fail", name="x")
+    assert error.code == "forbidden" and "Permission denied" in str(error)
+    assert "/home/ann" not in str(error) and "/home/ann/pictures" in str(raised)
+
+
 async def test_only_models_that_the_host_has_can_be_named(app: App, tmp_path: Path) -> None:
     error = await failure(app, "generate_image", prompt="x", model=str(tmp_path), **SMALL)
     assert error.code == "invalid_argument" and "tiny" in error.advice

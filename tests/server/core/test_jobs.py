@@ -161,6 +161,7 @@ async def test_more_than_can_wait_is_refused_with_when_to_come_back(
         with pytest.raises(ToolError) as own:
             await call(app, "generate_image", prompt="x", **SMALL)
         assert own.value.code == "busy" and "2 requests of yours" in str(own.value)
+        assert f"about {own.value.retry_after_s} seconds" in own.value.advice
         for caller in (BOB, BOB):
             await call(app, "generate_image", caller, prompt="x", background=True, **SMALL)
         with pytest.raises(ToolError) as all_of_it:
