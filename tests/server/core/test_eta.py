@@ -7,7 +7,6 @@ from omnigen2.task import Progress, TextTask
 from server.jobs import Job, Lane
 from tools.base import Work
 
-
 pytestmark = pytest.mark.anyio
 
 
