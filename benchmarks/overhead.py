@@ -4,8 +4,8 @@
 
 Each round makes one picture with the model alone and one through `App.call`, with the same task, then asks
 for it again. Storing the picture durably is part of the call; it is timed by itself, too. Prints medians.
-Computes with one thread: the two sides have threads of their own, whose helpers would wait for work on the same
-cores and slow each other down.
+Computes with one thread: each side would have helper threads of its own, and those wait for work on the same
+cores, which slows the other side down.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from PIL import Image
 
 import omnigen2
 from omnigen2.engine import Engine
-from omnigen2.manager import BackendFactory
+from omnigen2.factory import BackendFactory, OneModel
 from omnigen2.model import OmniGen2
 from server.app import App, build_app
 from server.caller import LOCAL, Caller
@@ -38,7 +38,7 @@ class Shared:
 
     @hookimpl
     def register_backends(self, register: Callable[[str, BackendFactory], None]) -> None:
-        register("shared", BackendFactory(self.model.card, lambda device, dtype: Engine(self.model)))
+        register("shared", OneModel("shared", self.model.card, lambda device, dtype: Engine(self.model)))
 
 
 async def measure(app: App, model: OmniGen2, steps: int, rounds: int) -> None:

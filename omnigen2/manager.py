@@ -1,20 +1,20 @@
 """Keeps models resident: loads each once, in the background, and unloads what is in the way or out of use.
 
-It knows names and folders; what a model is made of is its backend's business. Neither importing this
-module nor asking for a card imports torch: only loading a model does.
+It knows names; where a model comes from and what it is made of is its factory's business.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from omnigen2 import hub
-from omnigen2.card import ModelCard, read_card
+from omnigen2.card import ModelCard
+from omnigen2.factory import BackendFactory, Checkpoints
 from omnigen2.task import Backend
 
 State = Literal["absent", "loading", "ready", "failed"]
@@ -22,14 +22,6 @@ IN_HAND_S = 10.0
 """Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BackendFactory:
-    """A model that a plugin brings: its card, and how to load it on a device in a dtype."""
-
-    card: ModelCard
-    load: Callable[[str, str], Backend]
 
 
 @dataclass(frozen=True)
@@ -68,14 +60,14 @@ class Manager:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        factories: Mapping[str, BackendFactory] | None = None,
+        factories: Iterable[BackendFactory] = (Checkpoints(),),
         idle_unload_s: float | None = None,
     ):
         """`idle_unload_s`: unload a model that many seconds after its last task; None keeps it."""
         self.default_model = default_model
         self.device = device
         self.dtype = dtype
-        self._factories = dict(factories or {})
+        self._factories = list(factories)
         self._idle_unload_s = idle_unload_s
         self._residents: dict[str, _Resident] = {}
         self._lock = threading.Lock()
@@ -83,6 +75,10 @@ class Manager:
         self._closed = threading.Event()
         if idle_unload_s is not None:
             threading.Thread(target=self._watch, name="unload idle models", daemon=True).start()
+
+    def models(self) -> list[str]:
+        """The names that a request may give as `model`."""
+        return list(dict.fromkeys(name for factory in self._factories for name in factory.models()))
 
     def card(self, model: str | None = None) -> ModelCard:
         """The card of a model, None being the default one. Loads nothing.
@@ -92,9 +88,7 @@ class Manager:
             ValueError: its card cannot be read.
         """
         name = model or self.default_model
-        if name in self._factories:
-            return self._factories[name].card
-        return read_card(hub.resolve(name), name)
+        return self._factory(name).card(name)
 
     def acquire(self, model: str | None = None) -> "Future[Backend]":
         """The loaded model, loading it in the background if it is not yet; a failed load is tried again.
@@ -143,7 +137,7 @@ class Manager:
         started = time.monotonic()
         with self._loading:
             try:
-                backend = self._make(name)
+                backend = self._factory(name).load(name, self.device, self.dtype, self._evict)
             except Exception as error:
                 log.warning("model %s could not be loaded: %s", name, error)
                 resident.backend.set_exception(error)
@@ -152,16 +146,20 @@ class Manager:
         resident.last_used = time.monotonic()
         resident.backend.set_result(backend)
 
-    def _make(self, name: str) -> Backend:
-        if name in self._factories:
-            return self._factories[name].load(self.device, self.dtype)
-        folder = hub.resolve(name)
-        from omnigen2.engine import Engine
-        from omnigen2.memory import make_room
-        from omnigen2.model import OmniGen2
-
-        make_room(folder, self.device, self.dtype, self._evict)
-        return Engine(OmniGen2.load(name, device=self.device, dtype=self.dtype))
+    def _factory(self, name: str) -> BackendFactory:
+        """The one that offers a model of that name, or else the first that has one: a path, say."""
+        failure: FileNotFoundError | None = None
+        for factory in self._factories:
+            if name in factory.models():
+                return factory
+        for factory in self._factories:
+            try:
+                factory.card(name)
+            except FileNotFoundError as error:
+                failure = failure or error
+            else:
+                return factory
+        raise failure or FileNotFoundError(f"model: there is no {name!r}, and nothing that could bring it")
 
     def _evict(self) -> bool:
         """Unload the idle model that was used longest ago; False if there is none."""

@@ -12,7 +12,6 @@ from anyio import to_thread
 from pydantic import ValidationError
 from structlog.contextvars import bound_contextvars
 
-from omnigen2 import hub
 from omnigen2.card import ModelCard
 from omnigen2.manager import Manager
 from omnigen2.params import explain
@@ -105,7 +104,7 @@ class App:
         """
         if model is None or model == self.settings.model:
             return self._default_card
-        offered = [*self.plugins.backends(), *(found.id for found in hub.local())]
+        offered = self.manager.models()
         if model not in offered:
             names = ", ".join(dict.fromkeys([self.settings.model, *offered]))
             raise ToolError(
@@ -143,7 +142,7 @@ def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> Ap
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
-        factories=loaded.backends(),
+        factories=loaded.backends().values(),
         idle_unload_s=settings.idle_unload,
     )
     return App(settings, loaded, open_store(settings, loaded), manager)

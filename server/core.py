@@ -1,10 +1,11 @@
-"""The core as a plugin: where images may be kept, and the commands that are no tools."""
+"""The core as a plugin: OmniGen2, where images may be kept, and the commands that are no tools."""
 
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from omnigen2.factory import BackendFactory, Checkpoints
 from server.hookspecs import StoreOpener, hookimpl
 from storage import ImageStore
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 OBJECT_STORES = ("memory", "s3", "gs", "az")
 COMMANDS = ("models", "bench", "store", "doctor", "train", "eval")
 """Modules in `server/commands`, each with its `app`."""
+
+
+@hookimpl
+def register_backends(register: Callable[[str, BackendFactory], None]) -> None:
+    """Offer the OmniGen2 checkpoints of this machine."""
+    register("checkpoints", Checkpoints())
 
 
 @hookimpl

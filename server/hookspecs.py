@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from omnigen2.manager import BackendFactory
+from omnigen2.factory import BackendFactory
 from storage import ImageStore
 from tools.base import Tool
 
@@ -34,7 +34,7 @@ def register_tools(register: Callable[[AnyTool], None]) -> None:
 
 @_hookspec
 def register_backends(register: Callable[[str, BackendFactory], None]) -> None:
-    """Offer models: a name that requests may give as `model`, its card, and how it is loaded."""
+    """Offer kinds of models, by a name of the kind: which there are, their cards, how they are loaded."""
 
 
 @_hookspec

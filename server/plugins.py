@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from omnigen2.manager import BackendFactory
+from omnigen2.factory import BackendFactory
 from server import hookspecs
 from server.hookspecs import PROJECT, AnyTool, StoreOpener
 
@@ -53,7 +53,7 @@ class Plugins:
         return self._ask("register_tools", lambda tool: (tool.name, tool))
 
     def backends(self) -> dict[str, BackendFactory]:
-        """Every model that a plugin brings, by its name."""
+        """Every kind of models, by its name."""
         return self._ask("register_backends", lambda name, factory: (name, factory))
 
     def stores(self) -> dict[str, StoreOpener]:

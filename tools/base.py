@@ -32,9 +32,7 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrup
 class ToolError(Exception):
     """A call that failed, in words an agent can act on: what was wrong with what, and what to do next."""
 
-    def __init__(
-        self, code: Code, message: str, advice: str = "", retry_after_s: int | None = None
-    ) -> None:
+    def __init__(self, code: Code, message: str, advice: str = "", retry_after_s: int | None = None) -> None:
         """`retry_after_s`: seconds after which the same call may succeed."""
         super().__init__(message)
         self.code: Code = code
@@ -44,6 +42,10 @@ class ToolError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
+
+
+OUTLIVES_THE_CALL = "outlives the call"
+"""Mark of a parameter that makes sense only where the server goes on after the call."""
 
 
 class Request(Params):

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from omnigen2.params import MAX_REFERENCES, Decoding, Sampling
-from tools.base import Request
+from tools.base import OUTLIVES_THE_CALL, Request
 
 MAX_WORDS = 8000
 """Characters of a prompt, instruction or question; a model cuts after its number of tokens and says so."""
@@ -92,7 +92,7 @@ class LoraIn(Request):
 class Background(Request):
     """Whether to wait."""
 
-    background: bool = False
+    background: Annotated[bool, OUTLIVES_THE_CALL] = False
     """True answers at once with a job_id instead of waiting; get_job gives the result later."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from omnigen2.shapeworld.judge import Verdict, judge
@@ -21,6 +22,18 @@ from omnigen2.shapeworld.wanted import Example
 BATCH = 16
 """Pictures that are asked for together; a batch gives the same pictures as one by one."""
 TILE, MARGIN, LINE = 96, 6, 14
+
+
+class Autoencoder(Protocol):
+    """Pictures to latents and back, as `omnigen2.autoencoder.Autoencoder`."""
+
+    def encode(self, image: Image.Image, max_pixels: int, max_side: int) -> Any:
+        """Return latents."""
+        ...
+
+    def decode(self, latents: Any) -> Image.Image:
+        """Return the picture of latents."""
+        ...
 
 
 class Model(Protocol):
@@ -89,6 +102,19 @@ def scores(given: Iterable[Answer], key: Callable[[Answer], str]) -> dict[str, S
     for answer in given:
         groups[key(answer)].append(answer.verdict.ok)
     return {name: Score(sum(groups[name]), len(groups[name])) for name in sorted(groups)}
+
+
+def decibels(autoencoder: Autoencoder, split: Split, count: int, first: int = 0) -> list[float]:
+    """How true scenes come back from the autoencoder: peak signal-to-noise ratio of each, in dB."""
+    values = []
+    for number in range(first, first + count):
+        target = example("generate", split, number).target
+        assert target is not None
+        before = picture(target)
+        after = autoencoder.decode(autoencoder.encode(before, before.width * before.height, before.width))
+        error = np.asarray(before, np.float64) - np.asarray(after, np.float64)
+        values.append(20 * math.log10(255 / max(1e-9, math.sqrt(np.square(error).mean()))))
+    return values
 
 
 def contact_sheet(given: Sequence[Answer], columns: int = 3) -> Image.Image:

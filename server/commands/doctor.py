@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from omnigen2 import hub
 from omnigen2.card import read_card
+from omnigen2.factory import Checkpoints
 from server.commands.output import AsJson, show, table
 from server.plugins import Plugins
 from server.settings import Settings
@@ -88,8 +89,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     plugins = Plugins()
     backends, stores = plugins.backends(), plugins.stores()  # a plugin that breaks does so when it is asked
     yield from check_installation()
-    if settings.model in backends:
-        yield Finding("model", "ok", f"{backends[settings.model].card.title}, brought by a plugin")
+    own = [factory for factory in backends.values() if not isinstance(factory, Checkpoints)]
+    if brought := [factory for factory in own if settings.model in factory.models()]:
+        yield Finding("model", "ok", f"{brought[0].card(settings.model).title}, brought by a plugin")
     else:
         yield from check_model(settings.model, settings.device, settings.dtype)
     yield from check_models()

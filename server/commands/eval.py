@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
@@ -81,6 +82,44 @@ def shapeworld(
     if output is not None:
         (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result, table(("task", "kind", "right", "share", "95 % interval"), rows), as_json=as_json)
+
+
+@app.command
+def autoencoder(
+    *,
+    model: str = NANO,
+    split: Literal["test", "unseen", "train"] = "test",
+    count: int = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Send ShapeWorld's pictures through the autoencoder, and compare what comes back.
+
+    The measure is the peak signal-to-noise ratio; from 32 dB on, edges look like edges.
+
+    Parameters
+    ----------
+    model
+        `nano`, a folder, or a repository id.
+    split
+        Where the scenes come from.
+    count
+        Pictures.
+    """
+    if count < 1:
+        raise ValueError(f"count: {count} given; at least 1 is needed")
+    from omnigen2.shapeworld.evaluate import decibels
+
+    values = sorted(decibels(omnigen2.load(model).pipeline.autoencoder, split, count))
+    measured = {
+        "mean_db": fmean(values),
+        "5th_percentile_db": values[len(values) // 20],
+        "least_db": values[0],
+    }
+    rows = [
+        (name.removesuffix("_db").replace("_", " "), f"{value:.1f} dB") for name, value in measured.items()
+    ]
+    result = {"model": model, "split": split, "count": count} | measured
+    show(result, table(("of all pictures", "signal to noise"), rows), as_json=as_json)
 
 
 def _cells(score: "Score") -> tuple[str, str, str]:

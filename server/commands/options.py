@@ -14,6 +14,8 @@ from cyclopts import Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tools.base import OUTLIVES_THE_CALL
+
 NOT_GIVEN = None
 """What an option is called with that was not typed; such options are left out of the request."""
 METAVARS = {"integer": "N", "number": "X"}
@@ -24,6 +26,7 @@ def parameters(model: type[BaseModel], schema: Mapping[str, Any]) -> list[inspec
     made = [
         _parameter(name, field, schema["properties"].get(name, {}))
         for name, field in model.model_fields.items()
+        if OUTLIVES_THE_CALL not in field.metadata  # the server of a command ends with the call
     ]
     return sorted(made, key=_order)
 

@@ -32,16 +32,12 @@ Output = Annotated[
     Parameter(name="--output", help="Where to write the images: a FILE.png, or a folder. They stay stored."),
 ]
 
-ABSENT = frozenset({"background"})
-"""What a command line does not offer: the server it starts for a call ends with the call."""
-
 
 def tool_command(tool: AnyTool, card: ModelCard | None) -> Command:
     """The command of a tool; help shows the defaults of `card`."""
     described = schema.input_schema(tool, card)
     own = [_option("output", Output, None), _option("as_json", AsJson, False)]
-    asked = [parameter for parameter in parameters(tool.request, described) if parameter.name not in ABSENT]
-    signature = inspect.Signature([*asked, *own])
+    signature = inspect.Signature([*parameters(tool.request, described), *own])
 
     def call(*arguments: Any, **options: Any) -> None:
         typed = signature.bind(*arguments, **options).arguments

@@ -14,7 +14,8 @@ from omnigen2 import manager as manager_module
 from omnigen2 import memory
 from omnigen2.card import ModelCard, published_card
 from omnigen2.engine import Engine
-from omnigen2.manager import BackendFactory, Manager
+from omnigen2.factory import Checkpoints, OneModel
+from omnigen2.manager import Manager
 from omnigen2.params import Decoding
 from omnigen2.task import OutOfMemory, TextTask
 from tests.omnigen2.golden import PIPELINE
@@ -79,8 +80,8 @@ class Plugin:
 
 def with_plugin(**options: object) -> tuple[Manager, Plugin]:
     plugin = Plugin()
-    factory = BackendFactory(plugin.card, lambda device, dtype: plugin)  # type: ignore
-    return Manager(FOLDER, device="cpu", factories={"plugin": factory}, **options), plugin  # type: ignore
+    factory = OneModel("plugin", plugin.card, lambda device, dtype: plugin)  # type: ignore
+    return Manager(FOLDER, device="cpu", factories=[Checkpoints(), factory], **options), plugin  # type: ignore
 
 
 def test_a_plugin_brings_a_model() -> None:

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 import omnigen2
 from omnigen2.engine import Engine
-from omnigen2.manager import BackendFactory
+from omnigen2.factory import BackendFactory, OneModel
 from omnigen2.model import OmniGen2
 from omnigen2.task import Backend, Progress, Task, Ticket
 from server.app import App, build_app
@@ -73,7 +73,7 @@ class Tiny:
 
     @hookimpl
     def register_backends(self, register: Callable[[str, BackendFactory], None]) -> None:
-        register("tiny", BackendFactory(self.card, lambda device, dtype: self.load()))
+        register("tiny", OneModel("tiny", self.card, lambda device, dtype: self.load()))
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""Where models come from: checkpoints on this machine, and whatever plugins bring.
+
+Neither importing this module nor asking for a card imports torch: only loading a model does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from omnigen2 import hub
+from omnigen2.card import ModelCard, read_card
+from omnigen2.task import Backend
+
+
+class BackendFactory(Protocol):
+    """Models of one kind: their names, their cards, and how one of them is loaded."""
+
+    def models(self) -> Sequence[str]:
+        """The names that a request may give as `model`."""
+        ...
+
+    def card(self, model: str) -> ModelCard:
+        """The card of a model; loads nothing.
+
+        Raises:
+            FileNotFoundError: there is no such model of this kind; the message says how to get it.
+            ValueError: its card cannot be read.
+        """
+        ...
+
+    def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
+        """Load a model. `evict` unloads another one that is idle, and says whether it found one.
+
+        Raises:
+            FileNotFoundError, ValueError: as `card`.
+            OutOfMemory: it does not fit, and nothing is left to evict.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class OneModel:
+    """A single model of a plugin's own, loaded by `make(device, dtype)`."""
+
+    name: str
+    own_card: ModelCard
+    make: Callable[[str, str], Backend]
+
+    def models(self) -> Sequence[str]:
+        return [self.name]
+
+    def card(self, model: str) -> ModelCard:
+        if model != self.name:
+            raise FileNotFoundError(f"model: there is no {model!r}")
+        return self.own_card
+
+    def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
+        return self.make(device, dtype)
+
+
+class Checkpoints:
+    """OmniGen2 in the published layout: nano, pulled repositories, and any folder, by its path."""
+
+    def models(self) -> Sequence[str]:
+        return [found.id for found in hub.local()]
+
+    def card(self, model: str) -> ModelCard:
+        return read_card(hub.resolve(model), model)
+
+    def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
+        folder = hub.resolve(model)
+        from omnigen2.engine import Engine
+        from omnigen2.memory import make_room
+        from omnigen2.model import OmniGen2
+
+        make_room(folder, device, dtype, evict)
+        return Engine(OmniGen2.load(model, device=device, dtype=dtype))
