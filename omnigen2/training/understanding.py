@@ -3,7 +3,8 @@
 Seeing: captions and questions, cross-entropy of the answer's words. Reading: `omnigen2.training.reader`.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from omnigen2.training.config import Stage
 from omnigen2.training.reader import Reader, symbols
 from omnigen2.training.tokens import with_unknown_word
 
+RARE = 40
+"""Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
 UNKNOWN_WORD = 0.1
 """Chance that a prompt has a word that the model does not know."""
 
@@ -69,11 +72,15 @@ class UnderstandingTask:
 
 
 def draw(stage: Stage, number: int) -> dict[str, list[Example]]:
-    """The examples of a batch, by task."""
-    return {
-        task: [example(task, "train", number * count + own) for own in range(count)]  # pyright: ignore
-        for task, count in stage.batch.items()
-    }
+    """The examples of a batch, by task, or by `task:kind`."""
+    return {name: list(_drawn(name, number * count, count)) for name, count in stage.batch.items()}
+
+
+def _drawn(name: str, first: int, count: int) -> Iterator[Example]:
+    task, _, kind = name.partition(":")
+    numbers = itertools.count(first * RARE if kind else first)
+    found = (example(task, "train", number) for number in numbers)  # pyright: ignore[reportArgumentType]
+    return itertools.islice((one for one in found if not kind or one.kind == kind), count)
 
 
 def prompts(

@@ -10,6 +10,7 @@ from omnigen2 import hub
 from omnigen2.card import read_card
 from omnigen2.model import OmniGen2
 from omnigen2.shapeworld import Scene, Thing, read_scene, render
+from omnigen2.shapeworld.evaluate import decibels
 
 MOST_BYTES = 20_000_000
 
@@ -82,3 +83,8 @@ def test_it_says_so_when_it_cannot_tell(nano: OmniGen2) -> None:
 def test_it_names_the_background(nano: OmniGen2) -> None:
     picture = Image.fromarray(render(Scene("green", (Thing("circle", "red", "large", 0.5, 0.5),))))
     assert nano.describe([picture], "What colour is the background?") == "green"
+
+
+def test_its_autoencoder_is_crisp(nano: OmniGen2) -> None:
+    values = decibels(nano.pipeline.autoencoder, "test", 24)
+    assert sum(values) / len(values) >= 32

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 import omnigen2
 from omnigen2.shapeworld import Scene, Thing, example, render
 from omnigen2.training import tokens
-from omnigen2.training.config import Schedule, read_config
+from omnigen2.training.config import Schedule, Stage, read_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
 from omnigen2.training.seeing import EMPTY, IGNORED, TAKEN, cells_of
+from omnigen2.training.understanding import draw
 
 NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
 SMALL = {
@@ -200,6 +201,16 @@ def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('output = "x"\n[generation]\nsteps = 0\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"generation\.steps"):
         read_config(tmp_path / "a.toml")
+
+
+def test_a_batch_may_ask_for_one_kind_of_a_task() -> None:
+    stage = Stage(steps=1, rate=1e-3, batch={"ask:where": 3, "generate": 2})
+    drawn = [draw(stage, number) for number in range(3)]
+    assert {one.kind for batch in drawn for one in batch["ask:where"]} == {"where"}
+    assert [len(batch["generate"]) for batch in drawn] == [2, 2, 2]
+    texts = [(one.text, one.inputs) for batch in drawn for one in batch["ask:where"]]
+    assert len(set(texts)) == 9
+    assert draw(stage, 1) == drawn[1]
 
 
 def test_cells_tell_what_stands_where() -> None:
