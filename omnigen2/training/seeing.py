@@ -1,10 +1,12 @@
 """Stage 3: the language model learns to see sharply, while it goes on reading as it did.
 
-First it only looks (`looking`), then it also answers (`seeing`). Three losses: the answers to questions about
+First it only looks (`looking`), then it also answers (`seeing`). Four losses: the answers to questions about
 pictures; what each visual token must tell of its cell (the thing whose centre lies there, its shape, colour
-and size, and the background), which teaches the eye without the detour through words; and, for prompts, the
-distance from the states of the model before this stage. The last one keeps the states as the transformer
-knows them, so that this stage may run beside or after the transformer's.
+and size, and the background), which teaches the eye without the detour through words; what each visual token
+must tell halfway through the language model (its row, its column, its picture), because nothing but the
+rotations of attention says where it lies, and answers alone took thousands of steps without finding out; and,
+for prompts, the distance from the states of the model before this stage. The last one keeps the states as the
+transformer knows them, so that this stage may run beside or after the transformer's.
 """
 
 import copy
@@ -19,9 +21,10 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel
+from omnigen2.params import MAX_REFERENCES
 from omnigen2.shapeworld import COLOURS, SHAPES, SIZES, Example, Scene, render, sample_scene
 from omnigen2.training.config import Stage
-from omnigen2.training.understanding import answer_losses, conversations, draw, prompts
+from omnigen2.training.understanding import IGNORED, answer_losses, conversations, draw, prompts
 
 SCENES = "scenes"
 """The name by which a stage's `batch` says how many pictures are looked at without a question."""
@@ -29,9 +32,12 @@ ASKED = ("taken", "shape", "colour", "size", "background")
 """What a visual token must tell of its cell."""
 LOYALTY = 10.0
 """Weight of the distance between states, of root mean square 1."""
+PLACED = {"row": 12, "column": 12, "picture": MAX_REFERENCES}
+"""What a visual token must tell halfway, and how many of each there can be."""
+PLACING = 0.2
+"""Weight of the losses of places."""
 _SHAPES, _COLOURS, _SIZES = tuple(SHAPES), tuple(COLOURS), tuple(SIZES)
 EMPTY, TAKEN = 0, 1
-IGNORED = -100
 
 
 class SeeingLoss(nn.Module):
@@ -40,19 +46,31 @@ class SeeingLoss(nn.Module):
     def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration):
         super().__init__()
         self.mllm = mllm
-        width = mllm.config.get_text_config().hidden_size
+        text = mllm.config.get_text_config()
+        width, self.halfway = text.hidden_size, text.num_hidden_layers // 2
         counts = (2, len(_SHAPES), len(_COLOURS), len(_SIZES), len(_COLOURS))
         self.heads = nn.ModuleDict(
             {name: nn.Linear(width, count) for name, count in zip(ASKED, counts, strict=True)}
         )
+        self.places = nn.ModuleDict({name: nn.Linear(width, count) for name, count in PLACED.items()})
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = self._look(batch[SCENES])
         if batch["prompts"]:
             losses |= self._stay(batch["prompts"])
         for name, seen in batch["see"].items():
-            losses |= answer_losses(self.mllm, name, seen)
+            answered = self.mllm(**seen["inputs"], output_hidden_states=True)
+            losses |= answer_losses(name, answered.logits, seen["labels"])
+            place = self._place(answered.hidden_states[self.halfway], seen["places"])
+            losses["places"] = losses.get("places", 0) + place
         return losses
+
+    def _place(self, states: Tensor, places: Tensor) -> Tensor:
+        states = F.rms_norm(states, states.shape[-1:])
+        logits = [head(states).float().flatten(0, 1) for head in self.places.values()]
+        wanted = places.flatten(0, 1).unbind(-1)
+        own = [F.cross_entropy(*pair, ignore_index=IGNORED) for pair in zip(logits, wanted, strict=True)]
+        return PLACING * torch.stack(own).sum()
 
     def _look(self, scenes: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens = self.mllm.model.visual(

@@ -19,6 +19,8 @@ from omnigen2.training.config import Stage
 from omnigen2.training.reader import Reader, symbols
 from omnigen2.training.tokens import with_unknown_word
 
+IGNORED = -100
+"""Label of what is not to be predicted."""
 RARE = 40
 """Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
 UNKNOWN_WORD = 0.1
@@ -37,7 +39,7 @@ class UnderstandingLoss(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = self._read(batch["read"])
         for name, seen in batch["see"].items():
-            losses |= answer_losses(self.mllm, name, seen)
+            losses |= answer_losses(name, self.mllm(**seen["inputs"]).logits, seen["labels"])
         return losses
 
     def _read(self, read: dict[str, Any]) -> dict[str, Tensor]:
@@ -96,9 +98,10 @@ def prompts(
 def conversations(
     language: LanguageModel, examples: Sequence[Example], sides: Sequence[int], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Questions with pictures and answers, padded to the longest: `inputs` of the model, and `labels`.
+    """Questions with pictures and answers, padded to the longest: `inputs` of the model, `labels`, `places`.
 
-    Only the answer is to be predicted. The pictures of a question share a size, most often the first side.
+    Only the answer is to be predicted. `places` (n, L, 3) are the row and the column of each visual token and
+    the number of its picture, from 0; -100 for words.
     """
     rows = []
     for one in examples:
@@ -108,12 +111,15 @@ def conversations(
     lengths = [question["input_ids"].shape[1] + len(answer) for question, answer in rows]
     shape = (len(rows), max(lengths))
     ids = torch.full(shape, language.tokenizer.pad_token_id)  # pyright: ignore
-    labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.int64)
+    places = torch.full((*shape, 3), IGNORED)
+    labels, mask = torch.full(shape, IGNORED), torch.zeros(shape, dtype=torch.int64)
     for n, (question, answer) in enumerate(rows):
         start = question["input_ids"].shape[1]
         ids[n, : lengths[n]] = torch.cat([question["input_ids"][0], torch.tensor(answer)])
         labels[n, start : lengths[n]] = torch.tensor(answer)
         mask[n, : lengths[n]] = 1
+        merged = question["image_grid_thw"][:, 1:] // language.image_processor.merge_size
+        places[n][ids[n] == language.mllm.config.image_token_id] = _places(merged.tolist())
     inputs = {
         "input_ids": ids,
         "attention_mask": mask,
@@ -121,17 +127,23 @@ def conversations(
         "image_grid_thw": torch.cat([question["image_grid_thw"] for question, _ in rows]),
         "mm_token_type_ids": (ids == language.mllm.config.image_token_id).int(),
     }
-    return {"inputs": inputs, "labels": labels}
+    return {"inputs": inputs, "labels": labels, "places": places}
 
 
-def answer_losses(
-    mllm: Qwen2_5_VLForConditionalGeneration, name: str, seen: dict[str, Any]
-) -> dict[str, Tensor]:
+def _places(grids: Sequence[Sequence[int]]) -> Tensor:
+    """(tokens, 3): row, column, and picture of the visual tokens of pictures with these rows and columns."""
+    own = [
+        torch.cartesian_prod(torch.tensor([number]), torch.arange(rows), torch.arange(columns))
+        for number, (rows, columns) in enumerate(grids)
+    ]
+    return torch.cat(own).roll(-1, dims=1)
+
+
+def answer_losses(name: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Cross-entropy of the answers of conversations, and the share of answers without a fault."""
-    logits = mllm(**seen["inputs"]).logits[:, :-1].float()
-    wanted = seen["labels"][:, 1:]
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
-    right = ((logits.argmax(-1) == wanted) | (wanted == -100)).all(-1)
+    logits, wanted = logits[:, :-1].float(), labels[:, 1:]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    right = ((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(-1)
     return {name: loss, f"{name}_right": right.float().mean()}
 
 

@@ -19,8 +19,8 @@ from omnigen2.training.loop import train
 from omnigen2.training.optimizer import rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
-from omnigen2.training.seeing import EMPTY, IGNORED, TAKEN, cells_of
-from omnigen2.training.understanding import draw
+from omnigen2.training.seeing import EMPTY, TAKEN, cells_of
+from omnigen2.training.understanding import IGNORED, conversations, draw
 
 NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
 SMALL = {
@@ -32,6 +32,7 @@ SMALL = {
     "num_layers = 6": "num_layers = 1",
     "num_hidden_layers = 4": "num_hidden_layers = 1",
     "mrope_section = [8, 12, 12]": "mrope_section = [2, 3, 3]",
+    'rope_type = "longrope"': 'rope_type = "default"',
     "text_feat_dim = 192": "text_feat_dim = 32",
     "hidden_size = 128": "hidden_size = 32",
     "block_out_channels = [16, 32, 48, 64]": "block_out_channels = [8, 8, 8, 8]",
@@ -211,6 +212,18 @@ def test_a_batch_may_ask_for_one_kind_of_a_task() -> None:
     texts = [(one.text, one.inputs) for batch in drawn for one in batch["ask:where"]]
     assert len(set(texts)) == 9
     assert draw(stage, 1) == drawn[1]
+
+
+def test_visual_tokens_know_their_row_column_and_picture() -> None:
+    language = omnigen2.load("nano").pipeline.language
+    asked = next(one for one in (example("ask", "train", n) for n in range(99)) if len(one.inputs) == 2)
+    rng = np.random.default_rng(1)
+    made = conversations(language, [asked, example("describe", "train", 0)], (96,), rng)
+    visual = made["inputs"]["input_ids"] == language.mllm.config.image_token_id
+    cells = [(row, column) for row in range(6) for column in range(6)]
+    assert made["places"][0][visual[0]].tolist() == [[*cell, n] for n in range(2) for cell in cells]
+    assert made["places"][1][visual[1]].tolist() == [[*cell, 0] for cell in cells]
+    assert (made["places"][~visual] == IGNORED).all()
 
 
 def test_cells_tell_what_stands_where() -> None:
