@@ -20,9 +20,9 @@ def train(
 ) -> None:
     """Train what the file describes. A run that was stopped goes on; a finished one is only published.
 
-    `omnigen2/training/nano.toml` makes nano; a table `[finetune]` teaches any model from a folder of
-    examples. Losses go to `metrics.jsonl` and `loss.png` beside the checkpoints. On several GPUs:
-    `accelerate launch -m server.cli train CONFIG`.
+    `omnigen2/training/nano.toml` makes nano; a table `[finetune]`, as in `examples/finetune/train.toml`,
+    teaches any model from a folder of examples. Losses go to `metrics.jsonl` and `loss.png` beside the
+    checkpoints. On several GPUs: `accelerate launch -m server.cli train CONFIG`.
 
     Parameters
     ----------
