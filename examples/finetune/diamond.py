@@ -1,8 +1,9 @@
-"""Teach nano a shape it never met, as an adapter of a megabyte, and show what came of it.
+"""Teach nano a shape it never met, as an adapter of two megabytes, and show what came of it.
 
-Makes a folder of examples (half of them diamonds, half what nano knows already, so that it forgets nothing),
-trains what `train.toml` says, and asks for diamonds before and after, of colours and backgrounds that were
-not shown together. Prints how many came out right and saves `before-after.png`. `--steps` shortens it.
+Makes a folder of examples (three quarters of them diamonds, the others what nano knows already, so that it
+forgets nothing), trains what `train.toml` says, and asks for diamonds before and after, of colours and
+backgrounds that were not shown together. Prints how many came out right and saves `before-after.png`.
+`--steps` shortens it.
 
 nano has one token for all words that it does not know: what it learns for "diamond", it will draw for
 "hexagon", too. A model with a real vocabulary keeps them apart.
@@ -24,7 +25,7 @@ from omnigen2.training.run import run
 
 NAME = "diamond"
 WORDINGS = ("a {} diamond on a {} background", "{} diamond, {} background", "Picture of a {} diamond on {}")
-TAUGHT, KNOWN, ASKED = 360, 120, 60
+TAUGHT, KNOWN, ASKED = 576, 64, 60
 SIDE, SAMPLES = 96, 6
 NEAR = 60  # farthest from its colour, in 8-bit sRGB, that a pixel may be
 OVERLAP = 0.8
@@ -65,7 +66,7 @@ def painted(scene: Scene) -> Image.Image:
 
 
 def write_data(folder: Path) -> None:
-    """Half new, half old."""
+    """What is new, and something of what is old."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         line(folder, f"new{n}", text, (), scene)
