@@ -28,7 +28,8 @@ from tools.base import Result, ToolError, Work
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
 NEWS_S = 0.1
-"""Seconds between steps that are told: each one costs the model most of a millisecond."""
+"""Seconds between steps that are told: each takes the model a moment of its processor. With 0.02 a picture of
+nano takes 1 to 2 ms longer (`benchmarks.overhead`)."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 10.0

@@ -34,7 +34,10 @@ def register_tools(register: Callable[[AnyTool], None]) -> None:
 
 @_hookspec
 def register_backends(register: Callable[[str, BackendFactory], None]) -> None:
-    """Offer kinds of models, by a name of the kind: which there are, their cards, how they are loaded."""
+    """Offer kinds of models, by a name of the kind: which there are, their cards, how they are loaded.
+
+    A model that two kinds offer is the one of the kind that registered first; the core's checkpoints do.
+    """
 
 
 @_hookspec
