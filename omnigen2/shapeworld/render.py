@@ -5,6 +5,7 @@ masks are cached by shape, radius and the centre's offset within its pixel, the 
 quarters of a pixel, so drawing a thing is one blend of a small window.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -57,16 +58,18 @@ def coverage(shape: str, radius: float, dx: float, dy: float) -> Floats:
     return mask[:, :, None]
 
 
-def render(scene: Scene, width: int = 96, height: int = 96) -> NDArray[np.uint8]:
-    """Draw the scene as (height, width, 3) sRGB bytes; `width` and `height` in pixels."""
+def render(
+    scene: Scene, width: int = 96, height: int = 96, colours: Mapping[str, tuple[int, int, int]] = COLOURS
+) -> NDArray[np.uint8]:
+    """Draw the scene as (height, width, 3) sRGB bytes; `width` and `height` in pixels, `colours` by name."""
     canvas = np.empty((height, width, 3), np.float32)
-    canvas[:] = COLOURS[scene.background]
+    canvas[:] = colours[scene.background]
     for thing in scene.things:
-        _draw(canvas, thing)
+        _draw(canvas, thing, colours[thing.colour])
     return (canvas + 0.5).astype(np.uint8)
 
 
-def _draw(canvas: Floats, thing: Thing) -> None:
+def _draw(canvas: Floats, thing: Thing, colour: tuple[int, int, int]) -> None:
     height, width, _ = canvas.shape
     column, dx = _snap(thing.x * width)
     row, dy = _snap(thing.y * height)
@@ -76,7 +79,7 @@ def _draw(canvas: Floats, thing: Thing) -> None:
     top, left = max(0, row - half), max(0, column - half)
     window = canvas[top : row + half, left : column + half]
     mask = mask[top - row + half :, left - column + half :][: window.shape[0], : window.shape[1]]
-    window += mask * (np.asarray(COLOURS[thing.colour], np.float32) - window)
+    window += mask * (np.asarray(colour, np.float32) - window)
 
 
 def _snap(position: float) -> tuple[int, float]:

@@ -11,11 +11,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from omnigen2.shapeworld import render, sample_scene
+from omnigen2.shapeworld import COLOURS, render, sample_scene
 from omnigen2.training.config import Stage
 
-SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-5
+SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-6
 EVENED = 256  # pictures over which the latent channels are evened out
+ANY_COLOURS = 0.5  # share of pictures in any colours: known by heart, nine would be nine codes, not a measure of colour
 CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
 
 
@@ -71,12 +72,20 @@ class AutoencoderTask:
 
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         width, height = (int(rng.choice(self.stage.sides)) for _ in range(2))
-        pixels = render(sample_scene(rng), width, height)
+        pixels = render(sample_scene(rng), width, height, _colours(rng))
         # At whole latents, since that is where pictures begin.
         left, top = (
             int(rng.integers((side - CROP) // self.factor + 1)) * self.factor for side in (width, height)
         )
         return pixels[top : top + CROP, left : left + CROP]
+
+
+def _colours(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
+    """ShapeWorld's colours, or any."""
+    if rng.random() >= ANY_COLOURS:
+        return COLOURS
+    red, green, blue = rng.integers(0, 256, (3, len(COLOURS))).tolist()
+    return dict(zip(COLOURS, zip(red, green, blue, strict=True), strict=True))
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
