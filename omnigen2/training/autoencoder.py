@@ -1,7 +1,10 @@
-"""Stage 1: the autoencoder learns to draw flat shapes with crisp edges from 8 x 8 times fewer places.
+"""Stage 1: the autoencoder learns to draw flat shapes with crisp edges from 8 x 8 times fewer places. Then
+the decoder learns on alone (`decoder`): whole pictures, from latents as noisy as a flow leaves them.
 
 Loss: absolute error, squared error, absolute error of the differences between neighbouring pixels (which
 makes edges sharp), and a small pull of the posterior towards the standard normal (Kingma & Welling 2014).
+Half of the pictures are in any colours, and the pull is weak: nine colours known by heart and a strong pull
+made nine codes, different on every background, from which the transformer hardly learnt to copy a thing.
 """
 
 from typing import Any
@@ -16,7 +19,8 @@ from omnigen2.training.config import Stage
 
 SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-6
 EVENED = 256  # pictures over which the latent channels are evened out
-ANY_COLOURS = 0.5  # share of pictures in any colours: known by heart, nine would be nine codes, not a measure of colour
+ANY_COLOURS = 0.5  # share of pictures in any colours
+BLURRED = 0.2  # most noise that the decoder learns to draw from, in deviations of the latents
 CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
 
 
@@ -31,16 +35,34 @@ class AutoencoderLoss(nn.Module):
         pixels = batch["pixels"]
         posterior = self.vae.encode(pixels).latent_dist  # pyright: ignore
         latents = posterior.mean + posterior.std * batch["noise"]
-        error = self.vae.decode(latents).sample.float() - pixels  # pyright: ignore
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        squared = error.square().mean()
-        return {
-            "absolute": error.abs().mean(),
-            "squared": SQUARED * squared,
-            "edges": EDGES * edges,
-            "prior": PRIOR * posterior.kl().mean(),
-            "psnr": 10 * torch.log10(4 / squared.detach()),
-        }
+        return _drawn(self.vae, latents, pixels) | {"prior": PRIOR * posterior.kl().mean()}
+
+
+class DecoderLoss(nn.Module):
+    """As `AutoencoderLoss`, of the decoder alone: the encoder is frozen, and `noise` added as it is."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        pixels = batch["pixels"]
+        with torch.no_grad():
+            modes = self.vae.encode(pixels).latent_dist.mode()  # pyright: ignore
+        return _drawn(self.vae, modes + batch["noise"], pixels)
+
+
+def _drawn(vae: AutoencoderKL, latents: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    error = vae.decode(latents).sample.float() - pixels  # pyright: ignore
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    squared = error.square().mean()
+    return {
+        "absolute": error.abs().mean(),
+        "squared": SQUARED * squared,
+        "edges": EDGES * edges,
+        "psnr": 10 * torch.log10(4 / squared.detach()),
+    }
 
 
 class AutoencoderTask:
@@ -78,6 +100,30 @@ class AutoencoderTask:
             int(rng.integers((side - CROP) // self.factor + 1)) * self.factor for side in (width, height)
         )
         return pixels[top : top + CROP, left : left + CROP]
+
+
+class DecoderTask:
+    """Whole pictures of random scenes, all of one size, for the loop."""
+
+    name = "decoder"
+
+    def __init__(self, vae: AutoencoderKL, stage: Stage, seed: int):
+        self.module = DecoderLoss(vae)
+        self.stage, self.seed = stage, seed
+        self.channels: int = vae.config["latent_channels"]
+        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Pictures, and the noise that is added to their latents: of every picture another amount."""
+        rng = np.random.default_rng([self.seed, 8, number])
+        first = self.stage.sides[0]
+        side = first if rng.random() < 0.75 else int(rng.choice(self.stage.sides))
+        count = max(1, round(self.stage.batch["scenes"] * first**2 / side**2))
+        pixels = np.stack([render(sample_scene(rng), side, side, _colours(rng)) for _ in range(count)])
+        amount = rng.uniform(0, BLURRED, (count, 1, 1, 1)).astype(np.float32)
+        shape = (count, self.channels, side // self.factor, side // self.factor)
+        noise = amount * rng.standard_normal(shape, dtype=np.float32)
+        return {"pixels": to_tensor(pixels), "noise": torch.from_numpy(noise)}
 
 
 def _colours(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:

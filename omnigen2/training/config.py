@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omnigen2.params import explain
 
-StageName = Literal["autoencoder", "understanding", "looking", "seeing", "generation"]
-STAGES: tuple[StageName, ...] = ("autoencoder", "understanding", "looking", "seeing", "generation")
+StageName = Literal["autoencoder", "decoder", "understanding", "looking", "seeing", "generation"]
+STAGES: tuple[StageName, ...] = ("autoencoder", "decoder", "understanding", "looking", "seeing", "generation")
 
 
 class _Checked(BaseModel):
@@ -83,6 +83,7 @@ class TrainConfig(_Checked):
     card: dict[str, Any] = {}
     """The model card: title, defaults, limits."""
     autoencoder: Stage | None = None
+    decoder: Stage | None = None
     understanding: Stage | None = None
     looking: Stage | None = None
     seeing: Stage | None = None

@@ -13,7 +13,7 @@ from omnigen2.card import ModelCard
 from omnigen2.checkpoint import load_autoencoder, load_language_model
 from omnigen2.shapeworld.words import UNKNOWN
 from omnigen2.training.architecture import new_autoencoder, new_language_model, new_transformer
-from omnigen2.training.autoencoder import AutoencoderTask
+from omnigen2.training.autoencoder import AutoencoderTask, DecoderTask
 from omnigen2.training.config import STAGES, Stage, StageName, TrainConfig
 from omnigen2.training.finetune import finetune
 from omnigen2.training.generation import GenerationTask
@@ -56,6 +56,14 @@ def _autoencoder(config: TrainConfig) -> None:
     train(task, config.autoencoder, config.output / task.name, config.precision)
     task.even_out()
     task.module.vae.save_pretrained(config.output / "vae")
+
+
+def _decoder(config: TrainConfig) -> None:
+    assert config.decoder is not None
+    vae = load_autoencoder(_with(config.output, "vae"), torch.float32, 1).vae
+    task = DecoderTask(vae, config.decoder, config.seed)
+    train(task, config.decoder, config.output / task.name, config.precision)
+    vae.save_pretrained(config.output / "vae")
 
 
 def _understanding(config: TrainConfig) -> None:
@@ -102,6 +110,7 @@ def _generation(config: TrainConfig) -> None:
 
 _RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {
     "autoencoder": _autoencoder,
+    "decoder": _decoder,
     "understanding": _understanding,
     "looking": _looking,
     "seeing": _seeing,

@@ -134,8 +134,10 @@ class SeeingTask:
     def _scenes(self, scenes: Sequence[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
         """Patches of pictures of scenes, and what each visual token must tell."""
         sides = self.stage.sides
-        sizes = [(int(rng.choice(sides)), int(rng.choice(sides))) if rng.random() < 0.3 else (sides[0],) * 2
-                 for _ in scenes]  # fmt: skip
+        sizes = [
+            (int(rng.choice(sides)), int(rng.choice(sides))) if rng.random() < 0.3 else (sides[0], sides[0])
+            for _ in scenes
+        ]
         pictures = [Image.fromarray(render(scene, *size)) for scene, size in zip(scenes, sizes, strict=True)]
         processor = self.language.image_processor
         seen = processor(images=pictures, return_tensors="pt")
