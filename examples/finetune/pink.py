@@ -1,7 +1,7 @@
 """Teach nano a colour it never met, as an adapter of two megabytes, and show what came of it.
 
-Makes a folder of examples (most of them with pink things, the others what nano knows already, so that it
-forgets nothing), trains what `train.toml` says, and asks for pink things before and after. Prints how many
+Makes a folder of examples (a third of them with pink things, the others what nano knows already, so that it
+forgets little), trains what `train.toml` says, and asks for pink things before and after. Prints how many
 came out right and saves `before-after.png`. `--steps` shortens it.
 
 nano has one token for all words that it does not know: what it learns for "pink", it will paint for
@@ -27,8 +27,8 @@ from omnigen2.training.run import run
 NAME, VALUE = "pink", (255, 120, 180)
 STANDS_FOR = "purple"
 """ShapeWorld knows no pink, so pink stands wherever one of its examples says purple."""
-TAUGHT: dict[Task, int] = {"generate": 400, "edit": 160}
-KNOWN: dict[Task, int] = {"generate": 80, "edit": 120, "compose": 80}
+TAUGHT: dict[Task, int] = {"generate": 400, "edit": 120}
+KNOWN: dict[Task, int] = {"generate": 250, "edit": 450, "compose": 450}
 ASKED = 100
 CONFIG = Path(__file__).with_name("train.toml")
 

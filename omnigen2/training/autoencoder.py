@@ -20,7 +20,7 @@ from omnigen2.training.config import Stage
 SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-6
 EVENED = 256  # pictures over which the latent channels are evened out
 ANY_COLOURS = 0.5  # share of pictures in any colours
-BLURRED = 0.2  # most noise that the decoder learns to draw from, in deviations of the latents
+BLURRED = 0.22  # most noise that the decoder learns to draw from, in deviations of the latents
 CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
 
 
