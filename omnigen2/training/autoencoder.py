@@ -14,12 +14,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from omnigen2.autoencoder import Autoencoder
 from omnigen2.shapeworld import COLOURS, render, sample_scene
 from omnigen2.training.config import Stage
 
 SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-6
 EVENED = 256  # pictures over which the latent channels are evened out
 ANY_COLOURS = 0.5  # share of pictures in any colours
+COMMONEST = 0.75  # share of batches whose pictures have the first side of the stage
 BLURRED = 0.22  # most noise that the decoder learns to draw from, in deviations of the latents
 CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
 
@@ -73,17 +75,13 @@ class AutoencoderTask:
     def __init__(self, vae: AutoencoderKL, stage: Stage, seed: int):
         self.module = AutoencoderLoss(vae)
         self.stage, self.seed = stage, seed
-        self.channels: int = vae.config["latent_channels"]
-        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.factor = Autoencoder(vae, 1).factor
 
     def batch(self, number: int) -> dict[str, Any]:
         """Crops of pictures of scenes, and the noise that samples the posterior."""
         rng = np.random.default_rng([self.seed, 1, number])
-        crops = [self._crop(rng) for _ in range(self.stage.batch["scenes"])]
-        pixels = to_tensor(np.stack(crops))
-        side = CROP // self.factor
-        noise = rng.standard_normal((len(crops), self.channels, side, side), dtype=np.float32)
-        return {"pixels": pixels, "noise": torch.from_numpy(noise)}
+        pixels = np.stack([self._crop(rng) for _ in range(self.stage.batch["scenes"])])
+        return {"pixels": to_tensor(pixels), "noise": _noise(self.module.vae, pixels, rng)}
 
     def even_out(self) -> None:
         """Even out the latent channels over scenes that no step has seen; see `even_out`."""
@@ -110,20 +108,33 @@ class DecoderTask:
     def __init__(self, vae: AutoencoderKL, stage: Stage, seed: int):
         self.module = DecoderLoss(vae)
         self.stage, self.seed = stage, seed
-        self.channels: int = vae.config["latent_channels"]
-        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
 
     def batch(self, number: int) -> dict[str, Any]:
         """Pictures, and the noise that is added to their latents: of every picture another amount."""
         rng = np.random.default_rng([self.seed, 8, number])
-        first = self.stage.sides[0]
-        side = first if rng.random() < 0.75 else int(rng.choice(self.stage.sides))
-        count = max(1, round(self.stage.batch["scenes"] * first**2 / side**2))
-        pixels = np.stack([render(sample_scene(rng), side, side, _colours(rng)) for _ in range(count)])
-        amount = rng.uniform(0, BLURRED, (count, 1, 1, 1)).astype(np.float32)
-        shape = (count, self.channels, side // self.factor, side // self.factor)
-        noise = amount * rng.standard_normal(shape, dtype=np.float32)
-        return {"pixels": to_tensor(pixels), "noise": torch.from_numpy(noise)}
+        width, height, share = draw_size(self.stage, rng)
+        count = max(1, round(self.stage.batch["scenes"] * share))
+        pixels = np.stack([render(sample_scene(rng), width, height, _colours(rng)) for _ in range(count)])
+        amount = torch.from_numpy(rng.uniform(0, BLURRED, (count, 1, 1, 1)).astype(np.float32))
+        return {"pixels": to_tensor(pixels), "noise": amount * _noise(self.module.vae, pixels, rng)}
+
+
+def draw_size(stage: Stage, rng: np.random.Generator) -> tuple[int, int, float]:
+    """Width and height of a batch's pictures, in pixels; most batches have the commonest side. And the share
+    of the stage's examples that have as many pixels in all, whatever the size."""
+    sides = stage.sides
+    if rng.random() < COMMONEST:
+        return sides[0], sides[0], 1.0
+    width, height = int(rng.choice(sides)), int(rng.choice(sides))
+    return width, height, sides[0] ** 2 / (width * height)
+
+
+def _noise(vae: AutoencoderKL, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Standard normal noise as large as the latents of pictures (n, height, width, 3)."""
+    count, height, width, _ = pixels.shape
+    factor = Autoencoder(vae, 1).factor
+    shape = (count, vae.config["latent_channels"], height // factor, width // factor)
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
 def _colours(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:

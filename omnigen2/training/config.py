@@ -2,14 +2,15 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omnigen2.params import explain
 
 StageName = Literal["autoencoder", "decoder", "understanding", "looking", "seeing", "generation"]
-STAGES: tuple[StageName, ...] = ("autoencoder", "decoder", "understanding", "looking", "seeing", "generation")
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""In the order in which they run."""
 
 
 class _Checked(BaseModel):

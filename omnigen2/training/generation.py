@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from omnigen2.autoencoder import Autoencoder
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.shapeworld import Example, Scene, example, render
-from omnigen2.training.autoencoder import to_tensor
+from omnigen2.training.autoencoder import draw_size, to_tensor
 from omnigen2.training.config import Stage
 from omnigen2.training.understanding import worded
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
@@ -116,8 +116,7 @@ class GenerationTask:
 
     def _encode_examples(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 3, number])
-        width, height = self._size(rng)
-        share = self.stage.sides[0] ** 2 / (width * height)  # as many pixels, whatever the size
+        width, height, share = draw_size(self.stage, rng)
         examples: list[Example] = []
         counts: list[int] = []
         for task, most in self.stage.batch.items():
@@ -137,13 +136,6 @@ class GenerationTask:
             "references": [[next(sources).clone() for _ in own] for own in kept],
             "data": latents[len(scenes) :].half(),
         }
-
-    def _size(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Width and height; most batches have the commonest side."""
-        sides = self.stage.sides
-        if rng.random() < 0.75:
-            return sides[0], sides[0]
-        return int(rng.choice(sides)), int(rng.choice(sides))
 
     def _drop(
         self, examples: Sequence[Example], rng: np.random.Generator

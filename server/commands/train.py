@@ -1,11 +1,10 @@
 """`omnigen2-mcp train`: make a model from nothing, or teach one something new."""
 
 from pathlib import Path
-from typing import Literal
 
 from cyclopts import App
 
-from omnigen2.training.config import read_config
+from omnigen2.training.config import StageName, read_config
 from server.commands.output import AsJson, facts, show
 
 app = App(name="train", help="Train a model from a TOML file, or fine-tune one.")
@@ -15,7 +14,7 @@ app = App(name="train", help="Train a model from a TOML file, or fine-tune one."
 def train(
     config: Path,
     *,
-    stage: Literal["autoencoder", "understanding", "looking", "seeing", "generation"] | None = None,
+    stage: StageName | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Train what the file describes. A run that was stopped goes on; a finished one is only published.

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import omnigen2
-from omnigen2.shapeworld import Scene, Thing, example, render
+from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
+from omnigen2.training.autoencoder import DecoderTask
 from omnigen2.training.config import Schedule, Stage, read_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import rate_at
@@ -202,6 +203,22 @@ def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('output = "x"\n[generation]\nsteps = 0\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"generation\.steps"):
         read_config(tmp_path / "a.toml")
+
+
+def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path) -> None:
+    vae = omnigen2.load("nano").pipeline.autoencoder.vae.requires_grad_(True)
+    before = {name: weight.clone() for name, weight in vae.named_parameters()}
+    stage = Stage(steps=2, rate=1e-3, warmup=0, batch={"scenes": 2}, sides=(64, 96))
+    train(DecoderTask(vae, stage, 1), stage, tmp_path, "bf16")
+    moved = {name.split(".")[0] for name, weight in vae.named_parameters() if (weight != before[name]).any()}
+    assert moved == {"decoder"}
+
+
+def test_a_scene_is_drawn_in_colours_of_ones_own() -> None:
+    scene = Scene("white", (Thing("circle", "red", "large", 0.5, 0.5),))
+    drawn = render(scene, colours=COLOURS | {"red": (255, 120, 180)})
+    assert drawn[48, 48].tolist() == [255, 120, 180]
+    assert (drawn[0] == render(scene)[0]).all()
 
 
 def test_a_batch_may_ask_for_one_kind_of_a_task() -> None:
