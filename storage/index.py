@@ -10,7 +10,9 @@ valid over a rebuild.
 """
 
 import contextlib
+import random
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -187,7 +189,7 @@ class Index:
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            _use_wal(db)
             # A power cut may lose the last rows, never damage the file; blobs and records are synced by
             # themselves and found again.
             db.execute("PRAGMA synchronous = NORMAL")
@@ -202,6 +204,20 @@ class Index:
             yield
         except sqlite3.Error as error:
             raise from_sqlite_error(error, self.path.parent) from error
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    # The switch of a new file wants it alone, and SQLite gives up at once, whatever `timeout` says, when
+    # another process is opening it as well.
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.001, 0.01))  # uneven, or all would come back together
 
 
 def _statements(script: str) -> Generator[str]:

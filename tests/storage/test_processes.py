@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import sqlite3
+import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import Queue
@@ -96,3 +98,14 @@ def _fill(folder: str, number: int) -> None:
             except Exception as error:
                 os._exit(0 if type(error).__name__ == "StoreFull" else 1)
     os._exit(2)
+
+
+def test_opening_waits_for_whoever_else_opens_a_new_index(tmp_path: Path):
+    other = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE anything (x)")
+    other.execute("BEGIN IMMEDIATE")  # as one does who makes it a WAL
+    release = threading.Timer(0.3, other.close)
+    release.start()
+    with ImageStore(tmp_path) as store:
+        assert store.get(store.put(noise(1, (8, 8))).id)
+    release.join()
