@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import omnigen2
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
-from omnigen2.training.autoencoder import DecoderTask
+from omnigen2.training.autoencoder import HEAVIEST, DecoderTask
 from omnigen2.training.config import Schedule, Stage, read_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import rate_at
@@ -212,6 +212,16 @@ def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path) -> None:
     train(DecoderTask(vae, stage, 1), stage, tmp_path, "bf16")
     moved = {name.split(".")[0] for name, weight in vae.named_parameters() if (weight != before[name]).any()}
     assert moved == {"decoder"}
+
+
+def test_faint_pictures_weigh_more() -> None:
+    vae = omnigen2.load("nano").pipeline.autoencoder.vae
+    batch = DecoderTask(vae, Stage(steps=1, rate=1e-3, batch={"scenes": 40}), 1).batch(0)
+    pixels, weight = (batch["pixels"] + 1) * 127.5, batch["weight"]
+    # The farthest that any pixel is from the background, which the corners show nearly always.
+    contrast = (pixels - pixels[:, :, :1, :1]).square().sum(1).sqrt().amax((1, 2))
+    assert weight.min() == 1 and 2 < weight.max() <= HEAVIEST
+    assert contrast[weight > 2].median() < contrast[weight == 1].median() / 2
 
 
 def test_a_scene_is_drawn_in_colours_of_ones_own() -> None:
