@@ -70,6 +70,7 @@ class IndexDamaged(StoreError):
     """The index file is no database any more. It is only a cache: build it again."""
 
 
+ADVICE_AFAR = "Check the address, the network and the credentials."
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 _SQLITE_DAMAGED = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
@@ -82,9 +83,8 @@ def from_os_error(error: OSError, folder: Path | str) -> StoreError:
         return _full(folder, error)
     if error.errno in _NO_WRITING or isinstance(error, PermissionError):  # object stores give no number
         return _read_only(folder, error)
-    return StoreError(
-        f"The image store failed: {_reason(error)}.", "Check the disk and the folder.", str(folder)
-    )
+    advice = ADVICE_AFAR if isinstance(folder, str) else "Check the disk and the folder."
+    return StoreError(f"The image store failed: {_reason(error)}.", advice, str(folder))
 
 
 def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:

@@ -5,11 +5,12 @@ once the call returns. For folders there is `LocalBlobs`; `open_store` picks. Lo
 machine, so one machine at a time may write to a bucket.
 """
 
+import contextlib
 import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,7 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from storage.blobs import Blob
 from storage.digest import Digest
-from storage.errors import InvalidArgument, from_os_error
+from storage.errors import ADVICE_AFAR, InvalidArgument, StoreError, from_os_error
 from storage.store import ImageStore, default_store_path
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
@@ -71,40 +72,49 @@ class ObjectBlobs:
         found = self.has(digest)
         # An object of another length was not put by us: put the right bytes there.
         if found is None or found.size != len(data):
-            try:
+            with self._asking():
                 self._files.pipe_file(self._path(digest), data)
-            except OSError as error:
-                raise from_os_error(error, self.url) from error
         return self.has(digest) or Blob(digest, len(data), 0)
 
     def get(self, digest: Digest) -> bytes:
-        try:
-            return bytes(self._files.cat_file(self._path(digest)))
-        except FileNotFoundError:
-            raise KeyError(str(digest)) from None
+        with self._asking():
+            try:
+                return bytes(self._files.cat_file(self._path(digest)))
+            except FileNotFoundError:
+                raise KeyError(str(digest)) from None
 
     def has(self, digest: Digest) -> Blob | None:
-        try:
-            return _blob(digest, self._files.info(self._path(digest)))
-        except FileNotFoundError:
-            return None
+        with self._asking():
+            try:
+                return _blob(digest, self._files.info(self._path(digest)))
+            except FileNotFoundError:
+                return None
 
     def list(self) -> Iterator[Blob]:
         folder = f"{self._root}/sha256"
         self._files.invalidate_cache(folder)  # another process may have put
-        found: Mapping[str, Mapping[str, Any]] = self._files.find(folder, detail=True)
+        with self._asking():
+            found: Mapping[str, Mapping[str, Any]] = self._files.find(folder, detail=True)
         for path, info in found.items():
             digits = "".join(path.rsplit("/", 2)[-2:])
             if _DIGITS.fullmatch(digits):
                 yield _blob(Digest(bytes.fromhex(digits)), info)
 
     def delete(self, digest: Digest) -> None:
-        try:
+        with self._asking(), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(digest))
-        except FileNotFoundError:
-            return
+
+    @contextlib.contextmanager
+    def _asking(self) -> Generator[None]:
+        """What goes wrong on the way to the object store, in the store's words."""
+        try:
+            yield
+        except KeyError:
+            raise
         except OSError as error:
             raise from_os_error(error, self.url) from error
+        except Exception as error:  # of whatever library the file system is built on
+            raise StoreError(f"The image store failed: {error}.", ADVICE_AFAR, self.url) from error
 
     def _path(self, digest: Digest) -> str:
         return f"{self._root}/sha256/{digest.hex[:2]}/{digest.hex[2:]}"
