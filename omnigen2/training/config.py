@@ -76,6 +76,9 @@ class TrainConfig(_Checked):
 
     output: Path
     """Folder for checkpoints, metrics, and in the end the model in the published layout."""
+    start: str | None = None
+    """Checkpoint whose parts the stages go on from, instead of from nothing: `nano`, a folder in the
+    published layout, or the id of a downloaded repository. Its card is kept where `card` is empty."""
     seed: int = 1
     precision: Literal["no", "bf16"] = "bf16"
     """`bf16` computes matrix products in bfloat16; weights stay float32."""

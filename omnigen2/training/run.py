@@ -2,15 +2,19 @@
 
 Every stage takes up the parts that earlier ones left in the output folder and leaves its own there:
 `vae`, `mllm` with `processor`, and `transformer`. When all are there, `model` is the model as published.
+A part that is there already is what its stage goes on from; `start` puts those of a checkpoint there.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from omnigen2.card import ModelCard
+from omnigen2.card import ModelCard, read_card
 from omnigen2.checkpoint import load_autoencoder, load_language_model
+from omnigen2.hub import resolve
 from omnigen2.shapeworld.words import UNKNOWN
 from omnigen2.training.architecture import new_autoencoder, new_language_model, new_transformer
 from omnigen2.training.autoencoder import AutoencoderTask, DecoderTask
@@ -22,6 +26,7 @@ from omnigen2.training.publish import missing_parts, publish
 from omnigen2.training.seeing import SeeingTask
 from omnigen2.training.tokens import make_tokenizer, vocabulary
 from omnigen2.training.understanding import UnderstandingTask
+from omnigen2.transformer import OmniGen2Transformer2DModel
 
 
 def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
@@ -34,6 +39,8 @@ def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
     """
     if config.finetune:
         return finetune(config, config.finetune)
+    if config.start:
+        _take_over(config.start, config.output)
     stages: list[StageName] = [only] if only else [name for name in STAGES if getattr(config, name)]
     for name in stages:
         if getattr(config, name) is None:
@@ -43,7 +50,25 @@ def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
         _RUNNERS[name](config)
     if missing_parts(config.output):
         return None
-    return publish(config.output, config.output / "model", config.card)
+    return publish(config.output, config.output / "model", _card(config))
+
+
+def _take_over(start: str, output: Path) -> None:
+    """Copy the parts of a checkpoint that the output folder does not have yet."""
+    folder = resolve(start)
+    for part in missing_parts(output):
+        temporary = output / f"{part}.new"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(folder / part, temporary)
+        temporary.rename(output / part)
+
+
+def _card(config: TrainConfig) -> Mapping[str, Any]:
+    """The card to publish with: the configuration's, or else that of the checkpoint it went on from."""
+    if config.card or not config.start:
+        return config.card
+    card = read_card(resolve(config.start), config.start)
+    return card.model_dump(mode="json", exclude={"id", "digest", "vocabulary"}, exclude_none=True)
 
 
 def _present(config: TrainConfig) -> list[str]:
@@ -52,7 +77,11 @@ def _present(config: TrainConfig) -> list[str]:
 
 def _autoencoder(config: TrainConfig) -> None:
     assert config.autoencoder is not None
-    task = AutoencoderTask(new_autoencoder(config.model["vae"], config.seed), config.autoencoder, config.seed)
+    if (config.output / "vae").is_dir():
+        vae = load_autoencoder(config.output, torch.float32, 1).vae
+    else:
+        vae = new_autoencoder(config.model["vae"], config.seed)
+    task = AutoencoderTask(vae, config.autoencoder, config.seed)
     train(task, config.autoencoder, config.output / task.name, config.precision)
     task.even_out()
     task.module.vae.save_pretrained(config.output / "vae")
@@ -68,9 +97,12 @@ def _decoder(config: TrainConfig) -> None:
 
 def _understanding(config: TrainConfig) -> None:
     assert config.understanding is not None
-    side = config.understanding.sides[0]
-    tokenizer = make_tokenizer(vocabulary(), [UNKNOWN])
-    language = new_language_model(config.model["mllm"], tokenizer, side * side, config.seed)
+    if (config.output / "mllm").is_dir():
+        language = load_language_model(config.output, torch.float32)
+    else:
+        side = config.understanding.sides[0]
+        tokenizer = make_tokenizer(vocabulary(), [UNKNOWN])
+        language = new_language_model(config.model["mllm"], tokenizer, side * side, config.seed)
     task = UnderstandingTask(language, config.understanding, config.seed)
     train(task, config.understanding, config.output / task.name, config.precision)
     language.mllm.save_pretrained(config.output / "mllm")
@@ -98,7 +130,10 @@ def _see(config: TrainConfig, name: StageName, stage: Stage) -> None:
 
 def _generation(config: TrainConfig) -> None:
     assert config.generation is not None
-    transformer = new_transformer(config.model["transformer"], config.seed)
+    if (config.output / "transformer").is_dir():
+        transformer = OmniGen2Transformer2DModel.from_pretrained(config.output / "transformer").float()
+    else:
+        transformer = new_transformer(config.model["transformer"], config.seed)
     patch = transformer.config["patch_size"]
     autoencoder = load_autoencoder(_with(config.output, "vae"), torch.float32, patch)
     language = load_language_model(_with(config.output, "mllm"), torch.float32)

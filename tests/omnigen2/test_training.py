@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import omnigen2
+from omnigen2.card import read_card
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
 from omnigen2.training.autoencoder import HEAVIEST, DecoderTask
@@ -135,6 +137,22 @@ def test_the_stages_make_a_model_that_loads_draws_and_answers(small: Path) -> No
     assert picture.size == (96, 96)
     assert isinstance(model.describe([picture], "what is in the image?", max_tokens=3), str)
     assert model.generate("a zebra", seed=1, steps=1).notes
+
+
+def test_stages_go_on_from_a_checkpoint(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "further.toml").write_text(
+        f'output = "{tmp_path / "run"}"\nstart = "{small}"\n'
+        "[generation]\nsteps = 1\nrate = 1e-3\nsides = [64]\nbatch = { generate = 1, edit = 1 }\n"
+        "ema = 0.0\nwarmup = 0\n"
+    )
+    card = run(read_config(tmp_path / "further.toml"))
+    before = read_card(small, "small")
+    assert card is not None and (card.title, card.defaults) == (before.title, before.defaults)
+    for part, same in (("vae", True), ("mllm", True), ("transformer", False)):
+        (weights,) = (small / part).glob("*.safetensors")
+        old, new = load_file(weights), load_file(tmp_path / "run" / "model" / part / weights.name)
+        assert all(torch.allclose(old[name], new[name], atol=0.01) for name in old)
+        assert all(torch.equal(old[name], new[name]) for name in old) == same
 
 
 def test_a_changed_weight_is_found_out(small: Path, tmp_path: Path) -> None:
