@@ -1,6 +1,6 @@
 """Teach nano a colour it never met, as an adapter of two megabytes, and show what came of it.
 
-Makes a folder of examples (a third of them with pink things, the others what nano knows already, so that it
+Makes a folder of examples (a quarter of them with pink things, the others what nano knows already, so that it
 forgets little), trains what `train.toml` says, and asks for pink things before and after. Prints how many
 came out right and saves `before-after.png`. `--steps` shortens it.
 
@@ -27,8 +27,8 @@ from omnigen2.training.run import run
 NAME, VALUE = "pink", (255, 120, 180)
 STANDS_FOR = "purple"
 """ShapeWorld knows no pink, so pink stands wherever one of its examples says purple."""
-TAUGHT: dict[Task, int] = {"generate": 400, "edit": 120}
-KNOWN: dict[Task, int] = {"generate": 250, "edit": 450, "compose": 450}
+TAUGHT: dict[Task, int] = {"generate": 500, "edit": 150}
+KNOWN: dict[Task, int] = {"generate": 300, "edit": 600, "compose": 1000}
 ASKED = 100
 CONFIG = Path(__file__).with_name("train.toml")
 
