@@ -27,7 +27,8 @@ from omnigen2.training.config import Stage
 from omnigen2.training.understanding import IGNORED, answer_losses, conversations, draw, prompts
 
 SCENES = "scenes"
-"""The name by which a stage's `batch` says how many pictures are looked at without a question."""
+"""The name by which a stage's `batch` says how many pictures are looked at without a question. If it says
+none, what visual tokens must tell is left out: its heads are new in each run, and shake an eye that sees."""
 ASKED = ("taken", "shape", "colour", "size", "background")
 """What a visual token must tell of its cell."""
 LOYALTY = 10.0
@@ -55,14 +56,15 @@ class SeeingLoss(nn.Module):
         self.places = nn.ModuleDict({name: nn.Linear(width, count) for name, count in PLACED.items()})
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        losses = self._look(batch[SCENES])
+        losses = self._look(batch[SCENES]) if batch[SCENES] else {}
         if batch["prompts"]:
             losses |= self._stay(batch["prompts"])
         for name, seen in batch["see"].items():
             answered = self.mllm(**seen["inputs"], output_hidden_states=True)
             losses |= answer_losses(name, answered.logits, seen["labels"])
-            place = self._place(answered.hidden_states[self.halfway], seen["places"])
-            losses["places"] = losses.get("places", 0) + place
+            if batch[SCENES]:
+                place = self._place(answered.hidden_states[self.halfway], seen["places"])
+                losses["places"] = losses.get("places", 0) + place
         return losses
 
     def _place(self, states: Tensor, places: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class SeeingTask:
         see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
         told = self._told([one for task in drawn if task not in see for one in drawn[task]], rng)
         return {
-            SCENES: self._scenes([sample_scene(rng) for _ in range(self.stage.batch[SCENES])], rng),
+            SCENES: self._scenes([sample_scene(rng) for _ in range(self.stage.batch.get(SCENES, 0))], rng),
             "prompts": told,
             "see": {
                 task: conversations(self.language, examples, self.stage.sides, rng)
@@ -132,7 +134,9 @@ class SeeingTask:
         return {task: count for task, count in self.stage.batch.items() if task != SCENES}
 
     def _scenes(self, scenes: Sequence[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Patches of pictures of scenes, and what each visual token must tell."""
+        """Patches of pictures of scenes, and what each visual token must tell; nothing of no scenes."""
+        if not scenes:
+            return {}
         sides = self.stage.sides
         sizes = [
             (int(rng.choice(sides)), int(rng.choice(sides))) if rng.random() < 0.3 else (sides[0], sides[0])
