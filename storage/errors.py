@@ -71,6 +71,7 @@ class IndexDamaged(StoreError):
 
 
 ADVICE_AFAR = "Check the address, the network and the credentials."
+"""What to do about an object store that fails."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 _SQLITE_DAMAGED = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}

@@ -81,7 +81,8 @@ class ObjectBlobs:
             try:
                 return bytes(self._files.cat_file(self._path(digest)))
             except FileNotFoundError:
-                raise KeyError(str(digest)) from None
+                pass
+        raise KeyError(str(digest))
 
     def has(self, digest: Digest) -> Blob | None:
         with self._asking():
@@ -109,8 +110,6 @@ class ObjectBlobs:
         """What goes wrong on the way to the object store, in the store's words."""
         try:
             yield
-        except KeyError:
-            raise
         except OSError as error:
             raise from_os_error(error, self.url) from error
         except Exception as error:  # of whatever library the file system is built on
