@@ -79,7 +79,8 @@ class TrainConfig(_Checked):
     start: str | None = None
     """Checkpoint whose parts the stages go on from, instead of from nothing: `nano`, a folder in the
     published layout, or the id of a downloaded repository. Its card is kept where `card` is empty."""
-    seed: int = 1
+    seed: int = Field(default=1, ge=1)
+    """Another seed draws other weights, noise and examples."""
     precision: Literal["no", "bf16"] = "bf16"
     """`bf16` computes matrix products in bfloat16; weights stay float32."""
     model: dict[str, dict[str, Any]] = {}

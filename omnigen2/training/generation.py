@@ -21,7 +21,7 @@ from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.shapeworld import Example, Scene, example, render
 from omnigen2.training.autoencoder import draw_size, to_tensor
 from omnigen2.training.config import Stage
-from omnigen2.training.understanding import worded
+from omnigen2.training.understanding import numbered, worded
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
 
 DROPPED_PROMPT = 0.1
@@ -121,7 +121,8 @@ class GenerationTask:
         counts: list[int] = []
         for task, most in self.stage.batch.items():
             counts.append(max(1, round(most * share)))
-            drawn = range(number * most * 3, number * most * 3 + counts[-1])
+            first = numbered(self.seed, number) * most * 3
+            drawn = range(first, first + counts[-1])
             examples += [example(task, "train", own) for own in drawn]  # pyright: ignore[reportArgumentType]
         texts, kept = self._drop(examples, rng)
         scenes = [scene for one, own in zip(examples, kept, strict=True) for scene in own or ()]

@@ -24,7 +24,7 @@ from omnigen2.language import LanguageModel
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.shapeworld import COLOURS, SHAPES, SIZES, Example, Scene, render, sample_scene
 from omnigen2.training.config import Stage
-from omnigen2.training.understanding import IGNORED, answer_losses, conversations, draw, prompts
+from omnigen2.training.understanding import IGNORED, answer_losses, conversations, draw, numbered, prompts
 
 SCENES = "scenes"
 """The name by which a stage's `batch` says how many pictures are looked at without a question. If it says
@@ -109,7 +109,7 @@ class SeeingTask:
     def batch(self, number: int) -> dict[str, Any]:
         """Conversations, pictures to look at, and prompts with the states they had before."""
         rng = np.random.default_rng([self.seed, 5, number])
-        drawn = draw(self.stage.model_copy(update={"batch": self._tasks()}), number)
+        drawn = draw(self.stage.model_copy(update={"batch": self._tasks()}), numbered(self.seed, number))
         see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
         told = self._told([one for task in drawn if task not in see for one in drawn[task]], rng)
         return {

@@ -23,6 +23,8 @@ IGNORED = -100
 """Label of what is not to be predicted."""
 RARE = 40
 """Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
+SEEDS_APART = 1_000_000
+"""Batches; no stage takes as many steps."""
 UNKNOWN_WORD = 0.1
 """Chance that a prompt has a word that the model does not know."""
 
@@ -61,7 +63,7 @@ class UnderstandingTask:
     def batch(self, number: int) -> dict[str, Any]:
         """Prompts to read, and pictures with questions and answers."""
         rng = np.random.default_rng([self.seed, 2, number])
-        drawn = draw(self.stage, number)
+        drawn = draw(self.stage, numbered(self.seed, number))
         see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
         read = [one for task in drawn if task not in see for one in drawn[task]]
         return {
@@ -71,6 +73,11 @@ class UnderstandingTask:
                 for task, examples in see.items()
             },
         }
+
+
+def numbered(seed: int, number: int) -> int:
+    """The number of a batch among those of all seeds: another seed draws other examples."""
+    return (seed - 1) * SEEDS_APART + number
 
 
 def draw(stage: Stage, number: int) -> dict[str, list[Example]]:

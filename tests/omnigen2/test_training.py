@@ -23,7 +23,7 @@ from omnigen2.training.optimizer import rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
 from omnigen2.training.seeing import EMPTY, TAKEN, cells_of
-from omnigen2.training.understanding import IGNORED, conversations, draw
+from omnigen2.training.understanding import IGNORED, conversations, draw, numbered
 
 NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
 SMALL = {
@@ -259,6 +259,7 @@ def test_a_batch_may_ask_for_one_kind_of_a_task() -> None:
     texts = [(one.text, one.inputs) for batch in drawn for one in batch["ask:where"]]
     assert len(set(texts)) == 9
     assert draw(stage, 1) == drawn[1]
+    assert draw(stage, numbered(1, 1)) == drawn[1] != draw(stage, numbered(2, 1))
 
 
 def test_visual_tokens_know_their_row_column_and_picture() -> None:
