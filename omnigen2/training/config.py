@@ -82,7 +82,7 @@ class TrainConfig(_Checked):
     seed: int = Field(default=1, ge=1)
     """Another seed draws other weights, noise and examples."""
     precision: Literal["no", "bf16"] = "bf16"
-    """`bf16` computes matrix products in bfloat16; weights stay float32."""
+    """`bf16` computes matrix products in bfloat16 where the hardware has it; weights stay float32."""
     model: dict[str, dict[str, Any]] = {}
     """Configurations of `transformer`, `vae` and `mllm` as in their `config.json`."""
     card: dict[str, Any] = {}

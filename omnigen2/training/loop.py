@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from omnigen2.device import has_bfloat16
 from omnigen2.training.config import Schedule
 from omnigen2.training.optimizer import MovingAverage, make_optimizers, rate_at
 from omnigen2.training.plot import plot_losses
@@ -67,7 +68,7 @@ def train(task: Task, schedule: Schedule, folder: Path, precision: str) -> nn.Mo
 
     Writes `metrics.jsonl`, `loss.png` and the newest state into `folder`.
     """
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision if has_bfloat16() else "no")
     average = MovingAverage(task.module, schedule.ema)
     optimizers = make_optimizers(task.module, schedule)
     for optimizer in optimizers:
@@ -136,9 +137,18 @@ def _loader(task: Task, step: int, schedule: Schedule, accelerator: Accelerator)
     )
     workers = max(1, (os.cpu_count() or 1) // (2 * accelerator.num_processes))
     loader = DataLoader(
-        numbered, batch_size=None, num_workers=workers, prefetch_factor=max(2, PREFETCHED // workers)
+        numbered,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(2, PREFETCHED // workers),
+        worker_init_fn=_step_back,
     )
     return iter(loader)
+
+
+def _step_back(worker: int) -> None:
+    """Make batches in what the step leaves of the CPU: threads that wait for each other wait for the last."""
+    os.nice(10)
 
 
 def _save(accelerator: Accelerator, folder: Path, step: int) -> None:

@@ -1,9 +1,12 @@
 """Optimisers, learning-rate schedule and the moving average of weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from omnigen2.device import has_bfloat16
 from omnigen2.training.config import Schedule
 
 BETAS = (0.9, 0.98)
@@ -18,7 +21,7 @@ def make_optimizers(module: nn.Module, schedule: Schedule) -> list[Optimizer]:
     made: list[Optimizer] = []
     if inside:
         made.append(
-            Muon(
+            (Muon if has_bfloat16() else Float32Muon)(
                 inside,
                 lr=schedule.rate,
                 weight_decay=schedule.weight_decay,
@@ -30,6 +33,38 @@ def make_optimizers(module: nn.Module, schedule: Schedule) -> list[Optimizer]:
             AdamW(outside, lr=schedule.rate, betas=BETAS, weight_decay=schedule.weight_decay, fused=True)
         )
     return made
+
+
+class Float32Muon(Muon):
+    """The same steps as `Muon`, which orthogonalises in bfloat16 wherever it runs."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move the weights along the orthogonalised momentum of their gradients (Jordan et al. 2024)."""
+        loss = closure and torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                update = weight.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                rate = group["lr"] * 0.2 * max(weight.shape) ** 0.5  # as `match_rms_adamw` has it
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(_orthogonal(update, group["ns_coefficients"], group["ns_steps"]), alpha=-rate)
+        return loss
+
+
+def _orthogonal(update: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """(rows, columns) with singular values near 1, by Newton-Schulz iteration (Jordan et al. 2024)."""
+    wide = update.T if update.shape[0] > update.shape[1] else update
+    wide = wide / wide.norm().clamp(min=1e-7)
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.T if update.shape[0] > update.shape[1] else wide
 
 
 def _in_block(name: str, weight: Tensor) -> bool:

@@ -77,11 +77,11 @@ def _present(config: TrainConfig) -> list[str]:
 
 def _autoencoder(config: TrainConfig) -> None:
     assert config.autoencoder is not None
-    if (config.output / "vae").is_dir():
+    if trained := (config.output / "vae").is_dir():
         vae = load_autoencoder(config.output, torch.float32, 1).vae
     else:
         vae = new_autoencoder(config.model["vae"], config.seed)
-    task = AutoencoderTask(vae, config.autoencoder, config.seed)
+    task = AutoencoderTask(vae, config.autoencoder, config.seed, trained)
     train(task, config.autoencoder, config.output / task.name, config.precision)
     task.even_out()
     task.module.vae.save_pretrained(config.output / "vae")

@@ -11,15 +11,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import Muon
 
 import omnigen2
 from omnigen2.card import read_card
+from omnigen2.checkpoint import load_autoencoder
+from omnigen2.hub import resolve
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
-from omnigen2.training.autoencoder import HEAVIEST, DecoderTask
+from omnigen2.training.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
 from omnigen2.training.config import Schedule, Stage, read_config
 from omnigen2.training.loop import train
-from omnigen2.training.optimizer import rate_at
+from omnigen2.training.optimizer import Float32Muon, rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
 from omnigen2.training.seeing import EMPTY, TAKEN, cells_of
@@ -225,6 +228,21 @@ def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
         read_config(tmp_path / "a.toml")
 
 
+def test_steps_in_float32_are_those_of_the_library() -> None:
+    for shape in ((24, 64), (64, 24)):
+        ours, known = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+        options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+        optimizers = Float32Muon([ours], **options), Muon([known], **options)
+        for step in range(3):
+            gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+            for weight, optimizer in zip((ours, known), optimizers, strict=True):
+                weight.grad = gradient.clone()
+                optimizer.step()
+        # The library orthogonalises in bfloat16.
+        assert (ours - known).norm() < 0.03 * (known - 1).norm()
+        assert optimizers[0].state_dict()["state"][0].keys() == optimizers[1].state_dict()["state"][0].keys()
+
+
 def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path) -> None:
     vae = omnigen2.load("nano").pipeline.autoencoder.vae.requires_grad_(True)
     before = {name: weight.clone() for name, weight in vae.named_parameters()}
@@ -234,14 +252,34 @@ def test_the_decoder_learns_and_the_encoder_stays(tmp_path: Path) -> None:
     assert moved == {"decoder"}
 
 
-def test_faint_pictures_weigh_more() -> None:
+def test_faint_things_weigh_more() -> None:
     vae = omnigen2.load("nano").pipeline.autoencoder.vae
     batch = DecoderTask(vae, Stage(steps=1, rate=1e-3, batch={"scenes": 40}), 1).batch(0)
     pixels, weight = (batch["pixels"] + 1) * 127.5, batch["weight"]
-    # The farthest that any pixel is from the background, which the corners show nearly always.
-    contrast = (pixels - pixels[:, :, :1, :1]).square().sum(1).sqrt().amax((1, 2))
+    # How far pixels are from the background, which the corners show nearly always.
+    contrast = (pixels - pixels[:, :, :1, :1]).square().sum(1).sqrt()
     assert weight.min() == 1 and 2 < weight.max() <= HEAVIEST
-    assert contrast[weight > 2].median() < contrast[weight == 1].median() / 2
+    assert contrast[weight > 2].max() < CONTRAST
+    assert (
+        contrast[(weight == 1) & (contrast > 20)].median() > contrast[(weight > 2) & (contrast > 20)].median()
+    )
+
+
+def test_an_autoencoder_that_goes_on_keeps_its_latents(tmp_path: Path) -> None:
+    config = tmp_path / "further.toml"
+    config.write_text(
+        f'output = "{tmp_path}/run"\nstart = "nano"\n'
+        "[autoencoder]\nsteps = 10\nrate = 1e-4\nwarmup = 0\nbatch = { scenes = 2 }\n",
+        encoding="utf-8",
+    )
+    assert run(read_config(config)) is not None
+    parts = [load_autoencoder(folder, torch.float32, 2).vae for folder in (resolve("nano"), tmp_path / "run")]
+    pixels = to_tensor(render(Scene("white", (Thing("star", "red", "large", 0.5, 0.5),)))[None])
+    with torch.inference_mode():
+        before, after = (part.encode(pixels).latent_dist.mode() for part in parts)
+    assert 0 < (after - before).square().mean() < 1e-3
+    metrics = json.loads((tmp_path / "run" / "autoencoder" / "metrics.jsonl").read_text())
+    assert "loyalty" in metrics
 
 
 def test_a_scene_is_drawn_in_colours_of_ones_own() -> None:
