@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage import index
+from storage import rows
 from storage.blobs import Blob, BlobStore, strays
 from storage.digest import Digest
 from storage.errors import from_os_error
@@ -105,16 +105,16 @@ def _free_place(path: Path) -> Path:
 
 def _forget_missing(shelf: Shelf) -> tuple[Digest, ...]:
     with shelf.index.reading() as db:
-        images, records = index.known_images(db), index.known_records(db)
+        images, records = rows.known_images(db), rows.known_records(db)
     lost_images = images - {blob.digest for blob in shelf.blobs.list()}
     lost_records = records - {blob.digest for blob in shelf.records.list()}
     if lost_images or lost_records:
         with shelf.index.writing() as db:
-            index.remove_records(db, lost_records)
-            index.remove_images(db, lost_images)
+            rows.remove_records(db, lost_records)
+            rows.remove_images(db, lost_images)
     return tuple(sorted(lost_images | lost_records))
 
 
 def _dangling(shelf: Shelf) -> tuple[Digest, ...]:
     with shelf.index.reading() as db:
-        return tuple(index.dangling_records(db))
+        return tuple(rows.dangling_records(db))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 
-from storage import index
+from storage import rows
 from storage.digest import Digest
 from storage.errors import StoreFull
 from storage.shelf import NOTED_EVERY, Shelf
@@ -41,12 +41,12 @@ def collect(shelf: Shelf, *, dry_run: bool, grace: timedelta, keep_accessed: tim
         # Accesses are noted this seldom: what looks unused for so long may have been used just now.
         unnoticed = NOTED_EVERY if keep_accessed else timedelta(0)
         with shelf.index.reading() as db:
-            images = index.known_images(db)
+            images = rows.known_images(db)
             accessed_since = now - _nanoseconds(keep_accessed + unnoticed)
             roots = _roots(db, now - _nanoseconds(grace), accessed_since) | leased
             dead = images - _reached(db, roots)
             records = _speaking_of(db, dead)
-            size = index.size_of(db, dead, records)
+            size = rows.size_of(db, dead, records)
         if not dry_run:
             _delete(shelf, dead, records)
     return Collected(tuple(sorted(dead)), tuple(sorted(records)), size, len(images) - len(dead), dry_run)
@@ -85,23 +85,20 @@ def _speaking_of(db: sqlite3.Connection, images: set[Digest]) -> set[Digest]:
 
 def _delete(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
     try:
-        intent = _forget(shelf, images, records)
+        _forget(shelf, images, records)
     except StoreFull:
-        # Not even room to note it: make some first. If we die here, `verify` reports what is gone.
+        # Not even room to say so: make some first. If we die here, `verify` reports what is gone.
         _remove(shelf, images, records)
-        intent = _forget(shelf, images, records)
+        _forget(shelf, images, records)
     _remove(shelf, images, records)
-    with shelf.index.writing() as db:
-        index.finish(db, intent)
 
 
-def _forget(shelf: Shelf, images: set[Digest], records: set[Digest]) -> int:
-    # The note makes the next start look for what a crash left: those images are then simply back.
+def _forget(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
+    # Should we die before they are deleted, the next start finds them: they are then simply back.
+    shelf.sign_in()
     with shelf.index.writing() as db:
-        intent = index.intend(db, 0)
-        index.remove_records(db, records)
-        index.remove_images(db, images)
-    return intent
+        rows.remove_records(db, records)
+        rows.remove_images(db, images)
 
 
 def _remove(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:

@@ -1,12 +1,8 @@
 """The index: answers questions about images and records quickly. A cache, never the truth.
 
-SQLite in WAL mode, one short transaction per write, a pool of connections so that any thread may call. It
-knows digests, records and times, not files. Deleted, damaged, or of another schema version it is built again
-from blobs and records, so there are no migrations.
-
-Rows are keyed by their time: microseconds since 1970 times 2048, plus 11 bits of the digest. The key alone
-puts images in order, in the table and in the full-text index, so pages are range scans and cursors stay
-valid over a rebuild.
+SQLite in WAL mode, one short transaction per write, a pool of connections so that any thread may call. Its
+tables are in `rows.py`. Deleted, damaged, or of another schema version it is built again from blobs and
+records, so there are no migrations.
 """
 
 import contextlib
@@ -14,94 +10,14 @@ import random
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from storage.blobs import Blob
-from storage.digest import Digest
 from storage.errors import IndexDamaged, from_sqlite_error
-from storage.records import LABEL, PIN, Record, parse_record
+from storage.rows import DERIVED, OWN, SCHEMA, SCHEMA_VERSION, totals
 
-SCHEMA_VERSION = 1
-_TIE_BITS = 11
-_LAST = (1 << 63 - _TIE_BITS) - 2
 _WAIT_S = 60.0
-_SCHEMA = """
-CREATE TABLE images (
-    key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, width INTEGER NOT NULL, height INTEGER NOT NULL,
-    bytes INTEGER NOT NULL, created INTEGER NOT NULL);
-CREATE TABLE records (
-    key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, memo BLOB NOT NULL, bytes INTEGER NOT NULL,
-    body BLOB NOT NULL);
-CREATE INDEX records_memo ON records (memo);
-CREATE TABLE edges (
-    record INTEGER NOT NULL, output INTEGER NOT NULL, place INTEGER NOT NULL, image BLOB NOT NULL,
-    PRIMARY KEY (record, output, place)) WITHOUT ROWID;
-CREATE INDEX edges_image ON edges (image, output, record);
-CREATE TABLE notes (
-    image BLOB NOT NULL, tool TEXT NOT NULL, record INTEGER NOT NULL, value TEXT, PRIMARY KEY (image, tool)
-    ) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5 (text, tools, tokenize = 'porter unicode61 remove_diacritics 2');
-CREATE TABLE totals (images INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO totals VALUES (0, 0);
-CREATE TRIGGER image_added AFTER INSERT ON images
-    BEGIN UPDATE totals SET images = images + 1, bytes = bytes + new.bytes; END;
-CREATE TRIGGER image_removed AFTER DELETE ON images
-    BEGIN UPDATE totals SET images = images - 1, bytes = bytes - old.bytes; END;
-CREATE TRIGGER record_added AFTER INSERT ON records
-    BEGIN UPDATE totals SET bytes = bytes + new.bytes; END;
-CREATE TRIGGER record_removed AFTER DELETE ON records
-    BEGIN UPDATE totals SET bytes = bytes - old.bytes; END;
-"""
-# Not derived from blobs and records, so a rebuild leaves them: when an image was last asked for, and puts
-# that were begun and not yet indexed.
-_OWN = """
-CREATE TABLE IF NOT EXISTS accesses (image BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);
-"""
-_DERIVED = ("images", "records", "edges", "notes", "words", "totals")
-
-IMAGE_COLUMNS = """images.key, images.digest, images.width, images.height, images.bytes, images.created,
-    (SELECT value FROM notes WHERE image = images.digest AND tool = 'label_image'),
-    (SELECT value FROM notes WHERE image = images.digest AND tool = 'pin_image')"""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """One image as the index knows it."""
-
-    key: int
-    digest: Digest
-    width: int
-    height: int
-    size: int
-    created: int
-    """Nanoseconds since 1970, UTC."""
-    label: str | None
-    pinned: bool
-
-
-def image_row(row: Sequence[Any]) -> ImageRow:
-    """From the columns of `IMAGE_COLUMNS`."""
-    return ImageRow(row[0], Digest(row[1]), row[2], row[3], row[4], row[5], row[6], row[7] is not None)
-
-
-def key_of(microseconds: int, digest: Digest) -> int:
-    """The key of something made at that time since 1970."""
-    return _shifted(microseconds) | (int.from_bytes(digest.raw[:2], "big") >> (16 - _TIE_BITS))
-
-
-def first_key(moment: datetime) -> int:
-    """The least key that something made at `moment` or later can have."""
-    return _shifted(round(moment.timestamp() * 1_000_000))
-
-
-def _shifted(microseconds: int) -> int:
-    # Times beyond 1827 to 2112 do not fit; nothing honest has one.
-    return max(-_LAST, min(microseconds, _LAST)) << _TIE_BITS
 
 
 class Index:
@@ -111,13 +27,12 @@ class Index:
         self.path = path
         self._free: deque[sqlite3.Connection] = deque()
 
-    def state(self) -> Literal["ready", "unfinished", "old", "broken"]:
-        """Whether the file can be used, knows of puts not indexed, must be rebuilt, or must be deleted."""
+    def state(self) -> Literal["ready", "old", "broken"]:
+        """Whether the file can be used, must be rebuilt, or must be deleted."""
         try:
             with self._errors(), self._connection() as db:
-                if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
-                    return "old"
-                return "unfinished" if db.execute("SELECT 1 FROM intents").fetchone() else "ready"
+                version = db.execute("PRAGMA user_version").fetchone()[0]
+                return "ready" if version == SCHEMA_VERSION else "old"
         except IndexDamaged:
             return "broken"
 
@@ -155,20 +70,16 @@ class Index:
                     db.execute("ROLLBACK")
 
     def used(self) -> int:
-        """Bytes of all blobs and records, with those of the puts under way."""
+        """Bytes of all blobs and records."""
         with self.reading() as db:
-            return int(
-                db.execute(
-                    "SELECT bytes + (SELECT coalesce(sum(bytes), 0) FROM intents) FROM totals"
-                ).fetchone()[0]
-            )
+            return totals(db)[1]
 
     def rebuild(self, fill: Callable[[sqlite3.Connection], None]) -> None:
         """Empty all derived tables and let `fill` add everything again, in one transaction."""
         with self.writing() as db:
-            for table in _DERIVED:
+            for table in DERIVED:
                 db.execute(f"DROP TABLE IF EXISTS {table}")
-            for statement in _statements(_SCHEMA + _OWN):
+            for statement in _statements(SCHEMA + OWN):
                 db.execute(statement)
             fill(db)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -228,180 +139,3 @@ def _statements(script: str) -> Generator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
-
-
-def intend(db: sqlite3.Connection, size: int) -> int:
-    """Note that `size` bytes are about to be put: until `finish` they count as used. The note's number."""
-    return int(db.execute("INSERT INTO intents (bytes) VALUES (?) RETURNING id", (size,)).fetchone()[0])
-
-
-def finish(db: sqlite3.Connection, intent: int) -> None:
-    """What was intended is indexed, or did not happen."""
-    db.execute("DELETE FROM intents WHERE id = ?", (intent,))
-
-
-def finish_all(db: sqlite3.Connection) -> None:
-    """Everything that was intended is indexed, or did not happen."""
-    db.execute("DELETE FROM intents")
-
-
-def has_image(db: sqlite3.Connection, digest: Digest) -> bool:
-    """Whether the image is indexed."""
-    return db.execute("SELECT 1 FROM images WHERE digest = ?", (digest.raw,)).fetchone() is not None
-
-
-def known_images(db: sqlite3.Connection) -> set[Digest]:
-    """Every indexed image."""
-    return {Digest(raw) for (raw,) in db.execute("SELECT digest FROM images")}
-
-
-def known_records(db: sqlite3.Connection) -> set[Digest]:
-    """Every indexed record."""
-    return {Digest(raw) for (raw,) in db.execute("SELECT digest FROM records")}
-
-
-def add_image(db: sqlite3.Connection, blob: Blob, size: tuple[int, int]) -> None:
-    """Index a durable blob; nothing happens if it is known."""
-    if has_image(db, blob.digest):
-        return
-    key = _free_key(db, "images", key_of(blob.created // 1000, blob.digest))
-    values = (key, blob.digest.raw, *size, blob.size, blob.created)
-    db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", values)
-    _index_words(db, blob.digest)
-
-
-def add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: bytes) -> None:
-    """Index a durable record; nothing happens if it is known."""
-    if db.execute("SELECT 1 FROM records WHERE digest = ?", (digest.raw,)).fetchone():
-        return
-    key = _free_key(db, "records", key_of(_microseconds(record), digest))
-    values = (key, digest.raw, record.memo.raw, len(body), body)
-    db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", values)
-    edges = [(key, 0, place, image.raw) for place, image in enumerate(record.inputs)]
-    edges += [(key, 1, place, image.raw) for place, image in enumerate(record.outputs)]
-    db.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", edges)
-    _note(db, key, record)
-    for image in {*record.outputs, *(record.inputs if record.tool == LABEL else ())}:
-        _index_words(db, image)
-
-
-def remove_images(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
-    """Forget images that are no longer there."""
-    for digest in digests:
-        row = db.execute("DELETE FROM images WHERE digest = ? RETURNING key", (digest.raw,)).fetchone()
-        if row:
-            db.execute("DELETE FROM words WHERE rowid = ?", row)
-        db.execute("DELETE FROM accesses WHERE image = ?", (digest.raw,))
-
-
-def remove_records(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
-    """Forget records that are no longer there, and what only they said."""
-    for digest in digests:
-        row = db.execute("DELETE FROM records WHERE digest = ? RETURNING key", (digest.raw,)).fetchone()
-        if row:
-            touched = db.execute("SELECT DISTINCT image FROM edges WHERE record = ?", row).fetchall()
-            db.execute("DELETE FROM edges WHERE record = ?", row)
-            for (raw,) in touched:
-                _note_again(db, raw)
-                _index_words(db, Digest(raw))
-
-
-def totals(db: sqlite3.Connection) -> tuple[int, int]:
-    """How many images, and how many bytes of images and records."""
-    images, size = db.execute("SELECT images, bytes FROM totals").fetchone()
-    return images, size
-
-
-def size_of(db: sqlite3.Connection, images: Iterable[Digest], records: Iterable[Digest]) -> int:
-    """Bytes of these."""
-    statements = (("images", images), ("records", records))
-    return sum(
-        db.execute(f"SELECT coalesce(sum(bytes), 0) FROM {table} WHERE digest = ?", (digest.raw,)).fetchone()[
-            0
-        ]
-        for table, digests in statements
-        for digest in digests
-    )
-
-
-def dangling_records(db: sqlite3.Connection) -> list[Digest]:
-    """Records that name an image which is not indexed."""
-    statement = """SELECT DISTINCT records.digest FROM edges JOIN records ON records.key = record
-        LEFT JOIN images ON images.digest = image WHERE images.key IS NULL ORDER BY records.digest"""
-    return [Digest(raw) for (raw,) in db.execute(statement)]
-
-
-def notes_of(db: sqlite3.Connection, image: Digest) -> list[Record]:
-    """The label and pin records that are in force."""
-    statement = "SELECT body FROM notes JOIN records ON key = record WHERE image = ? AND value IS NOT NULL"
-    return [parse_record(body) for (body,) in db.execute(statement, (image.raw,))]
-
-
-def touch(db: sqlite3.Connection, digests: Iterable[Digest], time: int) -> None:
-    """Images were asked for at `time`, nanoseconds since 1970."""
-    statement = """INSERT INTO accesses VALUES (?, ?)
-        ON CONFLICT (image) DO UPDATE SET time = max(time, excluded.time)"""
-    db.executemany(statement, [(digest.raw, time) for digest in digests])
-
-
-def touch_untouched(db: sqlite3.Connection, time: int) -> None:
-    """Images of which it is not known when they were asked for count as asked for at `time`."""
-    db.execute("INSERT OR IGNORE INTO accesses SELECT digest, ? FROM images", (time,))
-
-
-def last_touched(db: sqlite3.Connection, digest: Digest) -> int:
-    """When the image was last asked for, nanoseconds since 1970; 0 if that is not known."""
-    row = db.execute("SELECT time FROM accesses WHERE image = ?", (digest.raw,)).fetchone()
-    return row[0] if row else 0
-
-
-def _free_key(db: sqlite3.Connection, table: str, key: int) -> int:
-    while db.execute(f"SELECT 1 FROM {table} WHERE key = ?", (key,)).fetchone():
-        key += 1  # the same microsecond and the same 11 bits
-    return key
-
-
-def _microseconds(record: Record) -> int:
-    return round(record.time.timestamp() * 1_000_000)
-
-
-def _note(db: sqlite3.Connection, key: int, record: Record) -> None:
-    """Take over what a label or pin record says, unless a later one has spoken."""
-    if record.tool not in (LABEL, PIN):
-        return
-    value = (
-        record.parameters.get("label") if record.tool == LABEL else record.parameters.get("pinned") or None
-    )
-    statement = """INSERT INTO notes VALUES (?, ?, ?, ?) ON CONFLICT (image, tool)
-        DO UPDATE SET record = excluded.record, value = excluded.value WHERE excluded.record > record"""
-    for image in record.inputs:
-        db.execute(statement, (image.raw, record.tool, key, value))
-
-
-def _note_again(db: sqlite3.Connection, image: bytes) -> None:
-    db.execute("DELETE FROM notes WHERE image = ?", (image,))
-    statement = "SELECT key, body FROM records JOIN edges ON record = key WHERE image = ? AND output = 0"
-    for key, body in db.execute(statement, (image,)).fetchall():
-        _note(db, key, parse_record(body))
-
-
-def _index_words(db: sqlite3.Connection, image: Digest) -> None:
-    """Write the words of an image anew: its label, and the words and tools of the records that made it."""
-    row = db.execute("SELECT key FROM images WHERE digest = ?", (image.raw,)).fetchone()
-    if row is None:
-        return
-    statement = (
-        "SELECT body FROM records JOIN edges ON record = key WHERE image = ? AND output = 1 ORDER BY key"
-    )
-    records = [parse_record(body) for (body,) in db.execute(statement, (image.raw,))]
-    label = db.execute("SELECT value FROM notes WHERE image = ? AND tool = ?", (image.raw, LABEL)).fetchone()
-    texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
-    tools = " ".join(sorted({tool_word(record.tool) for record in records}))
-    db.execute("DELETE FROM words WHERE rowid = ?", row)
-    if records or texts[-1]:
-        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (*row, "\n".join(texts), tools))
-
-
-def tool_word(tool: str) -> str:
-    """The name of a tool as one word of the full-text index, whatever characters it has."""
-    return "t" + tool.encode().hex()

@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 from storage.digest import Digest
@@ -21,10 +21,12 @@ class Locks:
     def __init__(self, store: Path) -> None:
         self.folder = store / "locks"
         self.leases = self.folder / "leases"
+        self.writers = self.folder / "writers"
 
     def prepare(self) -> None:
         """Create the folders."""
         self.leases.mkdir(parents=True, exist_ok=True)
+        self.writers.mkdir(exist_ok=True)
 
     @contextlib.contextmanager
     def writing(self) -> Generator[None]:
@@ -39,13 +41,10 @@ class Locks:
             yield
 
     @contextlib.contextmanager
-    def alone_now(self) -> Generator[bool]:
-        """As `alone`, but yields False at once, unlocked, if anybody is writing."""
-        try:
-            with self._locked("write.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-                yield True
-        except BlockingIOError:
-            yield False
+    def filling(self) -> Generator[None]:
+        """Be the only one who fills up a quota. Waits."""
+        with self._locked("quota.lock", fcntl.LOCK_EX):
+            yield
 
     @contextlib.contextmanager
     def caring(self, work: str) -> Generator[None]:
@@ -64,33 +63,57 @@ class Locks:
                 ) from None
             yield
 
+    def enlist(self) -> Callable[[], None]:
+        """Sign in as a writer, until what is returned is called; who dies before is found by `deserted`.
+
+        Call it `writing` or `alone`.
+        """
+        path, handle, process = *self._signed(self.writers), os.getpid()
+
+        def sign_out() -> None:
+            if os.getpid() == process:  # a fork's copy of this says nothing
+                _take_back(path, handle)
+
+        return sign_out
+
+    def deserted(self) -> bool:
+        """Whether a writer died. Sure only if called `alone`: one may be signing in right now."""
+        return any(_holder_gone(path) for path in self.writers.iterdir())
+
+    def bury(self) -> None:
+        """Forget the writers who died. Call it `alone`."""
+        for path in self.writers.iterdir():
+            if _holder_gone(path):
+                path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def lease(self, digests: Iterable[Digest]) -> Generator[None]:
         """Name images that must not be deleted until the block ends, or this process does."""
-        path = self.leases / secrets.token_hex(8)
-        handle = self._open(path)
+        path, handle = self._signed(self.leases)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
             os.write(handle, b"".join(digest.raw for digest in digests))
             yield
         finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            os.close(handle)
+            _take_back(path, handle)
 
     def leased(self) -> set[Digest]:
         """Every image named by a living lease; forgets those whose holder is gone. Call it `alone`."""
         found: set[Digest] = set()
         for path in self.leases.iterdir():
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raw = file.read()
+            if _holder_gone(path):
+                path.unlink(missing_ok=True)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    raw = path.read_bytes()
                     found.update(Digest(raw[at : at + 32]) for at in range(0, len(raw), 32))
-                else:
-                    path.unlink()
         return found
+
+    def _signed(self, folder: Path) -> tuple[Path, int]:
+        """A new file that this process keeps locked while it lives."""
+        path = folder / secrets.token_hex(8)
+        handle = self._open(path)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return path, handle
 
     @contextlib.contextmanager
     def _locked(self, name: str, how: int) -> Generator[None]:
@@ -107,3 +130,19 @@ class Locks:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise from_os_error(error, self.folder.parent) from error
+
+
+def _take_back(path: Path, handle: int) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+    os.close(handle)
+
+
+def _holder_gone(path: Path) -> bool:
+    """Whether the file is there, but not its holder."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    return True

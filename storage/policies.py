@@ -65,8 +65,8 @@ class ReadOnlyBlobs(_Wrapper):
 class QuotaBlobs(_Wrapper):
     """Refuses to put beyond a number of bytes.
 
-    `used` tells the bytes already stored *and* those promised to puts under way, this one included: it is
-    asked in the middle of a put, so two writers can never both squeeze into the last room.
+    `used` tells the bytes already stored. Whoever puts lets nobody else put until it tells of these, so two
+    writers can never both squeeze into the last room.
     """
 
     def __init__(self, inner: BlobStore, limit: int, used: Callable[[], int]) -> None:
@@ -80,7 +80,7 @@ class QuotaBlobs(_Wrapper):
         Raises:
             StoreFull: it has not; nothing was stored.
         """
-        used = self.used()
+        used = self.used() + len(data)
         if used > self.limit and self.inner.has(Digest.of(data)) is None:
             raise StoreFull(
                 f"The image store's quota of {self.limit:,} bytes is used up: with these "

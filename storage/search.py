@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from storage.digest import Digest
 from storage.errors import InvalidArgument
-from storage.index import IMAGE_COLUMNS, ImageRow, image_row, tool_word
 from storage.records import Record, parse_record
+from storage.rows import IMAGE_COLUMNS, ImageRow, image_row, tool_word
 
 _WORD = re.compile(r"\w+")
 _CURSOR = re.compile(r"[0-9a-f]{1,16}", re.ASCII)

@@ -8,13 +8,15 @@ of pictures; `storage/store.py` is what callers use.
 import contextlib
 import itertools
 import sqlite3
+import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from storage import codec, index
+from storage import codec, rows
 from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.digest import Digest
 from storage.errors import (
@@ -57,12 +59,15 @@ class Shelf:
         self, root: Path, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
     ) -> None:
         self.root = root
+        self.quota = quota
         self.locks = Locks(root)
+        self._signing = threading.Lock()
+        self._sign_out: weakref.finalize[[], Self] | None = None
         self.index = Index(root / "index.sqlite")
         self.raw_blobs = blobs or LocalBlobs(root / "blobs")
         self.raw_records = records or LocalBlobs(root / "records")
-        self.blobs = self._guarded(self.raw_blobs, quota)
-        self.records = self._guarded(self.raw_records, quota)
+        self.blobs = self._guarded(self.raw_blobs)
+        self.records = self._guarded(self.raw_records)
         try:
             self.locks.prepare()
         except OSError as error:
@@ -72,12 +77,11 @@ class Shelf:
     def put_image(self, png: bytes) -> Digest:
         """Store the bytes of a PNG durably and index them; its id."""
         size = codec.size_of(png)
-        with self._intention(len(png)) as done:
+        with self._putting():
             blob = self.blobs.put(png)
             with self.index.writing() as db:
-                index.add_image(db, blob, size)
-                index.touch(db, [blob.digest], time.time_ns())
-                done(db)
+                rows.add_image(db, blob, size)
+                rows.touch(db, [blob.digest], time.time_ns())
         return blob.digest
 
     def put_record(self, record: Record) -> Digest:
@@ -87,17 +91,16 @@ class Shelf:
             ImageNotFound: it names an image that is not here.
         """
         body = record.canonical()
-        with self._intention(len(body)) as done:
+        with self._putting():
             named = [*record.inputs, *record.outputs]
             with self.index.reading() as db:
-                missing = [digest for digest in named if not index.has_image(db, digest)]
+                missing = [digest for digest in named if not rows.has_image(db, digest)]
             if missing:
                 raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
             blob = self.records.put(body)
             with self.index.writing() as db:
-                index.add_record(db, blob.digest, record, body)
-                index.touch(db, named, time.time_ns())
-                done(db)
+                rows.add_record(db, blob.digest, record, body)
+                rows.touch(db, named, time.time_ns())
         return blob.digest
 
     def adopt(self, digest: Digest) -> bool:
@@ -109,14 +112,14 @@ class Shelf:
             size = self.size_of(blob)
             if size:
                 with self.index.writing() as db:
-                    index.add_image(db, blob, size)
-                    index.touch(db, [digest], time.time_ns())
+                    rows.add_image(db, blob, size)
+                    rows.touch(db, [digest], time.time_ns())
             return size is not None
 
     def touch(self, digests: Iterable[Digest]) -> None:
         """Keep these from being collected for a while. A store that cannot be written still answers."""
         with contextlib.suppress(StoreError), self.locks.writing(), self.index.writing() as db:
-            index.touch(db, digests, time.time_ns())
+            rows.touch(db, digests, time.time_ns())
 
     def reconcile(self) -> int:
         """Index what was stored and not indexed, and sweep up what killed writers left half written.
@@ -125,12 +128,12 @@ class Shelf:
         """
         self._sweep()
         with self.index.reading() as db:
-            images, records = index.known_images(db), index.known_records(db)
+            images, records = rows.known_images(db), rows.known_records(db)
         blobs = [blob for blob in self.blobs.list() if blob.digest not in images]
         bodies = [blob.digest for blob in self.records.list() if blob.digest not in records]
         with self.index.writing() as db:
             added = self._fill(db, blobs, bodies)
-            index.finish_all(db)
+        self.locks.bury()
         return added
 
     def rebuild(self, progress: Progress | None = None) -> None:
@@ -140,16 +143,30 @@ class Shelf:
 
         def fill(db: sqlite3.Connection) -> None:
             self._fill(db, blobs, bodies, progress)
-            index.finish_all(db)
             # What was never asked for in this index counts as asked for now: a rebuild must not make a
             # collection forget.
-            index.touch_untouched(db, time.time_ns())
+            rows.touch_untouched(db, time.time_ns())
 
         try:
             self.index.rebuild(fill)
         except IndexDamaged:  # beyond emptying its tables
             self.index.forget()
             self.index.rebuild(fill)
+        self.locks.bury()
+
+    def sign_in(self) -> None:
+        """Have the next start look for what was stored and not indexed, if this process dies before it signs
+        out. Call it with the write lock."""
+        with self._signing:
+            if self._sign_out is None or not self._sign_out.alive:
+                self._sign_out = weakref.finalize(self, self.locks.enlist())
+
+    def close(self) -> None:
+        """Sign out, and give the index's connections back. Both come again with the next use."""
+        with self._signing:
+            if self._sign_out:
+                self._sign_out()
+        self.index.close()
 
     def read_record(self, digest: Digest) -> tuple[Record, bytes] | None:
         """A record and its bytes, or None if it is not there or not readable."""
@@ -178,34 +195,23 @@ class Shelf:
         tick = ticking(progress, len(blobs) + len(records))
         for blob in tick(blobs):
             if size := self.size_of(blob):
-                index.add_image(db, blob, size)
+                rows.add_image(db, blob, size)
                 added += 1
         read = [(digest, found) for digest in tick(records) if (found := self.read_record(digest))]
         for digest, (record, body) in sorted(read, key=lambda item: (item[1][0].time, item[0])):
-            index.add_record(db, digest, record, body)
+            rows.add_record(db, digest, record, body)
             added += 1
         return added
 
     @contextlib.contextmanager
-    def _intention(self, size: int) -> Generator[Callable[[sqlite3.Connection], None]]:
-        """Share the write lock, and leave a note of the put for whoever finds the store after a crash.
-
-        Yields what takes the note back, to be called in the transaction that indexes the bytes.
-        """
-        with self.locks.writing():
-            with self.index.writing() as db:
-                intent = index.intend(db, size)
-            try:
-                yield lambda db: index.finish(db, intent)
-            except BaseException:
-                # If this fails too, the note stays and costs a look at the next start.
-                with contextlib.suppress(StoreError):
-                    self._withdraw(intent)
-                raise
-
-    def _withdraw(self, intent: int) -> None:
-        with self.index.writing() as db:
-            index.finish(db, intent)
+    def _putting(self) -> Generator[None]:
+        """Share the write lock, as a writer who is missed if it dies; under a quota, one at a time."""
+        with (
+            self.locks.writing(),
+            self.locks.filling() if self.quota is not None else contextlib.nullcontext(),
+        ):
+            self.sign_in()
+            yield
 
     def _sweep(self) -> None:
         try:
@@ -214,21 +220,20 @@ class Shelf:
         except OSError as error:
             raise from_os_error(error, self.root) from error
 
-    def _guarded(self, blobs: BlobStore, quota: int | None) -> BlobStore:
+    def _guarded(self, blobs: BlobStore) -> BlobStore:
         verified = VerifiedBlobs(blobs)
-        return QuotaBlobs(verified, quota, self.index.used) if quota is not None else verified
+        return verified if self.quota is None else QuotaBlobs(verified, self.quota, self.index.used)
 
     def _ready_index(self) -> None:
         """Make the index usable: build it if it is new, old or broken, complete it after a crash."""
         state = self.index.state()
-        if state == "unfinished":
-            # Somebody writing right now has notes too; then nothing is wrong, or a later start sees to it.
-            with self.locks.alone_now() as alone:
-                if alone:
-                    self.reconcile()
-        elif state != "ready":
+        if state != "ready":
             with self.locks.alone():
                 if self.index.state() == "broken":
                     self.index.forget()
                 if self.index.state() == "old":  # unless another process was faster
                     self.rebuild()
+        elif self.locks.deserted():
+            with self.locks.alone():
+                if self.locks.deserted():  # and not just signing in
+                    self.reconcile()

@@ -16,13 +16,13 @@ from typing import Any, Self
 from PIL import Image
 from pydantic import JsonValue
 
-from storage import care, codec, gc, index, search, transfer
+from storage import care, codec, gc, rows, search, transfer
 from storage.blobs import BlobStore
 from storage.codec import Limits
 from storage.digest import Digest, hex_digits
 from storage.errors import ImageNotFound, InvalidArgument
-from storage.index import ImageRow
 from storage.records import LABEL, PIN, Model, Record, make_record, memo, parse_record
+from storage.rows import ImageRow
 from storage.shelf import NOTED_EVERY, Progress, Shelf
 from storage.values import Ancestor, Page, StoredImage, Usage
 
@@ -75,8 +75,11 @@ class ImageStore:
         self.close()
 
     def close(self) -> None:
-        """Give the index's connections back. The store opens new ones if it is used again."""
-        self._shelf.index.close()
+        """Say that all is well, and give the index's connections back. A store may be used again after it.
+
+        A process that dies without it has the next one look through the store for what it left.
+        """
+        self._shelf.close()
 
     # -- images ---------------------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class ImageStore:
         """The records by which the label and the pin of an image were set."""
         digest = self._row(ref).digest
         with self._shelf.index.reading() as db:
-            return tuple(index.notes_of(db, digest))
+            return tuple(rows.notes_of(db, digest))
 
     @contextlib.contextmanager
     def hold(self, refs: Iterable[Reference]) -> Generator[tuple[StoredImage, ...]]:
@@ -144,9 +147,9 @@ class ImageStore:
         digests = [self._row(ref).digest for ref in refs]
         with contextlib.ExitStack() as stack:
             with self._shelf.locks.writing():
-                rows = [self._row(digest) for digest in digests]
+                images = [self._row(digest) for digest in digests]
                 stack.enter_context(self._shelf.locks.lease(digests))
-            yield tuple(_stored(row) for row in rows)
+            yield tuple(_stored(row) for row in images)
 
     # -- records --------------------------------------------------------------------------------------
 
@@ -202,7 +205,7 @@ class ImageStore:
         with self._shelf.index.reading() as db:
             for body in search.equal(db, wanted):
                 record = parse_record(body)
-                if all(index.has_image(db, digest) for digest in record.outputs):
+                if all(rows.has_image(db, digest) for digest in record.outputs):
                     break
             else:
                 return None
@@ -229,8 +232,8 @@ class ImageStore:
             raise InvalidArgument(f"limit is {limit}; 1 to {MAX_PAGE} are allowed.")
         question = search.Question(query, tool, _least_key(since), limit, cursor)
         with self._shelf.index.reading() as db:
-            rows, following = search.listed(db, question)
-        return Page(tuple(_stored(row) for row in rows), following)
+            images, following = search.listed(db, question)
+        return Page(tuple(_stored(row) for row in images), following)
 
     def lineage(self, ref: Reference) -> tuple[Ancestor, ...]:
         """Every ancestor of an image and how it was made, oldest first; the image itself is last.
@@ -248,7 +251,7 @@ class ImageStore:
     def usage(self) -> Usage:
         """How many images and bytes are stored."""
         with self._shelf.index.reading() as db:
-            images, size = index.totals(db)
+            images, size = rows.totals(db)
         return Usage(images, size, self.quota_bytes)
 
     # -- care -----------------------------------------------------------------------------------------
@@ -301,26 +304,26 @@ class ImageStore:
 
     def _row(self, ref: Reference) -> ImageRow:
         digits = ref.hex if isinstance(ref, Digest) else hex_digits(ref)
-        rows = self._matching(digits)
-        if not rows and len(digits) == 64 and self._shelf.adopt(Digest(bytes.fromhex(digits))):
-            rows = self._matching(digits)
-        if not rows:
+        images = self._matching(digits)
+        if not images and len(digits) == 64 and self._shelf.adopt(Digest(bytes.fromhex(digits))):
+            images = self._matching(digits)
+        if not images:
             raise _not_found(str(ref))
-        if len(rows) > 1:
+        if len(images) > 1:
             raise InvalidArgument(
-                f"{ref} begins several ids, for example {rows[0].digest} and {rows[1].digest}.",
+                f"{ref} begins several ids, for example {images[0].digest} and {images[1].digest}.",
                 "Give more digits.",
             )
-        return rows[0]
+        return images[0]
 
     def _matching(self, digits: str) -> Sequence[ImageRow]:
         with self._shelf.index.reading() as db:
             return search.matching(db, digits)
 
-    def _note_access(self, rows: Sequence[ImageRow]) -> None:
+    def _note_access(self, images: Sequence[ImageRow]) -> None:
         stale = time.time_ns() - round(NOTED_EVERY.total_seconds() * 1e9)
         with self._shelf.index.reading() as db:
-            old = [row.digest for row in rows if index.last_touched(db, row.digest) < stale]
+            old = [row.digest for row in images if rows.last_touched(db, row.digest) < stale]
         if old:
             self._shelf.touch(old)
 
@@ -355,4 +358,4 @@ def _least_key(since: datetime | None) -> int | None:
         raise InvalidArgument(
             f"since is {since.isoformat()}, without a time zone.", "Add one, for example +00:00."
         )
-    return index.first_key(since)
+    return rows.first_key(since)
