@@ -38,7 +38,8 @@ class _TrainedRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = torch.rsqrt(torch.linalg.vecdot(x, x).unsqueeze(-1) / x.shape[-1] + eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
         normed = x * inverse
         ctx.save_for_backward(normed, weight, inverse)
         return normed * weight
@@ -46,10 +47,10 @@ class _TrainedRMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, weight, inverse = ctx.saved_tensors
-        inner = grad * weight
-        along = torch.linalg.vecdot(inner, normed).unsqueeze(-1) / normed.shape[-1]
-        to_weight = torch.linalg.vecdot(grad.flatten(0, -2), normed.flatten(0, -2), dim=0)
-        return inverse * torch.addcmul(inner, normed, along, value=-1), to_weight, None
+        products = grad * normed
+        along = (products @ weight).unsqueeze(-1) / normed.shape[-1]
+        to_x = torch.addcmul(grad * weight, normed, along, value=-1).mul_(inverse)
+        return to_x, products.flatten(0, -2).sum(0), None
 
 
 class ModulatedNorm(nn.Module):

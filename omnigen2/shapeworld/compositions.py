@@ -285,6 +285,9 @@ def _with_colour(sources: Sources) -> Example | None:
         f"show {words} in the same {tint} as {other}",
         f"{words} but in the {tint} of {other}",
     )
+    if say.chance(0.1):
+        text = say.pick(f"take {words} and give it the {tint} of {other}",
+                        f"{words}, but its {tint} should be that of {other}")  # fmt: skip
     drawn = _drawn([replace(thing, colour=colour)], arrangement(1))
     return _finish(sources, "with_colour", text + behind, drawn, background, "with colour")
 

@@ -26,6 +26,10 @@ from omnigen2.shapeworld.wanted import (
 from omnigen2.shapeworld.words import Speaker, with_article
 
 ORDER = tuple(SIZES)
+_VERBS = frozenset(
+    "add change color colour convert delete draw enlarge erase get give grow insert make move paint place put"
+    " recolor recolour reduce remove replace resize scale shift shrink swap switch take turn use".split()
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def _recolour(draft: Draft) -> Said | None:
         noun = draft.scene.things[reference.indices[0]].shape
         forms += [f"turn {r} into {with_article(f'{c} {noun}')}", f"make {r} {with_article(f'{c} {noun}')}"]
         forms += [f"change {r}'s color to {c}"] if r != "it" else []
+        forms += [f"{r} should be {c} instead", f"make {r} {c} instead"]
     return Said("recolour", draft.speaker.pick(*forms), f"{r} {c}")
 
 
@@ -136,6 +141,7 @@ def _reshape(draft: Draft) -> Said | None:
         f"convert {r} to {into}",
     ]
     forms += [f"{r} should become {into}", f"{r} should be {into}", f"swap {r} for {into}"]
+    forms += [f"make {r} {into} instead", f"{r} should be {into} instead"]
     return Said("reshape", draft.speaker.pick(*forms), f"{r} {into}")
 
 
@@ -325,6 +331,13 @@ def _background(draft: Draft) -> Said | None:
         f"give it {with_article(c)} background",
     ]
     forms += [f"put it on {with_article(c)} background", f"change the background colour to {c}"]
+    old = draft.speaker.colour(draft.scene.background)
+    new = draft.speaker.pick(f"{with_article(c)} one", f"{with_article(c)} background", c)
+    forms += [
+        f"{verb} the {old} background {to} {new}" for verb, to in (("replace", "with"), ("swap", "for"))
+    ]
+    forms += [f"swap the background for {new}", f"turn the {old} background {c}"]
+    forms += [f"change the {old} background to {c}", f"turn the background into {c}"]
     return Said("background", draft.speaker.pick(*forms), f"the background {c}")
 
 
@@ -367,7 +380,7 @@ def _try_edit(rng: np.random.Generator, scene: Scene, changes: list[Change]) -> 
     target = draft.target()
     if target is None:
         return None
-    text = draft.speaker.finish(_join(draft.speaker, said))
+    text = draft.speaker.finish(_join(draft.speaker, said) + draft.speaker.untouched())
     kind = said[0].kind if len(said) == 1 else "several"
     return Example("edit", kind, text, (scene,), target, None, draft.wanted(), tuple(draft.combos))
 
@@ -384,4 +397,6 @@ def _join(speaker: Speaker, said: list[Said]) -> str:
     text = said[0].sentence
     for change in said[1:]:
         text += speaker.pick(*joints) + change.sentence
-    return text
+    # Only an order can be asked for so; "the star should be red" cannot.
+    asks = text.split()[0] in _VERBS and speaker.chance(0.06)
+    return f"{speaker.pick('could you', 'can you', 'I want you to')} {text}" if asks else text

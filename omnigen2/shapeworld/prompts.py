@@ -76,8 +76,8 @@ class Wish:
             return f"{content}, {say.backdrop(colour)}"
         if form < 0.95:
             return f"{say.background(colour)}, {content}"
-        opening = say.pick("the background is", "background:", "the background should be")
-        return f"{content}. {opening} {say.colour(colour)}"
+        opening = say.pick("the background is", "background:", "the background should be", "background is")
+        return f"{content}{say.pick('.', '.', ',', ' and')} {opening} {say.colour(colour)}"
 
 
 def _one(wish: Wish) -> Example:
@@ -145,6 +145,10 @@ def _say_relation(wish: Wish, a: Kind, relation: str, b: Kind) -> str:
         return f"{words} {other}, {one}"
     if form < 0.76:
         return f"{other} with {one} {words} it"
+    if form < 0.79 and relation in ("left of", "right of"):
+        return f"{other} with {one} {speaker.pick('on its', 'to its')} {relation.split()[0]}"
+    if form < 0.82:
+        return f"{one} {speaker.pick('is', 'that sits', 'is placed')} {words} {other}"
     if relation not in _SIDES:
         a, b, relation = b, a, INVERSE[relation]
     here, there = (speaker.place(place) for place in _SIDES[relation])

@@ -61,7 +61,13 @@ def make_describe(rng: np.random.Generator) -> Example:
     speaker = Speaker(rng)
     text = pick(rng, _CAPTION)
     text = speaker.finish(text, question=text.startswith("what"))
-    return Example("describe", "caption", text, (scene,), answer=caption(scene), combos=_combos(scene))
+    return Example("describe", _kind(scene), text, (scene,), answer=caption(scene), combos=_combos(scene))
+
+
+def _kind(scene: Scene) -> str:
+    """What makes a caption hard: equal things, which it must count before it names them, or many things."""
+    kinds = {(thing.colour, thing.shape, thing.size) for thing in scene.things}
+    return NUMBERS[len(scene.things)] if len(kinds) == len(scene.things) else "counted"
 
 
 def make_ask(rng: np.random.Generator) -> Example:

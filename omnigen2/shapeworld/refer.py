@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omnigen2.shapeworld.scene import Scene, Thing, pick
-from omnigen2.shapeworld.words import Speaker
+from omnigen2.shapeworld.words import ANYTHING, Speaker
 
 _PROPERTIES = (
     *((("shape",),) * 7),
@@ -55,7 +55,8 @@ def name(speaker: Speaker, thing: Thing, properties: Sequence[str], plural: bool
     if "shape" in properties:
         return speaker.words(thing.shape, colour, size, plural)
     words = speaker.words(None, colour, size, plural)
-    return words if speaker.chance(0.5) or plural else " ".join([*words.split()[:-1], "one"])
+    before, _, last = words.rpartition(" ")
+    return f"{before} one".strip() if last in ANYTHING and not plural and speaker.chance(0.5) else words
 
 
 def _by_properties(

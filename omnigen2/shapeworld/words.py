@@ -29,7 +29,7 @@ _SIZES = {
     "medium": ("medium", "medium-sized", "medium sized", "mid-sized"),
     "large": ("large", "large", "large", "big", "big", "huge"),
 }
-_ANYTHING = ("shape", "thing", "object", "figure")
+ANYTHING = ("shape", "thing", "object", "figure")
 _PLACES = {
     "left": (
         "on the left",
@@ -79,6 +79,9 @@ _BACKGROUNDS = (
     "on {} background",
     "on the {} background",
     "on a {} backdrop",
+    "on a {} canvas",
+    "on a {} image",
+    "in a {} picture",
 )
 _OPENINGS = (
     *(
@@ -101,6 +104,13 @@ _OPENINGS = (
         "there is ",
     ),
     *("can you draw ", "could you make ", "I need ", "a simple picture of ", "a flat illustration of "),
+    *("an icon of ", "an icon: ", "a sketch of ", "a photo of ", "a scene with ", "a minimalist picture of "),
+    *("create a simple illustration featuring ", "design ", "produce an image of ", "I would like "),
+)
+_GROUPS = {2: ("a pair of", "a couple of"), 3: ("a group of three", "a trio of"), 4: ("a group of four",)}
+_UNTOUCHED = (
+    *(" and keep everything else the same", ", keep everything else unchanged", ", leave the rest as it is"),
+    *(" but leave everything else as it is", ". Do not change anything else", " and nothing else"),
 )
 
 
@@ -126,7 +136,7 @@ class Speaker:
 
     def noun(self, shape: str | None, plural: bool = False) -> str:
         """Name a shape, or anything at all for None."""
-        return pick(self.rng, _NOUNS[shape] if shape else _ANYTHING) + ("s" if plural else "")
+        return pick(self.rng, _NOUNS[shape] if shape else ANYTHING) + ("s" if plural else "")
 
     def relation(self, relation: str) -> str:
         return pick(self.rng, _RELATIONS[relation])
@@ -156,13 +166,17 @@ class Speaker:
             return " ".join([*before, noun, "that are" if plural else "that is", tint])
         if form < 0.05:
             return " ".join([*before, noun, "in", tint])
-        if form < 0.08:
+        if form < 0.07:
+            return " ".join([*before, noun, self.pick("coloured", "colored"), tint])
+        if form < 0.1:
             tint = self.pick(f"{tint}-colored", f"{tint} colored", f"{tint}-coloured")
         return " ".join([tint, *before, noun] if size and self.chance(0.12) else [*before, tint, noun])
 
     def several(self, count: int, shape: str | None, colour: str | None, size: str | None = None) -> str:
         """Say one or several new things: `a red circle`, `3 small purple stars`."""
         words = self.words(shape, colour, size, plural=count > 1)
+        if count > 1 and self.chance(0.06):
+            return f"{pick(self.rng, _GROUPS[count])} {words}"
         if count > 1:
             return f"{self.pick(NUMBERS[count], NUMBERS[count], str(count))} {words}"
         return self.pick(with_article(words), with_article(words), with_article(words), with_article(words),
@@ -187,6 +201,7 @@ class Speaker:
             f"the {ordinal_digit(index)} {noun}",
             f"{noun} {NUMBERS[index + 1]}",
             f"{noun} #{index + 1}",
+            f"reference {noun} {index + 1}",
         ]
         if count > 1 and index == count - 1:
             forms.append(f"the last {noun}")
@@ -195,6 +210,10 @@ class Speaker:
     def opening(self) -> str:
         """Return what may come before the content of a prompt; often nothing."""
         return pick(self.rng, _OPENINGS) if self.chance(0.5) else ""
+
+    def untouched(self) -> str:
+        """Return what may follow an instruction: that the rest is to stay. Often nothing."""
+        return pick(self.rng, _UNTOUCHED) if self.chance(0.08) else ""
 
     def finish(self, text: str, question: bool = False) -> str:
         """Give the sentence a person's case and punctuation."""

@@ -82,6 +82,7 @@ class GenerationTask:
     ):
         self.module = GenerationLoss(transformer)
         self.autoencoder, self.language = autoencoder, language
+        autoencoder.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.stage, self.seed = stage, seed
         self.folder = folder / "encoded"
         self.folder.mkdir(parents=True, exist_ok=True)

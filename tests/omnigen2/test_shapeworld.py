@@ -126,6 +126,17 @@ def test_answers_are_judged_up_to_case_and_punctuation() -> None:
         judge(example("edit", "test", 0), "done")
 
 
+def test_captions_are_of_a_kind_by_how_many_things_they_name() -> None:
+    asked = [example("describe", "train", seed) for seed in range(300)]
+    assert {one.kind for one in asked} == {"one", "two", "three", "four", "counted"}
+    for one in asked:
+        assert one.answer is not None
+        named = one.answer.rpartition(" on ")[0].replace(",", " and").split(" and ")
+        things = len(one.inputs[0].things)
+        expected = ("one", "two", "three", "four")[things - 1] if len(named) == things else "counted"
+        assert one.kind == expected, one.answer
+
+
 def test_questions_have_short_answers_from_a_closed_set() -> None:
     answers = {example("ask", "train", seed).answer for seed in range(2000)}
     assert len(answers) < 50

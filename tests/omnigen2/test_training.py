@@ -15,7 +15,7 @@ from torch.optim import Muon
 
 import omnigen2
 from omnigen2.card import read_card
-from omnigen2.checkpoint import load_autoencoder
+from omnigen2.checkpoint import load_autoencoder, load_language_model
 from omnigen2.hub import resolve
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
@@ -25,7 +25,7 @@ from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
-from omnigen2.training.seeing import EMPTY, TAKEN, cells_of
+from omnigen2.training.seeing import EMPTY, TAKEN, SeeingTask, cells_of, embed_patches
 from omnigen2.training.understanding import IGNORED, conversations, draw, numbered
 
 NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
@@ -158,6 +158,24 @@ def test_stages_go_on_from_a_checkpoint(small: Path, tmp_path: Path) -> None:
         old, new = load_file(weights), load_file(tmp_path / "run" / "model" / part / weights.name)
         assert all(torch.allclose(old[name], new[name], atol=0.01) for name in old)
         assert all(torch.equal(old[name], new[name]) for name in old) == same
+
+
+def test_the_kinds_of_a_task_go_through_together_but_apart_by_images(small: Path) -> None:
+    language = load_language_model(small, torch.float32)
+    batch = {"describe": 2, "describe:counted": 2, "ask:which_image": 2, "edit": 1}
+    stage = Stage.model_validate({"steps": 1, "rate": 1.0, "batch": batch, "sides": [64]})
+    drawn = SeeingTask("seeing", language, stage, 1).batch(0)
+    assert {name: len(seen["labels"]) for name, seen in drawn["see"].items()} == {
+        "describe": 4,
+        "ask_images": 2,
+    }
+    assert len(drawn["prompts"]["mask"]) == 1
+
+
+def test_patches_are_embedded_as_the_convolution_does(small: Path) -> None:
+    patch_embed = load_language_model(small, torch.float32).mllm.model.visual.patch_embed
+    patches = torch.rand(5, patch_embed.proj.weight[0].numel())
+    torch.testing.assert_close(embed_patches(patch_embed, patches), patch_embed(patches))
 
 
 def test_a_changed_weight_is_found_out(small: Path, tmp_path: Path) -> None:
