@@ -12,7 +12,7 @@ from omnigen2.shapeworld.judge import CLEAR
 from omnigen2.shapeworld.refer import refer
 from omnigen2.shapeworld.scene import COLOURS, SHAPES, Scene, Thing, pick, sample_scene
 from omnigen2.shapeworld.wanted import Example
-from omnigen2.shapeworld.words import NUMBERS, Speaker, caption
+from omnigen2.shapeworld.words import NUMBERS, Speaker, caption, kinds
 
 UNKNOWN = "I can't tell"
 _CAPTION = (
@@ -66,8 +66,8 @@ def make_describe(rng: np.random.Generator) -> Example:
 
 def _kind(scene: Scene) -> str:
     """What makes a caption hard: equal things, which it must count before it names them, or many things."""
-    kinds = {(thing.colour, thing.shape, thing.size) for thing in scene.things}
-    return NUMBERS[len(scene.things)] if len(kinds) == len(scene.things) else "counted"
+    equal = len(kinds(scene)) < len(scene.things)
+    return "counted" if equal else NUMBERS[len(scene.things)]
 
 
 def make_ask(rng: np.random.Generator) -> Example:

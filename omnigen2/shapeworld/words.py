@@ -260,15 +260,19 @@ def describe_thing(thing: Thing, count: int = 1) -> str:
     return with_article(words) if count == 1 else f"{NUMBERS[count]} {words}s"
 
 
-def caption(scene: Scene) -> str:
-    """Return the one caption of a scene: kinds of things in palette order, then the background.
+def kinds(scene: Scene) -> list[tuple[Thing, int]]:
+    """Return one thing of each kind and how many equal it, in palette order, then by shape and size.
 
-    Equal things are counted, kinds are ordered by colour, shape and size, so that no position near a border
-    between two words decides the wording.
+    No position near a border between two words decides the order.
     """
-    kinds = Counter((t.colour, t.shape, t.size) for t in scene.things)
+    counts = Counter((t.colour, t.shape, t.size) for t in scene.things)
     order = sorted(
-        kinds, key=lambda k: (tuple(COLOURS).index(k[0]), SHAPES.index(k[1]), tuple(SIZES).index(k[2]))
+        counts, key=lambda k: (tuple(COLOURS).index(k[0]), SHAPES.index(k[1]), tuple(SIZES).index(k[2]))
     )
-    parts = [describe_thing(Thing(s, c, z, 0, 0), kinds[c, s, z]) for c, s, z in order]
+    return [(Thing(shape, colour, size, 0, 0), counts[colour, shape, size]) for colour, shape, size in order]
+
+
+def caption(scene: Scene) -> str:
+    """Return the one caption of a scene: its kinds of things, equal ones counted, then the background."""
+    parts = [describe_thing(thing, count) for thing, count in kinds(scene)]
     return f"{listing(parts)} on {with_article(scene.background)} background"

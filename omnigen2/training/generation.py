@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from omnigen2.autoencoder import Autoencoder
 from omnigen2.language import LanguageModel, generation_chat
-from omnigen2.shapeworld import Example, Scene, example, render
+from omnigen2.shapeworld import Example, Scene, render
 from omnigen2.training.autoencoder import draw_size, to_tensor
 from omnigen2.training.config import Stage
-from omnigen2.training.understanding import numbered, worded
+from omnigen2.training.emphasis import emphasis
+from omnigen2.training.understanding import examples_of, numbered, worded
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
 
 DROPPED_PROMPT = 0.1
@@ -30,6 +31,8 @@ DROPPED_REFERENCES = 0.5
 FEATURE_NOISE = 0.1
 """Deviation of the noise on text features, in units of their root mean square: no prompt is learnt by
 heart."""
+ROOM = 3
+"""A batch of small pictures has up to so many times the examples: batches lie that far apart."""
 ENCODED_TOGETHER = 8
 """Pictures that fit into a CPU's cache: encoded all at once they take twice as long."""
 UNIFORM_TIMES = 0.25
@@ -42,7 +45,7 @@ class GenerationLoss(nn.Module):
 
     A batch holds, per picture, `texts` (L, text_feat_dim), `references` (lists of latents), `data` and
     `noise` (C, h, w), and `time` (n,); `tasks` and `counts` say how many of them belong together under which
-    name.
+    name; `weights` (h, w), where there are any, say how much the error weighs where.
     """
 
     def __init__(self, transformer: OmniGen2Transformer2DModel):
@@ -60,6 +63,8 @@ class GenerationLoss(nn.Module):
         owner = packed.picture_segments.owner
         velocity = self.transformer(torch.lerp(pure, clean, time[owner][:, None]), time, packed)
         error = (velocity.float() - (clean - pure)).square().mean(dim=1)
+        if "weights" in batch:
+            error = error * torch.cat([patchify(own[None], patch).mean(dim=1) for own in batch["weights"]])
         lengths = torch.bincount(owner, minlength=len(time))
         error = torch.zeros_like(time).index_add(0, owner, error) / lengths
         own = zip(batch["tasks"], error.detach().split(batch["counts"]), strict=True)
@@ -118,25 +123,29 @@ class GenerationTask:
     def _encode_examples(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 3, number])
         width, height, share = draw_size(self.stage, rng)
-        examples: list[Example] = []
-        counts: list[int] = []
-        for task, most in self.stage.batch.items():
-            counts.append(max(1, round(most * share)))
-            first = numbered(self.seed, number) * most * 3
-            drawn = range(first, first + counts[-1])
-            examples += [example(task, "train", own) for own in drawn]  # pyright: ignore[reportArgumentType]
+        counts = {name: max(1, round(most * share)) for name, most in self.stage.batch.items()}
+        number = ROOM * numbered(self.seed, number)
+        examples = [
+            one
+            for name, count in counts.items()
+            for one in examples_of(name, number * self.stage.batch[name], count)
+        ]
         texts, kept = self._drop(examples, rng)
         scenes = [scene for one, own in zip(examples, kept, strict=True) for scene in own or ()]
         latents = self._encode([*scenes, *(one.target for one in examples)], width, height)  # pyright: ignore
-        sources = iter(latents[: len(scenes)].half().unbind())
+        sources = iter(latents[: len(scenes)].unbind())
+        references = [[next(sources).clone() for _ in own] for own in kept]
+        data = latents[len(scenes) :]
+        targets = [one.target for one in examples]
         features = self._features(texts)
         return {
-            "tasks": list(self.stage.batch),
-            "counts": counts,
+            "tasks": list(counts),
+            "counts": list(counts.values()),
             "text": torch.cat(features).half(),
             "lengths": [len(own) for own in features],
-            "references": [[next(sources).clone() for _ in own] for own in kept],
-            "data": latents[len(scenes) :].half(),
+            "references": [[own.half() for own in several] for several in references],
+            "weights": emphasis(targets, kept, data, references),  # pyright: ignore
+            "data": data.half(),
         }
 
     def _drop(

@@ -74,18 +74,19 @@ def _source(scenes: Sequence[Scene]) -> list[tuple[int, int, int, int, float, fl
     for image, scene in enumerate(scenes):
         found.append((1, _COLOURS.index(scene.background), 0, image, 0.5, 0.5))
         for thing in scene.things:
-            shape, colour, size = _named(thing)
+            shape, colour, size = numbers_of(thing)
             found.append((2 + shape, colour, size, image, thing.x, thing.y))
     return found
 
 
-def _named(thing: Thing) -> tuple[int, int, int]:
+def numbers_of(thing: Thing) -> tuple[int, int, int]:
+    """The numbers of a thing's shape, colour and size."""
     return _SHAPES.index(thing.shape), _COLOURS.index(thing.colour), _SIZES.index(thing.size)
 
 
 def _answers(thing: Thing) -> tuple[int, ...]:
     x, y = (min(BINS - 1, int(value * BINS)) for value in (thing.x, thing.y))
-    return (*_named(thing), x, y)
+    return (*numbers_of(thing), x, y)
 
 
 class Reader(nn.Module):

@@ -1,12 +1,10 @@
 """Stage 3: the language model learns to see sharply, while it goes on reading as it did.
 
-First it only looks (`looking`), then it also answers (`seeing`). Four losses: the answers to questions about
-pictures; what each visual token must tell of its cell (the thing whose centre lies there, its shape, colour
-and size, and the background), which teaches the eye without the detour through words; what each visual token
-must tell halfway through the language model (its row, its column, its picture), because nothing but the
-rotations of attention says where it lies, and answers alone took thousands of steps without finding out; and,
-for prompts, the distance from the states of the model before this stage. The last one keeps the states as the
-transformer knows them, so that this stage may run beside or after the transformer's.
+First it only looks (`looking`), then it also answers (`seeing`). Three kinds of losses: the answers to
+questions about pictures; what states inside must tell (`omnigen2.training.hints`), which teaches without the
+detour through words; and, for prompts, the distance from the states of the model before this stage. The last
+one keeps the states as the transformer knows them, so that this stage may run beside or after the
+transformer's.
 """
 
 import copy
@@ -23,24 +21,18 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel
-from omnigen2.params import MAX_REFERENCES
-from omnigen2.shapeworld import COLOURS, SHAPES, SIZES, Example, Scene, render, sample_scene
+from omnigen2.shapeworld import Example, Scene, render, sample_scene
 from omnigen2.training.config import Stage
-from omnigen2.training.understanding import IGNORED, answer_losses, conversations, draw, numbered, prompts
+from omnigen2.training.hints import HINTS, IGNORED, Heads, cells_of
+from omnigen2.training.understanding import answer_losses, conversations, draw, numbered, prompts
 
 SCENES = "scenes"
-"""The name by which a stage's `batch` says how many pictures are looked at without a question. If it says
-none, what visual tokens must tell is left out: its heads are new in each run, and shake an eye that sees."""
-ASKED = ("taken", "shape", "colour", "size", "background")
-"""What a visual token must tell of its cell."""
+"""The name by which a stage's `batch` says how many pictures are looked at without a question."""
 LOYALTY = 10.0
 """Weight of the distance between states, of root mean square 1."""
-PLACED = {"row": 12, "column": 12, "picture": MAX_REFERENCES}
-"""What a visual token must tell halfway, and how many of each there can be."""
-PLACING = 0.2
-"""Weight of the losses of places."""
-_SHAPES, _COLOURS, _SIZES = tuple(SHAPES), tuple(COLOURS), tuple(SIZES)
-EMPTY, TAKEN = 0, 1
+ALONE = 100
+"""First batches, in which new heads learn from states as they are. Before that, they would only shake what
+they ask."""
 
 
 class SeeingLoss(nn.Module):
@@ -51,12 +43,8 @@ class SeeingLoss(nn.Module):
         self.mllm = mllm
         mllm.model.visual.patch_embed.forward = MethodType(embed_patches, mllm.model.visual.patch_embed)
         text = mllm.config.get_text_config()
-        width, self.halfway = text.hidden_size, text.num_hidden_layers // 2
-        counts = (2, len(_SHAPES), len(_COLOURS), len(_SIZES), len(_COLOURS))
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, count) for name, count in zip(ASKED, counts, strict=True)}
-        )
-        self.places = nn.ModuleDict({name: nn.Linear(width, count) for name, count in PLACED.items()})
+        self.heads = Heads(text.hidden_size)
+        self.depths = {name: round(hint.depth * text.num_hidden_layers) for name, hint in HINTS.items()}
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = self._look(batch[SCENES]) if batch[SCENES] else {}
@@ -65,32 +53,27 @@ class SeeingLoss(nn.Module):
         for name, seen in batch["see"].items():
             answered = self.mllm(**seen["inputs"], output_hidden_states=True)
             losses |= answer_losses(name, answered.logits, seen["labels"])
-            if batch[SCENES]:
-                place = self._place(answered.hidden_states[self.halfway], seen["places"])
-                losses["places"] = losses.get("places", 0) + place
+            states = {name: answered.hidden_states[depth] for name, depth in self.depths.items()}
+            for hint, own in self._told(states, seen["hints"], batch["settled"]).items():
+                losses[hint] = losses.get(hint, 0) + own
         return losses
 
-    def _place(self, states: Tensor, places: Tensor) -> Tensor:
-        states = F.rms_norm(states, states.shape[-1:])
-        logits = [head(states).float().flatten(0, 1) for head in self.places.values()]
-        wanted = places.flatten(0, 1).unbind(-1)
-        own = [F.cross_entropy(*pair, ignore_index=IGNORED) for pair in zip(logits, wanted, strict=True)]
-        return PLACING * torch.stack(own).sum()
+    def _told(self, states: dict[str, Tensor], wanted: dict[str, Tensor], settled: bool) -> dict[str, Tensor]:
+        return {
+            asked: HINTS[name].weight * _cross_entropy(*told)
+            for name, own in states.items()
+            for asked, told in self.heads(name, own if settled else own.detach(), wanted[name]).items()
+            if told[1].numel()
+        }
 
     def _look(self, scenes: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens = self.mllm.model.visual(
             scenes["pixel_values"], grid_thw=scenes["image_grid_thw"]
         ).pooler_output
-        tokens = F.rms_norm(tokens, tokens.shape[-1:])
-        logits = {name: head(tokens).float() for name, head in self.heads.items()}
-        losses = {
-            f"look_{name}": F.cross_entropy(own, scenes[name], ignore_index=IGNORED)
-            for name, own in logits.items()
-        }
-        right = torch.stack(
-            [(own.argmax(-1) == scenes[name]) | (scenes[name] == IGNORED) for name, own in logits.items()]
-        ).all(0)
-        return losses | {"cells_right": right.float().mean()}
+        told = self.heads("cells", tokens, scenes["cells"])
+        right = [(logits.argmax(-1) == own) | (own == IGNORED) for logits, own in told.values()]
+        losses = {f"look_{name}": _cross_entropy(*own) for name, own in told.items()}
+        return losses | {"cells_right": torch.stack(right).all(0).float().mean()}
 
     def _stay(self, told: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = told["mask"]
@@ -98,6 +81,10 @@ class SeeingLoss(nn.Module):
             input_ids=told["input_ids"], attention_mask=mask.long()
         ).last_hidden_state
         return {"loyalty": LOYALTY * (states - told["states"])[mask].float().square().mean()}
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED)
 
 
 def embed_patches(patch_embed: Any, patches: Tensor) -> Tensor:
@@ -132,6 +119,7 @@ class SeeingTask:
                 see[name.partition(":")[0] + ("_images" if len(one.inputs) > 1 else "")].append(one)
         told = self._told(read, rng)
         return {
+            "settled": number >= ALONE,
             SCENES: self._scenes([sample_scene(rng) for _ in range(self.stage.batch.get(SCENES, 0))], rng),
             "prompts": told,
             "see": {
@@ -166,22 +154,8 @@ class SeeingTask:
         seen = processor(images=pictures, return_tensors="pt")
         merge = processor.merge_size
         grids = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in seen["image_grid_thw"]]
-        cells = np.concatenate([cells_of(scene, grid) for scene, grid in zip(scenes, grids, strict=True)])
         return {
             "pixel_values": seen["pixel_values"],
             "image_grid_thw": seen["image_grid_thw"],
-        } | dict(zip(ASKED, torch.from_numpy(cells).unbind(1), strict=True))
-
-
-def cells_of(scene: Scene, grid: tuple[int, int]) -> np.ndarray:
-    """(rows * columns, 5) int64: per cell what `ASKED` names; shape, colour and size are a thing's whose
-    centre lies there."""
-    rows, columns = grid
-    cells = np.full((rows, columns, len(ASKED)), IGNORED, dtype=np.int64)
-    cells[..., 0] = EMPTY
-    cells[..., 4] = _COLOURS.index(scene.background)
-    for thing in scene.things:
-        row, column = min(rows - 1, int(thing.y * rows)), min(columns - 1, int(thing.x * columns))
-        named = _SHAPES.index(thing.shape), _COLOURS.index(thing.colour), _SIZES.index(thing.size)
-        cells[row, column, :4] = (TAKEN, *named)
-    return cells.reshape(-1, len(ASKED))
+            "cells": torch.cat(list(map(cells_of, scenes, grids))),
+        }

@@ -16,11 +16,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.shapeworld import Example, example, render
 from omnigen2.training.config import Stage
+from omnigen2.training.hints import HINTS, IGNORED, plans_of, seen_of
 from omnigen2.training.reader import Reader, symbols
 from omnigen2.training.tokens import with_unknown_word
 
-IGNORED = -100
-"""Label of what is not to be predicted."""
 RARE = 40
 """Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
 SEEDS_APART = 1_000_000
@@ -82,10 +81,11 @@ def numbered(seed: int, number: int) -> int:
 
 def draw(stage: Stage, number: int) -> dict[str, list[Example]]:
     """The examples of a batch, by task, or by `task:kind`."""
-    return {name: list(_drawn(name, number * count, count)) for name, count in stage.batch.items()}
+    return {name: list(examples_of(name, number * count, count)) for name, count in stage.batch.items()}
 
 
-def _drawn(name: str, first: int, count: int) -> Iterator[Example]:
+def examples_of(name: str, first: int, count: int) -> Iterator[Example]:
+    """So many examples of a task, or of a `task:kind`, from about that number on."""
     task, _, kind = name.partition(":")
     numbers = itertools.count(first * RARE if kind else first)
     found = (example(task, "train", number) for number in numbers)  # pyright: ignore[reportArgumentType]
@@ -105,45 +105,41 @@ def prompts(
 def conversations(
     language: LanguageModel, examples: Sequence[Example], sides: Sequence[int], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Questions with pictures and answers, padded to the longest: `inputs` of the model, `labels`, `places`.
+    """Questions with pictures and answers, padded to the longest: `inputs` of the model, `labels` (n, L), and
+    `hints`, what states inside the model must tell, (n, L, heads) by name.
 
-    Only the answer is to be predicted. `places` (n, L, 3) are the row and the column of each visual token and
-    the number of its picture, from 0; -100 for words.
+    Only the answer is to be predicted; -100 is for all else.
     """
     rows = []
     for one in examples:
         pictures = [Image.fromarray(render(scene, *_size(sides, rng))) for scene in one.inputs]
         question = language.question_inputs(pictures, worded(one.text, rng))
-        rows.append((question, language.tokenizer(f"{one.answer}<|im_end|>")["input_ids"]))
-    lengths = [question["input_ids"].shape[1] + len(answer) for question, answer in rows]
+        rows.append((one, question, language.tokenizer(f"{one.answer}<|im_end|>")["input_ids"]))
+    lengths = [question["input_ids"].shape[1] + len(answer) for _, question, answer in rows]
     shape = (len(rows), max(lengths))
     ids = torch.full(shape, language.tokenizer.pad_token_id)  # pyright: ignore
-    places = torch.full((*shape, 3), IGNORED)
     labels, mask = torch.full(shape, IGNORED), torch.zeros(shape, dtype=torch.int64)
-    for n, (question, answer) in enumerate(rows):
+    hints = {name: torch.full((*shape, len(hint.asked)), IGNORED) for name, hint in HINTS.items()}
+    for n, (one, question, answer) in enumerate(rows):
         start = question["input_ids"].shape[1]
         ids[n, : lengths[n]] = torch.cat([question["input_ids"][0], torch.tensor(answer)])
         labels[n, start : lengths[n]] = torch.tensor(answer)
         mask[n, : lengths[n]] = 1
-        merged = question["image_grid_thw"][:, 1:] // language.image_processor.merge_size
-        places[n][ids[n] == language.mllm.config.image_token_id] = _places(merged.tolist())
+        seen = ids[n] == language.mllm.config.image_token_id
+        grids = (question["image_grid_thw"][:, 1:] // language.image_processor.merge_size).tolist()
+        for name, own in seen_of(one.inputs, grids).items():
+            hints[name][n, seen] = own
+        if one.task == "describe":
+            planned = plans_of(one.inputs[0], language.tokenizer.convert_ids_to_tokens(answer))
+            hints["plans"][n, start - 1 : start - 1 + len(planned)] = planned
     inputs = {
         "input_ids": ids,
         "attention_mask": mask,
-        "pixel_values": torch.cat([question["pixel_values"] for question, _ in rows]),
-        "image_grid_thw": torch.cat([question["image_grid_thw"] for question, _ in rows]),
+        "pixel_values": torch.cat([question["pixel_values"] for _, question, _ in rows]),
+        "image_grid_thw": torch.cat([question["image_grid_thw"] for _, question, _ in rows]),
         "mm_token_type_ids": (ids == language.mllm.config.image_token_id).int(),
     }
-    return {"inputs": inputs, "labels": labels, "places": places}
-
-
-def _places(grids: Sequence[Sequence[int]]) -> Tensor:
-    """(tokens, 3): row, column, and picture of the visual tokens of pictures with these rows and columns."""
-    own = [
-        torch.cartesian_prod(torch.tensor([number]), torch.arange(rows), torch.arange(columns))
-        for number, (rows, columns) in enumerate(grids)
-    ]
-    return torch.cat(own).roll(-1, dims=1)
+    return {"inputs": inputs, "labels": labels, "hints": hints}
 
 
 def answer_losses(name: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

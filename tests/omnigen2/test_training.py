@@ -25,8 +25,8 @@ from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
-from omnigen2.training.seeing import EMPTY, TAKEN, SeeingTask, cells_of, embed_patches
-from omnigen2.training.understanding import IGNORED, conversations, draw, numbered
+from omnigen2.training.seeing import SeeingTask, embed_patches
+from omnigen2.training.understanding import draw, numbered
 
 NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
 SMALL = {
@@ -316,26 +316,6 @@ def test_a_batch_may_ask_for_one_kind_of_a_task() -> None:
     assert len(set(texts)) == 9
     assert draw(stage, 1) == drawn[1]
     assert draw(stage, numbered(1, 1)) == drawn[1] != draw(stage, numbered(2, 1))
-
-
-def test_visual_tokens_know_their_row_column_and_picture() -> None:
-    language = omnigen2.load("nano").pipeline.language
-    asked = next(one for one in (example("ask", "train", n) for n in range(99)) if len(one.inputs) == 2)
-    rng = np.random.default_rng(1)
-    made = conversations(language, [asked, example("describe", "train", 0)], (96,), rng)
-    visual = made["inputs"]["input_ids"] == language.mllm.config.image_token_id
-    cells = [(row, column) for row in range(6) for column in range(6)]
-    assert made["places"][0][visual[0]].tolist() == [[*cell, n] for n in range(2) for cell in cells]
-    assert made["places"][1][visual[1]].tolist() == [[*cell, 0] for cell in cells]
-    assert (made["places"][~visual] == IGNORED).all()
-
-
-def test_cells_tell_what_stands_where() -> None:
-    scene = Scene("white", (Thing("star", "red", "large", 0.9, 0.1),))
-    cells = cells_of(scene, (4, 4))
-    assert cells.shape == (16, 5)
-    assert cells[3].tolist() == [TAKEN, 3, 0, 2, 6]
-    assert cells[0].tolist() == [EMPTY, IGNORED, IGNORED, IGNORED, 6]
 
 
 def test_symbols_hold_every_target() -> None:
