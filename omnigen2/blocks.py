@@ -45,12 +45,13 @@ class _TrainedRMSNorm(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         normed, weight, inverse = ctx.saved_tensors
         products = grad * normed
         along = (products @ weight).unsqueeze(-1) / normed.shape[-1]
         to_x = torch.addcmul(grad * weight, normed, along, value=-1).mul_(inverse)
-        return to_x, products.flatten(0, -2).sum(0), None
+        to_weight = products.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, None
 
 
 class ModulatedNorm(nn.Module):
