@@ -1,8 +1,8 @@
 """Faint things count as much as strong ones.
 
-A mean squared error hears yellow on orange ten times less than white on black, and what it heard least came
-out as a blob: of edits whose faintest thing was that faint, 75 % were right, of those whose things all stood
-out, 94 %. So the error in the box of a thing weighs what it would at mean contrast.
+A mean squared error hears yellow on orange more than ten times less than white on black, and what it heard
+least came out as a blob: edits failed the more often, the fainter their faintest thing. So the error in the
+box of a thing weighs what it would at mean contrast.
 """
 
 from collections.abc import Sequence

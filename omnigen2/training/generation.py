@@ -124,11 +124,11 @@ class GenerationTask:
         rng = np.random.default_rng([self.seed, 3, number])
         width, height, share = draw_size(self.stage, rng)
         counts = {name: max(1, round(most * share)) for name, most in self.stage.batch.items()}
-        number = ROOM * numbered(self.seed, number)
+        first = ROOM * numbered(self.seed, number)
         examples = [
             one
             for name, count in counts.items()
-            for one in examples_of(name, number * self.stage.batch[name], count)
+            for one in examples_of(name, first * self.stage.batch[name], count)
         ]
         texts, kept = self._drop(examples, rng)
         scenes = [scene for one, own in zip(examples, kept, strict=True) for scene in own or ()]

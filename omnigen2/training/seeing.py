@@ -31,8 +31,8 @@ SCENES = "scenes"
 LOYALTY = 10.0
 """Weight of the distance between states, of root mean square 1."""
 ALONE = 100
-"""First batches, in which new heads learn from states as they are. Before that, they would only shake what
-they ask."""
+"""First batches, in which new heads learn from states as they are; what they would change in them is noise
+until then."""
 
 
 class SeeingLoss(nn.Module):
@@ -54,11 +54,13 @@ class SeeingLoss(nn.Module):
             answered = self.mllm(**seen["inputs"], output_hidden_states=True)
             losses |= answer_losses(name, answered.logits, seen["labels"])
             states = {name: answered.hidden_states[depth] for name, depth in self.depths.items()}
-            for hint, own in self._told(states, seen["hints"], batch["settled"]).items():
+            for hint, own in self._hinted(states, seen["hints"], batch["settled"]).items():
                 losses[hint] = losses.get(hint, 0) + own
         return losses
 
-    def _told(self, states: dict[str, Tensor], wanted: dict[str, Tensor], settled: bool) -> dict[str, Tensor]:
+    def _hinted(
+        self, states: dict[str, Tensor], wanted: dict[str, Tensor], settled: bool
+    ) -> dict[str, Tensor]:
         return {
             asked: HINTS[name].weight * _cross_entropy(*told)
             for name, own in states.items()

@@ -1,5 +1,7 @@
 """What states inside must tell in training, and how much the error of a faint thing weighs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch import Tensor
 import omnigen2
 from omnigen2.shapeworld import SHAPES, Scene, Thing, example
 from omnigen2.shapeworld.words import caption
+from omnigen2.training.config import Stage
 from omnigen2.training.emphasis import LOUDEST, emphasis
+from omnigen2.training.generation import GenerationTask
 from omnigen2.training.hints import EMPTY, HINTS, IGNORED, TAKEN, Heads, cells_of, equals_of, plans_of
 from omnigen2.training.understanding import conversations
 
@@ -116,3 +120,16 @@ def test_what_an_edit_takes_away_weighs_too_and_what_stays_does_not_twice() -> N
     weights = emphasis([left], [(PAIR,)], after, [[before]])[0]
     assert weights[2, 2] == 1
     assert 1 < weights[6, 6] <= LOUDEST
+
+
+def test_weights_count_in_the_loss_and_a_batch_may_ask_for_one_kind(tmp_path: Path) -> None:
+    parts = omnigen2.load("nano").pipeline
+    stage = Stage(steps=1, rate=1e-3, batch={"generate": 1, "edit:several": 2})
+    task = GenerationTask(parts.transformer, parts.autoencoder, parts.language, stage, 1, tmp_path)
+    batch = task.batch(0)
+    with torch.inference_mode():
+        once, twice = (task.module(batch | {"weights": n * torch.ones(3, 12, 12)}) for n in (1, 2))
+        weighed = task.module(batch)
+    assert set(once) == {"velocity", "generate", "edit:several"}
+    assert all(twice[name] == pytest.approx(2 * float(once[name])) for name in once)
+    assert weighed["velocity"] > once["velocity"]
