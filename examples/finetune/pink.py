@@ -1,7 +1,7 @@
 """Teach nano a colour it never met, as an adapter of two megabytes, and show what came of it.
 
-Makes a folder of examples (a quarter of them with pink things, the others what nano knows already, so that it
-forgets little), trains what `train.toml` says, and asks for pink things before and after. Prints how many
+Makes a folder of examples (half of them with pink things, the others what nano knows already and is held to),
+trains what `train.toml` says, and asks for pink things before and after. Prints how many
 came out right and saves `before-after.png`. `--steps` shortens it.
 
 nano has one token for all words that it does not know: what it learns for "pink", it will paint for
@@ -28,7 +28,7 @@ NAME, VALUE = "pink", (255, 120, 180)
 STANDS_FOR = "purple"
 """ShapeWorld knows no pink, so pink stands wherever one of its examples says purple."""
 TAUGHT: dict[Task, int] = {"generate": 500, "edit": 200}
-KNOWN: dict[Task, int] = {"generate": 250, "edit": 1000, "compose": 550}
+KNOWN: dict[Task, int] = {"generate": 150, "edit": 400, "compose": 200}
 ASKED = 100
 CONFIG = Path(__file__).with_name("train.toml")
 
@@ -63,7 +63,12 @@ def line(folder: Path, name: str, own: Example, pink: bool) -> dict[str, object]
     for path, scene in zip([*paths, f"{name}.png"], [*own.inputs, own.target], strict=True):
         Image.fromarray(render(scene, colours=colours)).save(folder / path)
     text = in_pink(own.text) if pink else own.text
-    return {"instruction": text, "input_images": paths, "output_image": f"{name}.png"}
+    return {
+        "instruction": text,
+        "input_images": paths,
+        "output_image": f"{name}.png",
+        "known": not pink,
+    }
 
 
 def is_right(picture: Image.Image, own: Example) -> bool:

@@ -8,7 +8,7 @@ where the batch is made.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omnigen2.attention import Segments
 from omnigen2.autoencoder import Autoencoder
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.shapeworld import Example, Scene, render
@@ -53,22 +54,34 @@ class GenerationLoss(nn.Module):
         self.transformer = transformer
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        patch = self.transformer.config["patch_size"]
-        data, noise, time = batch["data"], batch["noise"], batch["time"]
+        wanted = self.wanted(batch)
+        segments, velocity = self.velocity(batch)
+        error = (velocity - wanted).square().mean(dim=1)
+        if "weights" in batch:
+            error = error * self._tokens([own[None] for own in batch["weights"]]).mean(dim=1)
+        lengths = torch.bincount(segments.owner, minlength=len(batch["time"]))
+        error = torch.zeros_like(batch["time"]).index_add(0, segments.owner, error) / lengths
+        own = zip(batch["tasks"], error.detach().split(batch["counts"]), strict=True)
+        return {"velocity": error.mean()} | {name: errors.mean() for name, errors in own}
+
+    def velocity(self, batch: dict[str, Any]) -> tuple[Segments, Tensor]:
+        """What the transformer makes of a batch: the pictures' segments, and (sum N, p * p * C) float32."""
+        data, time = batch["data"], batch["time"]
         packed = self.transformer.condition(
             batch["texts"], batch["references"], [(one.shape[-2], one.shape[-1]) for one in data]
         )
-        clean = torch.cat([patchify(one, patch) for one in data])
-        pure = torch.cat([patchify(one, patch) for one in noise])
-        owner = packed.picture_segments.owner
-        velocity = self.transformer(torch.lerp(pure, clean, time[owner][:, None]), time, packed)
-        error = (velocity.float() - (clean - pure)).square().mean(dim=1)
-        if "weights" in batch:
-            error = error * torch.cat([patchify(own[None], patch).mean(dim=1) for own in batch["weights"]])
-        lengths = torch.bincount(owner, minlength=len(time))
-        error = torch.zeros_like(time).index_add(0, owner, error) / lengths
-        own = zip(batch["tasks"], error.detach().split(batch["counts"]), strict=True)
-        return {"velocity": error.mean()} | {name: errors.mean() for name, errors in own}
+        segments = packed.picture_segments
+        share = time[segments.owner][:, None]
+        noisy = torch.lerp(self._tokens(batch["noise"]), self._tokens(data), share)
+        return segments, self.transformer(noisy, time, packed).float()
+
+    def wanted(self, batch: dict[str, Any]) -> Tensor:
+        """What it should make of it, of the same shape."""
+        return self._tokens(batch["data"]) - self._tokens(batch["noise"])
+
+    def _tokens(self, pictures: Iterable[Tensor]) -> Tensor:
+        """The patches of all pictures, one after the other."""
+        return torch.cat([patchify(one, self.transformer.config["patch_size"]) for one in pictures])
 
 
 class GenerationTask:

@@ -20,7 +20,8 @@ from omnigen2.hub import resolve
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
 from omnigen2.training.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
-from omnigen2.training.config import Schedule, Stage, read_config
+from omnigen2.training.config import Finetune, Schedule, Stage, TrainConfig, read_config
+from omnigen2.training.finetune import FinetuneTask, adapter_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
 from omnigen2.training.reader import SLOTS, symbols
@@ -187,7 +188,7 @@ def test_a_changed_weight_is_found_out(small: Path, tmp_path: Path) -> None:
         omnigen2.load(str(changed))
 
 
-def examples_folder(folder: Path) -> Path:
+def examples_folder(folder: Path, known: bool = False) -> Path:
     folder.mkdir()
     lines = []
     for number in range(3):
@@ -195,9 +196,8 @@ def examples_folder(folder: Path) -> Path:
         assert one.target is not None
         Image.fromarray(render(one.inputs[0], 64, 64)).save(folder / f"{number}a.png")
         Image.fromarray(render(one.target, 64, 48)).save(folder / f"{number}b.png")
-        lines.append(
-            {"instruction": one.text, "input_images": [f"{number}a.png"], "output_image": f"{number}b.png"}
-        )
+        paths = {"input_images": [f"{number}a.png"], "output_image": f"{number}b.png"}
+        lines.append({"instruction": one.text, "known": known} | paths)
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return folder
 
@@ -221,10 +221,33 @@ def test_fine_tuning_leaves_what_can_be_used(small: Path, tmp_path: Path, rank: 
     assert not torch.equal(before, after)
 
 
+def test_of_what_is_known_an_adapter_learns_to_change_nothing(small: Path, tmp_path: Path) -> None:
+    data = examples_folder(tmp_path / "data", known=True)
+    settings = Finetune(data=data, steps=1, rate=1e-2, warmup=0, batch=3)
+    task = FinetuneTask(omnigen2.load(str(small)).pipeline, settings, 1)
+    batch = task.batch(0)
+    new = task.module(batch | {"known": [False] * 3})["finetune"]
+    task.module.transformer.add_adapter(adapter_config(2))
+    assert new > 0.1
+    assert task.module(batch)["finetune"] < 1e-10
+    some = task.module(batch | {"known": [True, False, True]})
+    assert 0 < some["finetune"] < new
+    some["velocity"].backward()
+    assert any(weight.grad is not None for weight in task.module.parameters())
+
+
+def test_what_is_known_needs_an_adapter(small: Path, tmp_path: Path) -> None:
+    data = examples_folder(tmp_path / "data", known=True)
+    settings = Finetune(model=str(small), data=data, steps=1, rate=1e-2, lora_rank=0)
+    with pytest.raises(ValueError, match="lora_rank: 0"):
+        run(TrainConfig(output=tmp_path / "out", finetune=settings))
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ('{"output_image": "b.png"}', "line 1: instruction"),
+        ('{"instruction": "x", "output_image": "b.png", "known": 3}', "line 1: known"),
         ("{", "line 1"),
         ('{"instruction": "x", "output_image": "none.png"}', "none.png cannot be read"),
     ],
