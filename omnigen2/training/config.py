@@ -2,9 +2,9 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from omnigen2.params import explain
 
@@ -54,6 +54,14 @@ class Stage(Schedule):
     """Batches that are encoded once and used again with other noise and times; 0 encodes every batch anew."""
 
 
+class Generation(Stage):
+    """The transformer's stage."""
+
+    start_share: float = Field(default=0, ge=0, lt=1)
+    """How much of the checkpoint at `start` is in what is published: two ends of one descent, averaged, err
+    less than either (Wortsman et al. 2022, "Model soups")."""
+
+
 class Finetune(Schedule):
     """Fine-tuning of any checkpoint on pictures of one's own."""
 
@@ -92,8 +100,14 @@ class TrainConfig(_Checked):
     understanding: Stage | None = None
     looking: Stage | None = None
     seeing: Stage | None = None
-    generation: Stage | None = None
+    generation: Generation | None = None
     finetune: Finetune | None = None
+
+    @model_validator(mode="after")
+    def _start_is_there(self) -> Self:
+        if self.generation and self.generation.start_share and not self.start:
+            raise ValueError("generation.start_share needs `start`, the checkpoint to take the share from")
+        return self
 
 
 def read_config(path: Path) -> TrainConfig:

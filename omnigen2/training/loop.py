@@ -57,7 +57,7 @@ class _Numbered(Dataset[Any]):
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
-        return self.end - self.first
+        return max(0, self.end - self.first)  # fewer steps may be wanted now than were made
 
     def __getitem__(self, index: int) -> Any:
         return self.task.batch((self.first + index) * self.ranks + self.rank)

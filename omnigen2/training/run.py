@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from omnigen2.card import ModelCard, read_card
 from omnigen2.checkpoint import load_autoencoder, load_language_model
@@ -140,7 +141,17 @@ def _generation(config: TrainConfig) -> None:
     folder = config.output / GenerationTask.name
     task = GenerationTask(transformer, autoencoder, language, config.generation, config.seed, folder)
     train(task, config.generation, folder, config.precision)
+    if config.generation.start_share:
+        assert config.start is not None
+        before = OmniGen2Transformer2DModel.from_pretrained(resolve(config.start) / "transformer").float()
+        _mix(transformer, before, config.generation.start_share)
     transformer.save_pretrained(config.output / "transformer")
+
+
+@torch.no_grad()
+def _mix(trained: nn.Module, before: nn.Module, share: float) -> None:
+    for own, was in zip(trained.parameters(), before.parameters(), strict=True):
+        own.lerp_(was, share)
 
 
 _RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {

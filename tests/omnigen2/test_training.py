@@ -20,7 +20,7 @@ from omnigen2.hub import resolve
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
 from omnigen2.training.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
-from omnigen2.training.config import Finetune, Schedule, Stage, TrainConfig, read_config
+from omnigen2.training.config import Finetune, Generation, Schedule, Stage, TrainConfig, read_config
 from omnigen2.training.finetune import FinetuneTask, adapter_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
@@ -159,6 +159,37 @@ def test_stages_go_on_from_a_checkpoint(small: Path, tmp_path: Path) -> None:
         old, new = load_file(weights), load_file(tmp_path / "run" / "model" / part / weights.name)
         assert all(torch.allclose(old[name], new[name], atol=0.01) for name in old)
         assert all(torch.equal(old[name], new[name]) for name in old) == same
+
+
+def test_what_is_published_has_its_share_of_the_start(small: Path, tmp_path: Path) -> None:
+    def trained(share: float) -> dict[str, Tensor]:
+        stage = Generation(
+            steps=1, rate=1e-2, warmup=0, ema=0, sides=(64,), batch={"generate": 1}, start_share=share
+        )
+        run(TrainConfig(output=tmp_path / str(share), start=str(small), generation=stage))
+        return load_file(next((tmp_path / str(share) / "transformer").glob("*.safetensors")))
+
+    before = load_file(next((small / "transformer").glob("*.safetensors")))
+    alone, mixed = trained(0), trained(0.25)
+    for name, own in mixed.items():
+        torch.testing.assert_close(own, torch.lerp(alone[name], before[name].float(), 0.25))
+    assert any((alone[name] != before[name]).any() for name in alone)
+
+
+def test_a_share_of_the_start_needs_a_start(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        'output = "x"\n[generation]\nsteps = 1\nrate = 1\nbatch = { generate = 1 }\nstart_share = 0.5\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ValueError, match=r"generation\.start_share needs `start`"):
+        read_config(tmp_path / "a.toml")
+
+
+def test_a_run_may_be_made_shorter_than_it_is(small: Path, tmp_path: Path) -> None:
+    data = examples_folder(tmp_path / "data")
+    for steps in (2, 1):
+        settings = Finetune(model=str(small), data=data, steps=steps, rate=1e-2, batch=1)
+        assert run(TrainConfig(output=tmp_path / "out", finetune=settings))
 
 
 def test_the_kinds_of_a_task_go_through_together_but_apart_by_images(small: Path) -> None:
