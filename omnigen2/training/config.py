@@ -39,6 +39,10 @@ class Schedule(_Checked):
     """Batches whose gradients are added up before a step."""
     save_every: int = Field(default=200, gt=0)
     """Steps between checkpoints; a run that is killed goes on from the last one."""
+    start_share: float = Field(default=0, ge=0, lt=1)
+    """How much of the transformer it starts from is in what is kept: two ends of one descent, averaged, often
+    err less than either (Wortsman et al. 2022, "Model soups"), and what was taught costs less of what was
+    known. For `generation` and `finetune`."""
     checkpoint_gradients: bool = False
     """Compute activations again in the backward pass instead of keeping them: slower, far less memory."""
 
@@ -54,22 +58,14 @@ class Stage(Schedule):
     """Batches that are encoded once and used again with other noise and times; 0 encodes every batch anew."""
 
 
-class Generation(Stage):
-    """The transformer's stage."""
-
-    start_share: float = Field(default=0, ge=0, lt=1)
-    """How much of the checkpoint at `start` is in what is published: two ends of one descent, averaged, err
-    less than either (Wortsman et al. 2022, "Model soups")."""
-
-
 class Finetune(Schedule):
     """Fine-tuning of any checkpoint on pictures of one's own."""
 
     model: str = "nano"
     """`nano`, a folder in the published layout, or the id of a downloaded repository."""
     data: Path
-    """Folder with `train.jsonl`: `instruction`, `input_images` (0 to 5 paths), `output_image` on every
-    line."""
+    """Folder with `train.jsonl`: `instruction`, `input_images` (0 to 5 paths), `output_image` on every line;
+    `"known": true` on those of which an adapter is to change nothing."""
     batch: int = Field(default=8, ge=1)
     """Examples per step."""
     lora_rank: int = Field(default=8, ge=0)
@@ -100,13 +96,15 @@ class TrainConfig(_Checked):
     understanding: Stage | None = None
     looking: Stage | None = None
     seeing: Stage | None = None
-    generation: Generation | None = None
+    generation: Stage | None = None
     finetune: Finetune | None = None
 
     @model_validator(mode="after")
-    def _start_is_there(self) -> Self:
-        if self.generation and self.generation.start_share and not self.start:
-            raise ValueError("generation.start_share needs `start`, the checkpoint to take the share from")
+    def _share_has_a_start(self) -> Self:
+        for name in STAGES:
+            stage: Stage | None = getattr(self, name)
+            if stage and stage.start_share and not (name == "generation" and self.start):
+                raise ValueError(f"{name}.start_share: only `generation` has one, and only with a `start`")
         return self
 
 

@@ -36,7 +36,9 @@ from omnigen2.pipeline import Pipeline
 from omnigen2.training.config import Finetune, TrainConfig
 from omnigen2.training.generation import GenerationLoss, draw_times, normal
 from omnigen2.training.loop import train
+from omnigen2.training.optimizer import mix
 from omnigen2.training.publish import publish_like
+from omnigen2.transformer import OmniGen2Transformer2DModel
 
 DATA_FILE = "train.jsonl"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -145,10 +147,20 @@ def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
         transformer.enable_gradient_checkpointing()
     train(task, settings, config.output / task.name, config.precision)
     if settings.lora_rank:
-        weights = {f"transformer.{name}": own for name, own in get_peft_model_state_dict(transformer).items()}
-        save_file(weights, config.output / lora.FILE)
+        save_file(_adapter(transformer, settings.start_share), config.output / lora.FILE)
         return model.card
+    if settings.start_share:
+        before = omnigen2.load(settings.model, device="cpu", dtype="float32")
+        mix(transformer, before.pipeline.transformer, settings.start_share)
     return publish_like(settings.model, transformer, config.output / "model")
+
+
+def _adapter(transformer: OmniGen2Transformer2DModel, start_share: float) -> dict[str, Tensor]:
+    """What is written of it: W + B A, of which the start is the share that B lacks."""
+    return {
+        f"transformer.{name}": own * (1 - start_share) if name.endswith(lora.B) else own
+        for name, own in get_peft_model_state_dict(transformer).items()
+    }
 
 
 def adapter_config(rank: int) -> LoraConfig:

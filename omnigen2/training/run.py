@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from omnigen2.card import ModelCard, read_card
 from omnigen2.checkpoint import load_autoencoder, load_language_model
@@ -23,6 +22,7 @@ from omnigen2.training.config import STAGES, Stage, StageName, TrainConfig
 from omnigen2.training.finetune import finetune
 from omnigen2.training.generation import GenerationTask
 from omnigen2.training.loop import train
+from omnigen2.training.optimizer import mix
 from omnigen2.training.publish import missing_parts, publish
 from omnigen2.training.seeing import SeeingTask
 from omnigen2.training.tokens import make_tokenizer, vocabulary
@@ -144,14 +144,8 @@ def _generation(config: TrainConfig) -> None:
     if config.generation.start_share:
         assert config.start is not None
         before = OmniGen2Transformer2DModel.from_pretrained(resolve(config.start) / "transformer").float()
-        _mix(transformer, before, config.generation.start_share)
+        mix(transformer, before, config.generation.start_share)
     transformer.save_pretrained(config.output / "transformer")
-
-
-@torch.no_grad()
-def _mix(trained: nn.Module, before: nn.Module, share: float) -> None:
-    for own, was in zip(trained.parameters(), before.parameters(), strict=True):
-        own.lerp_(was, share)
 
 
 _RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {

@@ -20,7 +20,7 @@ from omnigen2.hub import resolve
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
 from omnigen2.training import tokens
 from omnigen2.training.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
-from omnigen2.training.config import Finetune, Generation, Schedule, Stage, TrainConfig, read_config
+from omnigen2.training.config import Finetune, Schedule, Stage, TrainConfig, read_config
 from omnigen2.training.finetune import FinetuneTask, adapter_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
@@ -163,7 +163,7 @@ def test_stages_go_on_from_a_checkpoint(small: Path, tmp_path: Path) -> None:
 
 def test_what_is_published_has_its_share_of_the_start(small: Path, tmp_path: Path) -> None:
     def trained(share: float) -> dict[str, Tensor]:
-        stage = Generation(
+        stage = Stage(
             steps=1, rate=1e-2, warmup=0, ema=0, sides=(64,), batch={"generate": 1}, start_share=share
         )
         run(TrainConfig(output=tmp_path / str(share), start=str(small), generation=stage))
@@ -176,12 +176,36 @@ def test_what_is_published_has_its_share_of_the_start(small: Path, tmp_path: Pat
     assert any((alone[name] != before[name]).any() for name in alone)
 
 
-def test_a_share_of_the_start_needs_a_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [2, 0])
+def test_what_was_fine_tuned_has_its_share_of_the_start(small: Path, tmp_path: Path, rank: int) -> None:
+    data = examples_folder(tmp_path / "data")
+
+    def trained(share: float) -> dict[str, Tensor]:
+        output = tmp_path / str(share)
+        settings = Finetune(
+            model=str(small), data=data, steps=2, rate=1e-2, warmup=0, lora_rank=rank, start_share=share
+        )
+        run(TrainConfig(output=output, finetune=settings))
+        folder = output if rank else output / "model" / "transformer"
+        return load_file(next(folder.glob("*.safetensors")))
+
+    before = load_file(next((small / "transformer").glob("*.safetensors")))
+    alone, mixed = trained(0), trained(0.25)
+    for name, own in mixed.items():
+        if rank:
+            wanted = alone[name] * (0.75 if name.endswith("lora_B.weight") else 1)
+        else:
+            wanted = torch.lerp(alone[name], before[name].float(), 0.25)
+        torch.testing.assert_close(own, wanted)
+
+
+@pytest.mark.parametrize(("stage", "start"), [("generation", ""), ("seeing", 'start = "nano"\n')])
+def test_only_generation_that_started_somewhere_has_a_share(tmp_path: Path, stage: str, start: str) -> None:
     (tmp_path / "a.toml").write_text(
-        'output = "x"\n[generation]\nsteps = 1\nrate = 1\nbatch = { generate = 1 }\nstart_share = 0.5\n',
+        f'output = "x"\n{start}[{stage}]\nsteps = 1\nrate = 1\nbatch = {{ ask = 1 }}\nstart_share = 0.5\n',
         encoding="utf-8",
     )
-    with pytest.raises(ValueError, match=r"generation\.start_share needs `start`"):
+    with pytest.raises(ValueError, match=rf"{stage}\.start_share"):
         read_config(tmp_path / "a.toml")
 
 
