@@ -1,8 +1,8 @@
 """Teach nano a colour it never met, as an adapter of two megabytes, and show what came of it.
 
 Makes a folder of examples (half of them with pink things, the others what nano knows already and is held to),
-trains what `train.toml` says, and asks for pink things before and after. Prints how many
-came out right and saves `before-after.png`. `--steps` shortens it.
+trains what `train.toml` says, and asks for pink things before and after. Prints how many came out right and
+saves `before-after.png`. `--steps` shortens it.
 
 nano has one token for all words that it does not know: what it learns for "pink", it will paint for
 "turquoise", too. A model with a real vocabulary keeps them apart.

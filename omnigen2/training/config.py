@@ -39,10 +39,6 @@ class Schedule(_Checked):
     """Batches whose gradients are added up before a step."""
     save_every: int = Field(default=200, gt=0)
     """Steps between checkpoints; a run that is killed goes on from the last one."""
-    start_share: float = Field(default=0, ge=0, lt=1)
-    """How much of the transformer it starts from is in what is kept: two ends of one descent, averaged, often
-    err less than either (Wortsman et al. 2022, "Model soups"), and what was taught costs less of what was
-    known. For `generation` and `finetune`."""
     checkpoint_gradients: bool = False
     """Compute activations again in the backward pass instead of keeping them: slower, far less memory."""
 
@@ -58,7 +54,20 @@ class Stage(Schedule):
     """Batches that are encoded once and used again with other noise and times; 0 encodes every batch anew."""
 
 
-class Finetune(Schedule):
+class Transforming(Schedule):
+    """What moves the weights of the transformer."""
+
+    start_share: float = Field(default=0, ge=0, lt=1)
+    """How much of the transformer it starts from is in what is kept: two ends of one descent, averaged, often
+    err less than either (Wortsman et al. 2022, "Model soups"), and what was taught costs less of what was
+    known."""
+
+
+class Generation(Stage, Transforming):
+    """The transformer's stage on ShapeWorld."""
+
+
+class Finetune(Transforming):
     """Fine-tuning of any checkpoint on pictures of one's own."""
 
     model: str = "nano"
@@ -96,15 +105,13 @@ class TrainConfig(_Checked):
     understanding: Stage | None = None
     looking: Stage | None = None
     seeing: Stage | None = None
-    generation: Stage | None = None
+    generation: Generation | None = None
     finetune: Finetune | None = None
 
     @model_validator(mode="after")
     def _share_has_a_start(self) -> Self:
-        for name in STAGES:
-            stage: Stage | None = getattr(self, name)
-            if stage and stage.start_share and not (name == "generation" and self.start):
-                raise ValueError(f"{name}.start_share: only `generation` has one, and only with a `start`")
+        if self.generation and self.generation.start_share and not self.start:
+            raise ValueError("generation.start_share needs `start`, the checkpoint to take the share from")
         return self
 
 

@@ -7,7 +7,7 @@ The folder holds `train.jsonl`, one example a line, paths relative to it:
 
 What learns new things forgets old ones. So a line may say `"known": true`: of such an example an adapter
 learns to leave the model's answer as it is, not what its picture says (Li & Hoiem 2016, "Learning without
-Forgetting"). That holds better than more examples of the old kind, whose errors are mostly noise.
+Forgetting").
 
 Every example is encoded once, by the frozen parts of the checkpoint. An adapter is written in the format of
 the reference's trainer (`omnigen2.lora`): attention projections, alpha = rank, gaussian start (Hu et al.
@@ -36,8 +36,7 @@ from omnigen2.pipeline import Pipeline
 from omnigen2.training.config import Finetune, TrainConfig
 from omnigen2.training.generation import GenerationLoss, draw_times, normal
 from omnigen2.training.loop import train
-from omnigen2.training.optimizer import mix
-from omnigen2.training.publish import publish_like
+from omnigen2.training.publish import mix_in, publish_like
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 DATA_FILE = "train.jsonl"
@@ -91,11 +90,11 @@ class FinetuneTask:
 
     name = "finetune"
 
-    def __init__(self, pipeline: Pipeline, settings: Finetune, seed: int):
+    def __init__(self, pipeline: Pipeline, settings: Finetune, lines: Sequence[Line], seed: int):
         self.module = FinetuneLoss(pipeline.transformer)
         self.settings, self.seed = settings, seed
         self.silence = pipeline.caption("", pipeline.card.limits).features.clone()
-        self.examples = [encode(pipeline, settings.data, line) for line in read_lines(settings.data)]
+        self.examples = [encode(pipeline, settings.data, line) for line in lines]
 
     def batch(self, number: int) -> dict[str, Any]:
         """Examples in an order that is drawn anew each time all were seen."""
@@ -130,14 +129,11 @@ def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
         FileNotFoundError: no such model.
         ValueError: the data folder is no good; the message names file and line.
     """
+    lines = read_lines(settings.data)  # what is wrong with them is said before anything large is loaded
+    _check_known(lines, settings)
     model = omnigen2.load(settings.model, device="cpu", dtype="float32")
     transformer = model.pipeline.transformer
-    task = FinetuneTask(model.pipeline, settings, config.seed)
-    if not settings.lora_rank and any(own.known for own in task.examples):
-        raise ValueError(
-            "lora_rank: 0 trains all weights, but lines of the data are `known`, which needs the model as it "
-            "was beside what is trained; give a rank, or leave `known` out"
-        )
+    task = FinetuneTask(model.pipeline, settings, lines, config.seed)
     if settings.lora_rank:
         torch.manual_seed(config.seed)
         transformer.add_adapter(adapter_config(settings.lora_rank))
@@ -150,8 +146,7 @@ def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
         save_file(_adapter(transformer, settings.start_share), config.output / lora.FILE)
         return model.card
     if settings.start_share:
-        before = omnigen2.load(settings.model, device="cpu", dtype="float32")
-        mix(transformer, before.pipeline.transformer, settings.start_share)
+        mix_in(settings.model, transformer, settings.start_share)
     return publish_like(settings.model, transformer, config.output / "model")
 
 
@@ -187,6 +182,15 @@ def read_lines(folder: Path) -> list[Line]:
     if not lines:
         raise ValueError(f"data: {path} is empty")
     return lines
+
+
+def _check_known(lines: Sequence[Line], settings: Finetune) -> None:
+    known = next((number for number, line in enumerate(lines, 1) if line.known), None)
+    if known and not settings.lora_rank:
+        raise ValueError(
+            f"data: {settings.data / DATA_FILE}, line {known}: known needs an adapter, beside which the model "
+            "stays as it was; lora_rank is 0, which trains all weights: give a rank, or leave known out"
+        )
 
 
 def encode(pipeline: Pipeline, folder: Path, line: Line) -> Encoded:

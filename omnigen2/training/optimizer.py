@@ -116,10 +116,3 @@ class MovingAverage:
         """Take up an average that was saved."""
         for name, weight in state.items():
             self.weights[name].copy_(weight)
-
-
-@torch.no_grad()
-def mix(trained: nn.Module, before: nn.Module, share: float) -> None:
-    """Put the share of the weights `before` into the trained ones."""
-    for own, was in zip(trained.parameters(), before.parameters(), strict=True):
-        own.lerp_(was.to(own), share)

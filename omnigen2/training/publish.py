@@ -59,6 +59,14 @@ def publish(parts: Path, target: Path, card: Mapping[str, Any]) -> ModelCard:
     return complete
 
 
+@torch.no_grad()
+def mix_in(source: str, transformer: OmniGen2Transformer2DModel, share: float) -> None:
+    """Put the share of the transformer of the model `source` into the trained one."""
+    before = OmniGen2Transformer2DModel.from_pretrained(resolve(source) / "transformer")
+    for own, was in zip(transformer.parameters(), before.parameters(), strict=True):
+        own.lerp_(was.to(own), share)
+
+
 def publish_like(source: str, transformer: OmniGen2Transformer2DModel, target: Path) -> ModelCard:
     """Write the model `source` with another transformer to `target`; its card."""
     folder = resolve(source)

@@ -22,8 +22,7 @@ from omnigen2.training.config import STAGES, Stage, StageName, TrainConfig
 from omnigen2.training.finetune import finetune
 from omnigen2.training.generation import GenerationTask
 from omnigen2.training.loop import train
-from omnigen2.training.optimizer import mix
-from omnigen2.training.publish import missing_parts, publish
+from omnigen2.training.publish import missing_parts, mix_in, publish
 from omnigen2.training.seeing import SeeingTask
 from omnigen2.training.tokens import make_tokenizer, vocabulary
 from omnigen2.training.understanding import UnderstandingTask
@@ -141,10 +140,8 @@ def _generation(config: TrainConfig) -> None:
     folder = config.output / GenerationTask.name
     task = GenerationTask(transformer, autoencoder, language, config.generation, config.seed, folder)
     train(task, config.generation, folder, config.precision)
-    if config.generation.start_share:
-        assert config.start is not None
-        before = OmniGen2Transformer2DModel.from_pretrained(resolve(config.start) / "transformer").float()
-        mix(transformer, before, config.generation.start_share)
+    if config.start and config.generation.start_share:
+        mix_in(config.start, transformer, config.generation.start_share)
     transformer.save_pretrained(config.output / "transformer")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Muon
@@ -18,32 +17,14 @@ from omnigen2.card import read_card
 from omnigen2.checkpoint import load_autoencoder, load_language_model
 from omnigen2.hub import resolve
 from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
-from omnigen2.training import tokens
 from omnigen2.training.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
-from omnigen2.training.config import Finetune, Schedule, Stage, TrainConfig, read_config
-from omnigen2.training.finetune import FinetuneTask, adapter_config
+from omnigen2.training.config import Generation, Schedule, Stage, TrainConfig, read_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
 from omnigen2.training.reader import SLOTS, symbols
 from omnigen2.training.run import run
 from omnigen2.training.seeing import SeeingTask, embed_patches
 from omnigen2.training.understanding import draw, numbered
-
-NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
-SMALL = {
-    "hidden_size = 192": "hidden_size = 32",
-    "axes_dim_rope = [16, 24, 24]": "axes_dim_rope = [8, 4, 4]",
-    "num_attention_heads = 3": "num_attention_heads = 2",
-    "num_key_value_heads = 3": "num_key_value_heads = 2",
-    "num_kv_heads = 3": "num_kv_heads = 1",
-    "num_layers = 6": "num_layers = 1",
-    "num_hidden_layers = 4": "num_hidden_layers = 1",
-    "mrope_section = [8, 12, 12]": "mrope_section = [2, 3, 3]",
-    'rope_type = "longrope"': 'rope_type = "default"',
-    "text_feat_dim = 192": "text_feat_dim = 32",
-    "hidden_size = 128": "hidden_size = 32",
-    "block_out_channels = [16, 32, 48, 64]": "block_out_channels = [8, 8, 8, 8]",
-}
 
 
 class Line(nn.Module):
@@ -98,43 +79,6 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert rate_at(30, schedule(decay=0.5)) == 0.5
 
 
-@pytest.fixture(scope="module")
-def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nano's own configuration, made tiny: every stage takes two steps."""
-    folder = tmp_path_factory.mktemp("run")
-    text = NANO_CONFIG.read_text(encoding="utf-8")
-    for old, new in SMALL.items():
-        assert old in text, old
-        text = text.replace(old, new)
-    lines = []
-    for line in text.splitlines():
-        if line.startswith("steps = ") and len(line) > len("steps = 99"):
-            line = "steps = 2"
-        elif line.startswith("batch = "):
-            line = (
-                "batch = { "
-                + ", ".join(f"{part.split('=')[0]} = 2" for part in line[10:-2].split(","))
-                + " }"
-            )
-        elif line.startswith("output = "):
-            line = f'output = "{folder}"'
-        elif line.startswith("sides = "):
-            line = "sides = [64]"
-        lines.append(line)
-    (folder / "small.toml").write_text("\n".join(lines), encoding="utf-8")
-    return folder / "small.toml"
-
-
-@pytest.fixture(scope="module")
-def small(small_config: Path) -> Path:
-    """A model trained by every stage, in the published layout."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "WORDS_FROM", 300)
-        card = run(read_config(small_config))
-    assert card is not None and card.digest
-    return small_config.parent / "model"
-
-
 def test_the_stages_make_a_model_that_loads_draws_and_answers(small: Path) -> None:
     model = omnigen2.load(str(small))
     (picture,) = model.generate("a red circle", seed=1, steps=2)
@@ -163,7 +107,7 @@ def test_stages_go_on_from_a_checkpoint(small: Path, tmp_path: Path) -> None:
 
 def test_what_is_published_has_its_share_of_the_start(small: Path, tmp_path: Path) -> None:
     def trained(share: float) -> dict[str, Tensor]:
-        stage = Stage(
+        stage = Generation(
             steps=1, rate=1e-2, warmup=0, ema=0, sides=(64,), batch={"generate": 1}, start_share=share
         )
         run(TrainConfig(output=tmp_path / str(share), start=str(small), generation=stage))
@@ -176,29 +120,6 @@ def test_what_is_published_has_its_share_of_the_start(small: Path, tmp_path: Pat
     assert any((alone[name] != before[name]).any() for name in alone)
 
 
-@pytest.mark.parametrize("rank", [2, 0])
-def test_what_was_fine_tuned_has_its_share_of_the_start(small: Path, tmp_path: Path, rank: int) -> None:
-    data = examples_folder(tmp_path / "data")
-
-    def trained(share: float) -> dict[str, Tensor]:
-        output = tmp_path / str(share)
-        settings = Finetune(
-            model=str(small), data=data, steps=2, rate=1e-2, warmup=0, lora_rank=rank, start_share=share
-        )
-        run(TrainConfig(output=output, finetune=settings))
-        folder = output if rank else output / "model" / "transformer"
-        return load_file(next(folder.glob("*.safetensors")))
-
-    before = load_file(next((small / "transformer").glob("*.safetensors")))
-    alone, mixed = trained(0), trained(0.25)
-    for name, own in mixed.items():
-        if rank:
-            wanted = alone[name] * (0.75 if name.endswith("lora_B.weight") else 1)
-        else:
-            wanted = torch.lerp(alone[name], before[name].float(), 0.25)
-        torch.testing.assert_close(own, wanted)
-
-
 @pytest.mark.parametrize(("stage", "start"), [("generation", ""), ("seeing", 'start = "nano"\n')])
 def test_only_generation_that_started_somewhere_has_a_share(tmp_path: Path, stage: str, start: str) -> None:
     (tmp_path / "a.toml").write_text(
@@ -207,13 +128,6 @@ def test_only_generation_that_started_somewhere_has_a_share(tmp_path: Path, stag
     )
     with pytest.raises(ValueError, match=rf"{stage}\.start_share"):
         read_config(tmp_path / "a.toml")
-
-
-def test_a_run_may_be_made_shorter_than_it_is(small: Path, tmp_path: Path) -> None:
-    data = examples_folder(tmp_path / "data")
-    for steps in (2, 1):
-        settings = Finetune(model=str(small), data=data, steps=steps, rate=1e-2, batch=1)
-        assert run(TrainConfig(output=tmp_path / "out", finetune=settings))
 
 
 def test_the_kinds_of_a_task_go_through_together_but_apart_by_images(small: Path) -> None:
@@ -241,81 +155,6 @@ def test_a_changed_weight_is_found_out(small: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="digest"):
         omnigen2.load(str(changed))
-
-
-def examples_folder(folder: Path, known: bool = False) -> Path:
-    folder.mkdir()
-    lines = []
-    for number in range(3):
-        one = example("edit", "train", number)
-        assert one.target is not None
-        Image.fromarray(render(one.inputs[0], 64, 64)).save(folder / f"{number}a.png")
-        Image.fromarray(render(one.target, 64, 48)).save(folder / f"{number}b.png")
-        paths = {"input_images": [f"{number}a.png"], "output_image": f"{number}b.png"}
-        lines.append({"instruction": one.text, "known": known} | paths)
-    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return folder
-
-
-@pytest.mark.parametrize("rank", [2, 0])
-def test_fine_tuning_leaves_what_can_be_used(small: Path, tmp_path: Path, rank: int) -> None:
-    data = examples_folder(tmp_path / "data")
-    (tmp_path / "tune.toml").write_text(
-        f'output = "{tmp_path / "out"}"\n[finetune]\nmodel = "{small}"\ndata = "{data}"\n'
-        f"steps = 2\nrate = 0.01\nwarmup = 0\nlora_rank = {rank}\n"
-        "batch = 2\naccumulate = 2\ncheckpoint_gradients = true\n",
-        encoding="utf-8",
-    )
-    run(read_config(tmp_path / "tune.toml"))
-    asked: dict[str, Any] = {"seed": 1, "steps": 2, "output": "latents"}
-    before = omnigen2.load(str(small)).generate("a red circle", **asked)
-    if rank:
-        after = omnigen2.load(str(small)).generate("a red circle", lora=tmp_path / "out", **asked)
-    else:
-        after = omnigen2.load(str(tmp_path / "out" / "model")).generate("a red circle", **asked)
-    assert not torch.equal(before, after)
-
-
-def test_of_what_is_known_an_adapter_learns_to_change_nothing(small: Path, tmp_path: Path) -> None:
-    data = examples_folder(tmp_path / "data", known=True)
-    settings = Finetune(data=data, steps=1, rate=1e-2, warmup=0, batch=3)
-    task = FinetuneTask(omnigen2.load(str(small)).pipeline, settings, 1)
-    batch = task.batch(0)
-    new = task.module(batch | {"known": [False] * 3})["finetune"]
-    task.module.transformer.add_adapter(adapter_config(2))
-    assert new > 0.1
-    assert task.module(batch)["finetune"] < 1e-10
-    some = task.module(batch | {"known": [True, False, True]})
-    assert 0 < some["finetune"] < new
-    some["velocity"].backward()
-    assert any(weight.grad is not None for weight in task.module.parameters())
-
-
-def test_what_is_known_needs_an_adapter(small: Path, tmp_path: Path) -> None:
-    data = examples_folder(tmp_path / "data", known=True)
-    settings = Finetune(model=str(small), data=data, steps=1, rate=1e-2, lora_rank=0)
-    with pytest.raises(ValueError, match="lora_rank: 0"):
-        run(TrainConfig(output=tmp_path / "out", finetune=settings))
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"output_image": "b.png"}', "line 1: instruction"),
-        ('{"instruction": "x", "output_image": "b.png", "known": 3}', "line 1: known"),
-        ("{", "line 1"),
-        ('{"instruction": "x", "output_image": "none.png"}', "none.png cannot be read"),
-    ],
-)
-def test_data_that_cannot_be_used_is_named(small: Path, tmp_path: Path, line: str, said: str) -> None:
-    (tmp_path / "train.jsonl").write_text(line, encoding="utf-8")
-    (tmp_path / "tune.toml").write_text(
-        f'output = "{tmp_path / "out"}"\n[finetune]\nmodel = "{small}"\n'
-        f'data = "{tmp_path}"\nsteps = 1\nrate = 1\n',
-        encoding="utf-8",
-    )
-    with pytest.raises(ValueError, match=said):
-        run(read_config(tmp_path / "tune.toml"))
 
 
 def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
