@@ -188,8 +188,8 @@ def _check_known(lines: Sequence[Line], settings: Finetune) -> None:
     known = next((number for number, line in enumerate(lines, 1) if line.known), None)
     if known and not settings.lora_rank:
         raise ValueError(
-            f"data: {settings.data / DATA_FILE}, line {known}: known needs an adapter, beside which the model "
-            "stays as it was; lora_rank is 0, which trains all weights: give a rank, or leave known out"
+            f"data: {settings.data / DATA_FILE}, line {known}: known needs an adapter, beside which the "
+            "model stays as it was; lora_rank is 0, which trains all weights: give a rank, or leave known out"
         )
 
 
