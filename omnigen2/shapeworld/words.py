@@ -112,6 +112,52 @@ _UNTOUCHED = (
     *(" and keep everything else the same", ", keep everything else unchanged", ", leave the rest as it is"),
     *(" but leave everything else as it is", ". Do not change anything else", " and nothing else"),
 )
+READ_AS = {
+    "a picture": ("an icon", "a sketch", "a scene", "an artwork", "a graphic", "a pic", "a photograph"),
+    "picture": ("icon", "pic", "photograph", "artwork", "logo"),
+    "pictures": ("icons", "pics", "photographs", "artworks", "logos"),
+    "background": ("canvas",),
+    "draw": ("design", "sketch", "depict"),
+    "generate": ("produce",),
+    "create": ("craft", "compose", "build"),
+    "show": ("display",),
+    "i want": ("i'd love", "i'd prefer", "i would like", "i would love", "i would prefer", "i wish for"),
+    "with": ("featuring", "containing", "having"),
+    "simple": ("minimalist", "minimalistic"),
+    "two": ("a pair of", "a couple of", "a duo of"),
+    "three": ("a trio of", "a group of three"),
+    "four": ("a group of four", "a quartet of"),
+    "small": ("mini", "miniature"),
+    "large": ("giant", "enormous", "massive"),
+    "circle": ("ball", "dot"),
+    "circles": ("balls", "dots"),
+    "object": ("item", "element"),
+    "objects": ("items", "elements"),
+    "change": ("modify", "alter"),
+    "paint": ("repaint",),
+    "color": ("tint",),
+    "turn": ("morph",),
+    "remove": (
+        *("eliminate", "discard", "hide", "wipe out", "wipe away", "wipe"),
+        *("cut out", "throw out", "throw away", "clear away"),
+    ),
+    "add": ("include", "append", "attach"),
+    "move": ("relocate", "reposition", "slide", "push", "drag", "transfer"),
+    "enlarge": ("expand", "magnify"),
+    "shrink": ("downsize",),
+    "reduce": ("decrease",),
+    "replace": ("substitute",),
+    "swap": ("exchange",),
+    "combine": ("unite", "join", "assemble"),
+    "left": ("left-hand", "lefthand"),
+    "right": ("right-hand", "righthand"),
+    "next to": ("adjacent to", "by the side of"),
+    "near": ("close to",),
+    "on top of": ("atop",),
+    "sitting": ("that sits", "which sits"),
+}
+"""What else people say, by what it is read as: nobody has to learn these, and the model needs no tokens for
+them. First of two that begin alike comes the longer one."""
 
 
 class Speaker:

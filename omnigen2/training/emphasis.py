@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnigen2.shapeworld import Scene, Thing
 
-LOUDEST = 4.0
+LOUDEST = 8.0
 """Most that an error may weigh."""
 UNCHANGED = 0.05
 """Contrast, in units of the mean, below which there is nothing to see."""

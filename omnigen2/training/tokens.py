@@ -1,19 +1,21 @@
 """The tokenizer of a small world: one token per word, and one for each fixed piece of the chat.
 
 The chat strings are the published ones; a piece that never changes is one token here, so that a prompt costs
-as many tokens as it has words and two more. Words outside the vocabulary share one token.
+as many tokens as it has words and two more. Words that mean the same as one of the vocabulary are read as
+that one; all others outside it share one token.
 """
 
 import re
 from collections.abc import Iterable
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from omnigen2.language import IMAGE, STOPS, generation_chat
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.shapeworld import TASKS, example
+from omnigen2.shapeworld.words import READ_AS
 
 UNKNOWN = "<|unknown|>"
 PADDING = "<|endoftext|>"
@@ -29,12 +31,21 @@ def words(text: str) -> list[str]:
 
 def vocabulary(sentences: Iterable[str] = ()) -> list[str]:
     """Every word of ShapeWorld's training examples and of further sentences, sorted."""
-    found = {word for sentence in sentences for word in words(sentence)}
+    read = reading().normalize_str
+    found = {word for sentence in sentences for word in words(read(sentence))}
     for task in TASKS:
         for number in range(WORDS_FROM):
             drawn = example(task, "train", number)  # pyright: ignore[reportArgumentType]
-            found.update(words(drawn.text), words(drawn.answer or ""))
+            found.update(words(read(drawn.text)), words(read(drawn.answer or "")))
     return sorted(found)
+
+
+def reading() -> normalizers.Normalizer:
+    """How a text is read before it is split: in small letters, and some words as others (`READ_AS`)."""
+    steps = [normalizers.NFKC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase()]
+    for plain, others in READ_AS.items():
+        steps.append(normalizers.Replace(Regex(rf"\b(?:{'|'.join(others)})\b"), plain))
+    return normalizers.Sequence(steps)
 
 
 def make_tokenizer(known: Iterable[str], phrases: Iterable[str] = ()) -> PreTrainedTokenizerFast:
@@ -45,9 +56,7 @@ def make_tokenizer(known: Iterable[str], phrases: Iterable[str] = ()) -> PreTrai
     special = list(dict.fromkeys(special))
     ids = {word: number for number, word in enumerate([*special, *phrases, *known])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase()]
-    )
+    tokenizer.normalizer = reading()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
@@ -73,5 +82,9 @@ def with_unknown_word(text: str, rng: np.random.Generator) -> str:
 
 
 def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a tokenizer, without marks, numbers and pieces of the chat."""
-    return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word))
+    """The words that a tokenizer knows or reads as others, without marks, numbers and pieces of the chat."""
+    known = {word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word)}
+    for phrase in (phrase for others in READ_AS.values() for phrase in others):
+        if tokenizer.unk_token_id not in tokenizer.encode(phrase, add_special_tokens=False):
+            known.update(re.findall(r"[^\W\d_]+", phrase))
+    return sorted(known)

@@ -75,6 +75,14 @@ def test_a_prompt_outside_its_world_gets_a_picture_and_a_note(nano: OmniGen2) ->
     assert "zebra" in pictures.notes[0] and "ShapeWorld" in pictures.notes[0]
 
 
+def test_words_that_mean_the_same_are_read_as_one(nano: OmniGen2) -> None:
+    tokens = nano.pipeline.language.tokenizer.tokenize
+    assert tokens("Design a pair of tiny dots on a blue canvas") == tokens(
+        "draw two tiny circles on a blue background"
+    )
+    assert {"design", "pair", "dots", "canvas"} <= set(nano.card.vocabulary)
+
+
 def test_it_says_so_when_it_cannot_tell(nano: OmniGen2) -> None:
     picture = Image.fromarray(render(Scene("white", (Thing("circle", "red", "large", 0.5, 0.5),))))
     assert nano.describe([picture], "Who painted this?") == "I can't tell"
