@@ -130,8 +130,7 @@ class LocalBlobs:
         try:
             digest = _written(temporary, data, created)
             path = self.path(digest)
-            if not path.parent.is_dir():
-                self._make_folders()
+            _make_durable_folder(path.parent)
             _name(temporary, path, data)
             # Also when the blob was there: whoever linked it may not have come this far.
             _sync_folder(path.parent)
@@ -140,15 +139,6 @@ class LocalBlobs:
                 temporary.unlink()
         stat = path.stat()
         return Blob(digest, stat.st_size, stat.st_mtime_ns)
-
-    def _make_folders(self) -> None:
-        """Make all 256 folders at once: one by one, each would cost the first blob in it two more syncs."""
-        top = self.folder / "sha256"
-        top.mkdir(parents=True, exist_ok=True)
-        for number in range(256):
-            (top / f"{number:02x}").mkdir(exist_ok=True)
-        for folder in (top, self.folder, self.folder.parent):
-            _sync_folder(folder)
 
 
 def strays(folder: Path) -> Iterator[Path]:
@@ -192,6 +182,16 @@ def _name(temporary: Path, path: Path, data: bytes) -> None:
             raise
         if not path.exists():  # a file system without links (FAT, some network shares)
             os.replace(temporary, path)
+
+
+def _make_durable_folder(folder: Path) -> None:
+    """Create `folder`, and see to it that it survives a power cut before anything in it is named."""
+    if folder.is_dir():
+        return
+    _make_durable_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
