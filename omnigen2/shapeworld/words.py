@@ -157,7 +157,7 @@ READ_AS = {
     "sitting": ("that sits", "which sits"),
 }
 """What else people say, by what it is read as: nobody has to learn these, and the model needs no tokens for
-them. First of two that begin alike comes the longer one."""
+them. Of two that begin alike, the longer one comes first."""
 
 
 class Speaker:
