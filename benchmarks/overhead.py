@@ -52,7 +52,7 @@ async def measure(app: App, model: OmniGen2, steps: int, rounds: int) -> None:
         asked: dict[str, Any] = {
             "prompt": f"a red circle {number}",
             "seed": number,
-            **({"steps": steps} if steps else {}),
+            "steps": steps or None,
         }
         started = time.perf_counter()
         pictures = await anyio.to_thread.run_sync(lambda asked=asked: model.generate(**asked))

@@ -61,6 +61,11 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
 
+    def read(self, text: str) -> str:
+        """The text as the tokenizer reads it before it is split; nano's reads some words as others."""
+        normalizer = self.tokenizer.backend_tokenizer.normalizer  # pyright: ignore
+        return normalizer.normalize_str(text) if normalizer else text
+
     @torch.inference_mode()
     def encode(self, prompt: str, max_tokens: int) -> Caption:
         """The last hidden state (after the final norm) of the chat string, cut after `max_tokens` tokens."""

@@ -203,7 +203,7 @@ class Pipeline:
         if caption.cut:
             limit = self.card.limits.max_text_tokens
             notes.append(f"The prompt was longer than {limit} tokens; what came after was ignored.")
-        unknown = self.card.unknown_words(task.prompt)
+        unknown = self.card.unknown_words(self.language.read(task.prompt))
         if unknown:
             notes.append(f"{self.card.title} does not know: {', '.join(unknown)}. {self.card.about}")
         return notes

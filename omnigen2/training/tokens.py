@@ -82,9 +82,5 @@ def with_unknown_word(text: str, rng: np.random.Generator) -> str:
 
 
 def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words that a tokenizer knows or reads as others, without marks, numbers and pieces of the chat."""
-    known = {word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word)}
-    for phrase in (phrase for others in READ_AS.values() for phrase in others):
-        if tokenizer.unk_token_id not in tokenizer.encode(phrase, add_special_tokens=False):
-            known.update(re.findall(r"[^\W\d_]+", phrase))
-    return sorted(known)
+    """The words of a tokenizer, without marks, numbers and pieces of the chat."""
+    return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word))
