@@ -63,8 +63,10 @@ class ModelCard(Params):
         return (self.defaults.text_to_image, self.defaults.edit, self.defaults.compose)[min(references, 2)]
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words outside the vocabulary, in order, of a prompt as `LanguageModel.read` gives it; none where the
-        vocabulary is open."""
+        """Words outside the vocabulary, in order, of a prompt as `LanguageModel.read` gives it.
+
+        None where the vocabulary is open.
+        """
         if not self.vocabulary:
             return []
         words = re.findall(r"[^\W\d_]+", prompt.lower())
