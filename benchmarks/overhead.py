@@ -2,17 +2,18 @@
 
     python -m benchmarks.overhead [MODEL] [STEPS] [ROUNDS]
 
-Each round makes one picture with the model alone and one through `App.call`, with the same task, at the
-model's own settings (with STEPS steps if they are not 0), then asks for it again. Storing the picture durably
-is part of the call; it is timed by itself, too. Prints medians. Computes with one thread: each side would
-have helper threads of its own, and those wait for work on the same cores, which slows the other side down.
+Each round makes one picture with the model alone and one through `App.call`, in turn the one or the other
+first, with the same task, at the model's own settings (with STEPS steps if they are not 0), then asks for it
+again. Storing the picture durably is part of the call; it is timed by itself, too. Prints medians. Computes
+with one thread: each side would have helper threads of its own, and those wait for work on the same cores,
+which slows the other side down.
 """
 
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -45,28 +46,31 @@ async def measure(app: App, model: OmniGen2, steps: int, rounds: int) -> None:
     caller, tool = Caller(LOCAL, "benchmark"), app.tools["generate_image"]
     times: dict[str, list[float]] = {"model": [], "call": [], "repeat": [], "store": []}
 
-    def note(kind: str, started: float) -> None:
+    async def alone(asked: dict[str, Any]) -> Any:
+        return await anyio.to_thread.run_sync(lambda: model.generate(**asked))
+
+    async def call(asked: dict[str, Any]) -> Any:
+        return await app.call(tool, {**asked, "prompt": f"{asked['prompt']}!"}, caller)
+
+    async def put(picture: Image.Image) -> Any:
+        return await anyio.to_thread.run_sync(app.store.put, picture)
+
+    async def timed(kind: str, work: Callable[[Any], Awaitable[Any]], given: Any) -> Any:
+        started = time.perf_counter()
+        result = await work(given)
         times[kind].append(1000 * (time.perf_counter() - started))
+        return result
 
     for number in range(rounds + 1):
-        asked: dict[str, Any] = {
-            "prompt": f"a red circle {number}",
-            "seed": number,
-            "steps": steps or None,
-        }
-        started = time.perf_counter()
-        pictures = await anyio.to_thread.run_sync(lambda asked=asked: model.generate(**asked))
-        note("model", started)
-        for kind in ("call", "repeat"):
-            started = time.perf_counter()
-            await app.call(tool, {**asked, "prompt": f"a red circle {number}!"}, caller)
-            note(kind, started)
-        picture = pictures[0] if isinstance(pictures, list | tuple) else pictures
-        assert isinstance(picture, Image.Image)
+        asked = {"prompt": f"a red circle {number}", "seed": number, "steps": steps or None}
+        if number % 2:
+            await timed("call", call, asked)
+        [picture] = await timed("model", alone, asked)
+        if not number % 2:
+            await timed("call", call, asked)
+        await timed("repeat", call, asked)
         picture.putpixel((0, 0), (number, 1, 2))
-        started = time.perf_counter()
-        await anyio.to_thread.run_sync(app.store.put, picture)
-        note("store", started)
+        await timed("store", put, picture)
     middle = {kind: statistics.median(values[1:]) for kind, values in times.items()}
     added = statistics.median(
         call - alone for call, alone in zip(times["call"][1:], times["model"][1:], strict=True)

@@ -41,7 +41,7 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
     store = context.store
     if recipe.fixed and (found := await to_thread.run_sync(partial(_recall, recipe, store, kind, started))):
         return found
-    pictures = await to_thread.run_sync(lambda: [store.open(image.id) for image in recipe.inputs])
+    pictures = [await to_thread.run_sync(store.open, image.id) for image in recipe.inputs]
 
     def finish(outcome: Outcome, times: JobTimes) -> Result:
         timings = _timings(started, outcome.timings, times)

@@ -4,6 +4,7 @@ Seeing: captions and questions, cross-entropy of the answer's words. Reading: `o
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel, generation_chat
-from omnigen2.shapeworld import Example, example, render
+from omnigen2.shapeworld import COLOURS, Example, example, render
 from omnigen2.training.config import Stage
 from omnigen2.training.hints import HINTS, IGNORED, plans_of, seen_of
 from omnigen2.training.reader import Reader, symbols
@@ -24,6 +25,8 @@ RARE = 40
 """Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
 SEEDS_APART = 1_000_000
 """Batches; no stage takes as many steps."""
+FAINT = 130
+"""Distance from the background, in 8-bit sRGB, below which a thing is faint: six of 36 pairs of colours."""
 UNKNOWN_WORD = 0.1
 """Chance that a prompt has a word that the model does not know."""
 
@@ -80,16 +83,27 @@ def numbered(seed: int, number: int) -> int:
 
 
 def draw(stage: Stage, number: int) -> dict[str, list[Example]]:
-    """The examples of a batch, by task, or by `task:kind`."""
+    """The examples of a batch, by task, or by `task:kind`; see `examples_of`."""
     return {name: list(examples_of(name, number * count, count)) for name, count in stage.batch.items()}
 
 
 def examples_of(name: str, first: int, count: int) -> Iterator[Example]:
-    """So many examples of a task, or of a `task:kind`, from about that number on."""
+    """So many examples of a task, or of a `task:kind`, from about that number on; `faint` is a kind, too: a
+    thing that hardly stands out."""
     task, _, kind = name.partition(":")
     numbers = itertools.count(first * RARE if kind else first)
     found = (example(task, "train", number) for number in numbers)  # pyright: ignore[reportArgumentType]
-    return itertools.islice((one for one in found if not kind or one.kind == kind), count)
+    fitting = (one for one in found if not kind or one.kind == kind or (kind == "faint" and _faint(one)))
+    return itertools.islice(fitting, count)
+
+
+def _faint(one: Example) -> bool:
+    scenes = [*one.inputs, one.target] if one.target else one.inputs
+    return any(
+        math.dist(COLOURS[thing.colour], COLOURS[scene.background]) < FAINT
+        for scene in scenes
+        for thing in scene.things
+    )
 
 
 def prompts(

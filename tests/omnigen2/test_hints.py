@@ -1,5 +1,6 @@
 """What states inside must tell in training, and how much the error of a faint thing weighs."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor
 
 import omnigen2
-from omnigen2.shapeworld import SHAPES, Scene, Thing, example
+from omnigen2.shapeworld import COLOURS, SHAPES, Scene, Thing, example
 from omnigen2.shapeworld.words import caption
 from omnigen2.training.config import Stage
 from omnigen2.training.emphasis import LOUDEST, emphasis
 from omnigen2.training.generation import GenerationTask
 from omnigen2.training.hints import EMPTY, HINTS, IGNORED, TAKEN, Heads, cells_of, equals_of, plans_of
-from omnigen2.training.understanding import conversations
+from omnigen2.training.understanding import conversations, examples_of
 
 SCENE = Scene(
     "white",
@@ -120,6 +121,18 @@ def test_what_an_edit_takes_away_weighs_too_and_what_stays_does_not_twice() -> N
     weights = emphasis([left], [(PAIR,)], after, [[before]])[0]
     assert weights[2, 2] == 1
     assert 1 < weights[6, 6] <= LOUDEST
+
+
+def test_a_batch_may_ask_for_things_that_hardly_stand_out() -> None:
+    found = list(examples_of("edit:faint", 7, 8))
+    assert len(found) == 8 and {one.task for one in found} == {"edit"}
+    for one in found:
+        assert one.target is not None
+        pairs = [
+            (thing.colour, scene.background) for scene in (*one.inputs, one.target) for thing in scene.things
+        ]
+        assert min(math.dist(COLOURS[a], COLOURS[b]) for a, b in pairs) < 130
+    assert len({one.kind for one in found}) > 1, "several kinds of edits"
 
 
 def test_weights_count_in_the_loss_and_a_batch_may_ask_for_one_kind(tmp_path: Path) -> None:
