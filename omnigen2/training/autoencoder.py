@@ -30,7 +30,7 @@ EVENED = 256  # pictures over which the latent channels are evened out
 ANY_COLOURS = 0.25  # share of pictures in any colours
 FAINT = 0.4  # share of pictures where half of the colours are close to the background's
 CLOSE = (50, 130)  # how close, in 8-bit sRGB; ShapeWorld's closest two, yellow and orange, are 73 apart
-CONTRAST, HEAVIEST = 250, 6.0  # a thing of less contrast weighs more in proportion, up to a limit
+CONTRAST, STEEPNESS, HEAVIEST = 250, 1.5, 12.0  # a thing of less contrast weighs more, up to a limit
 AROUND = 1.3  # radii of a thing within which pixels weigh so
 LOYALTY = 0.01  # weight of the squared distance from the old latents, of deviation 1
 COMMONEST = 0.75  # share of batches whose pictures have the first side of the stage
@@ -189,7 +189,7 @@ def _picture(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndar
         contrast = np.linalg.norm(np.subtract(colours[thing.colour], colours[scene.background]))
         reach = AROUND * thing.radius * min(width, height)
         near = np.hypot(columns + 0.5 - thing.x * width, rows + 0.5 - thing.y * height) < reach
-        weights[near] = np.clip(CONTRAST / max(contrast, 1), weights[near], HEAVIEST)
+        weights[near] = np.clip((CONTRAST / max(contrast, 1)) ** STEEPNESS, weights[near], HEAVIEST)
     return render(scene, width, height, colours), weights
 
 
