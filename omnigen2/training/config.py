@@ -44,7 +44,8 @@ class Schedule(_Checked):
 
 
 class Stage(Schedule):
-    """A stage on ShapeWorld. `batch` counts examples per step: of each task, by name."""
+    """A stage on ShapeWorld. `batch` counts examples per step: of each task, by name, or of a
+    `task:kind`, as `eval shapeworld` lists the kinds; `faint` is one of any task."""
 
     batch: dict[str, int]
     sides: tuple[int, ...] = (96,)

@@ -23,7 +23,7 @@ from omnigen2.shapeworld import Example, Scene, render
 from omnigen2.training.autoencoder import draw_size, to_tensor
 from omnigen2.training.config import Stage
 from omnigen2.training.emphasis import emphasis
-from omnigen2.training.understanding import examples_of, numbered, worded
+from omnigen2.training.understanding import draw, examples_of, numbered, worded
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
 
 DROPPED_PROMPT = 0.1
@@ -98,6 +98,7 @@ class GenerationTask:
         seed: int,
         folder: Path,
     ):
+        draw(stage, 0)  # what is misspelt is told here, and not by a worker of the loop
         self.module = GenerationLoss(transformer)
         self.autoencoder, self.language = autoencoder, language
         autoencoder.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

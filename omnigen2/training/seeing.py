@@ -104,12 +104,14 @@ class SeeingTask:
         self.name = name
         self.module = SeeingLoss(language.mllm)
         self.language, self.stage, self.seed = language, stage, seed
+        self._asked = stage.model_copy(update={"batch": self._tasks()})
+        draw(self._asked, 0)  # what is misspelt is told here, and not by a worker of the loop
         self.before = copy.deepcopy(language.mllm.model.language_model).eval().requires_grad_(False)
 
     def batch(self, number: int) -> dict[str, Any]:
         """Conversations, pictures to look at, and prompts with the states they had before."""
         rng = np.random.default_rng([self.seed, 5, number])
-        drawn = draw(self.stage.model_copy(update={"batch": self._tasks()}), numbered(self.seed, number))
+        drawn = draw(self._asked, numbered(self.seed, number))
         see: dict[str, list[Example]] = defaultdict(list)
         read: list[Example] = []
         for name, examples in drawn.items():

@@ -5,7 +5,7 @@ Seeing: captions and questions, cross-entropy of the answer's words. Reading: `o
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.shapeworld import COLOURS, Example, example, render
+from omnigen2.training.autoencoder import CLOSE
 from omnigen2.training.config import Stage
 from omnigen2.training.hints import HINTS, IGNORED, plans_of, seen_of
 from omnigen2.training.reader import Reader, symbols
@@ -25,8 +26,8 @@ RARE = 40
 """Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
 SEEDS_APART = 1_000_000
 """Batches; no stage takes as many steps."""
-FAINT = 130
-"""Distance from the background, in 8-bit sRGB, below which a thing is faint: six of 36 pairs of colours."""
+SEARCHED = 10_000
+"""Examples beyond that among which a kind is looked for before it counts as misspelt."""
 UNKNOWN_WORD = 0.1
 """Chance that a prompt has a word that the model does not know."""
 
@@ -59,6 +60,7 @@ class UnderstandingTask:
     name = "understanding"
 
     def __init__(self, language: LanguageModel, stage: Stage, seed: int):
+        draw(stage, 0)  # what is misspelt is told here, and not by a worker of the loop
         self.module = UnderstandingLoss(language.mllm)
         self.language, self.stage, self.seed = language, stage, seed
 
@@ -84,23 +86,31 @@ def numbered(seed: int, number: int) -> int:
 
 def draw(stage: Stage, number: int) -> dict[str, list[Example]]:
     """The examples of a batch, by task, or by `task:kind`; see `examples_of`."""
-    return {name: list(examples_of(name, number * count, count)) for name, count in stage.batch.items()}
+    return {name: examples_of(name, number * count, count) for name, count in stage.batch.items()}
 
 
-def examples_of(name: str, first: int, count: int) -> Iterator[Example]:
+def examples_of(name: str, first: int, count: int) -> list[Example]:
     """So many examples of a task, or of a `task:kind`, from about that number on; `faint` is a kind, too: a
-    thing that hardly stands out."""
+    thing that hardly stands out.
+
+    Raises:
+        ValueError: there is no such task, or it has no such kind.
+    """
     task, _, kind = name.partition(":")
-    numbers = itertools.count(first * RARE if kind else first)
-    found = (example(task, "train", number) for number in numbers)  # pyright: ignore[reportArgumentType]
-    fitting = (one for one in found if not kind or one.kind == kind or (kind == "faint" and _faint(one)))
-    return itertools.islice(fitting, count)
+    start = first * RARE if kind else first
+    numbers = range(start, start + (RARE * count + SEARCHED if kind else count))
+    drawn = (example(task, "train", number) for number in numbers)  # pyright: ignore[reportArgumentType]
+    fitting = (one for one in drawn if not kind or one.kind == kind or (kind == "faint" and _faint(one)))
+    found = list(itertools.islice(fitting, count))
+    if len(found) < count:
+        raise ValueError(f"batch: {name!r} is asked for; {task} has no examples of the kind {kind!r}")
+    return found
 
 
 def _faint(one: Example) -> bool:
     scenes = [*one.inputs, one.target] if one.target else one.inputs
     return any(
-        math.dist(COLOURS[thing.colour], COLOURS[scene.background]) < FAINT
+        math.dist(COLOURS[thing.colour], COLOURS[scene.background]) < CLOSE[1]
         for scene in scenes
         for thing in scene.things
     )

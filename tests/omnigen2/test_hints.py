@@ -124,7 +124,7 @@ def test_what_an_edit_takes_away_weighs_too_and_what_stays_does_not_twice() -> N
 
 
 def test_a_batch_may_ask_for_things_that_hardly_stand_out() -> None:
-    found = list(examples_of("edit:faint", 7, 8))
+    found = examples_of("edit:faint", 7, 8)
     assert len(found) == 8 and {one.task for one in found} == {"edit"}
     for one in found:
         assert one.target is not None
@@ -133,6 +133,12 @@ def test_a_batch_may_ask_for_things_that_hardly_stand_out() -> None:
         ]
         assert min(math.dist(COLOURS[a], COLOURS[b]) for a, b in pairs) < 130
     assert len({one.kind for one in found}) > 1, "several kinds of edits"
+
+
+def test_a_misspelt_kind_is_an_error_and_not_an_endless_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnigen2.training.understanding.SEARCHED", 50)
+    with pytest.raises(ValueError, match="'edit:fiant'"):
+        examples_of("edit:fiant", 7, 2)
 
 
 def test_weights_count_in_the_loss_and_a_batch_may_ask_for_one_kind(tmp_path: Path) -> None:
