@@ -53,7 +53,7 @@ def fill(folder: Path, count: int) -> list[Digest]:
             seed=number,
             time=when,
         )
-        _file(folder / "records", record.canonical(), when)
+        _file(folder / "records", record.canonical, when)
         digests.append(digest)
         depth.append(0 if parent is None else depth[parent] + 1)
     return digests

@@ -77,21 +77,22 @@ def victim(folder: str, seed: int, said: int) -> None:
             # The same images come again in other lives, some of them at the moment of a death.
             if chance.random() < 0.2:
                 number = chance.randrange(20)
-            image = store.put(noise(number, LARGE if chance.random() < 0.2 else (8, 8)))
-            os.write(said, f"i{image.id.hex}\n".encode())
-            record = store.record(
-                tool="edit_image",
-                parameters={"instruction": f"number {number}"},
-                inputs=[last] if last else [],
-                outputs=[image.id],
-                seed=number,
-            )
-            os.write(said, f"r{record.hex}\n".encode())
+            picture = noise(number, LARGE if chance.random() < 0.2 else (8, 8))
+            inputs = [last] if last else []
+            asked = {"tool": "edit_image", "parameters": {"instruction": f"number {number}"}, "seed": number}
+            if chance.random() < 0.5:
+                last = store.put(picture).id
+                os.write(said, f"i{last.hex}\n".encode())
+                record = store.record(**asked, inputs=inputs, outputs=[last])
+                os.write(said, f"r{record.hex}\n".encode())
+            else:
+                made = store.put_made([picture], **asked, inputs=inputs)
+                last = made.outputs[0]
+                os.write(said, f"i{last.hex}\nr{made.id.hex}\n".encode())
             if chance.random() < 0.3:
-                store.label(image.id, f"label {number}")
+                store.label(last, f"label {number}")
             if chance.random() < 0.05:
                 store.collect()
-            last = image.id
 
 
 def crash(

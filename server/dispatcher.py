@@ -23,7 +23,7 @@ from server.jobs import Job, Lane
 from server.journal import Journal, interrupted
 from server.log import get_logger
 from storage import ImageStore, StoredImage
-from tools.base import Result, ToolError, Work
+from tools.base import JobState, Result, ToolError, Work
 
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
@@ -73,13 +73,15 @@ class Dispatcher:
         self._refuse_if_full(caller.client)
         job = Job(work, caller.principal, caller.client, self._lane(work))
         self._jobs[job.id] = job
-        with anyio.CancelScope(shield=True):  # what is in the journal must have a task that ends it
+        self._tasks.start_soon(self._see_through, job, name=job.id)
+        with anyio.CancelScope(shield=True):
             try:
                 await to_thread.run_sync(self.journal.begin, job.id, job.principal, work.tool)
             except BaseException:
-                del self._jobs[job.id]
+                job.stop("cancelled")
                 raise
-            self._tasks.start_soon(self._see_through, job, name=job.id)
+            finally:
+                job.noted.set()
         return job
 
     def find(self, job_id: str, principal: str) -> Job | None:
@@ -98,8 +100,10 @@ class Dispatcher:
                 self._end_badly(job, error)
         if job.scope.cancelled_caught:
             self._end_badly(job, Cancelled())
-        with anyio.CancelScope(shield=True):
-            await self._write_down(job)
+        if job.state != "done":
+            with anyio.CancelScope(shield=True):
+                await job.noted.wait()
+                await to_thread.run_sync(self._write_down, job.id, job.state, None, job.error)
         log.info(
             "job ended", job=job.id, tool=job.work.tool, state=job.state, queued_s=round(job.queued_s, 3)
         )
@@ -110,9 +114,16 @@ class Dispatcher:
     async def _carry_out(self, job: Job) -> Result:
         async with self._held(job.work.holds):
             outcome = await self._compute(job)
+            await job.noted.wait()
             await checkpoint_if_cancelled()
             with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
-                result = await to_thread.run_sync(job.work.finish, outcome, job.times())
+                result = await to_thread.run_sync(self._finish, job, outcome)
+        return result
+
+    def _finish(self, job: Job, outcome: Outcome) -> Result:
+        """Store what came out, and write down that it is done. Runs on a worker thread."""
+        result = job.work.finish(outcome, job.times())
+        self._write_down(job.id, "done", result, None)
         return result
 
     @asynccontextmanager
@@ -160,14 +171,14 @@ class Dispatcher:
         else:
             job.end("failed", error=as_tool_error(error))
 
-    async def _write_down(self, job: Job) -> None:
+    def _write_down(
+        self, job_id: str, state: JobState, result: Result | None, error: ToolError | None
+    ) -> None:
         try:
-            result = job.result.model_dump_json() if job.result else None
-            await to_thread.run_sync(self.journal.end, job.id, job.state, result, job.error)
-        except (
-            Exception
-        ) as error:  # a full disk, a plugin's result that is no JSON: the job ended all the same
-            log.warning("a job could not be written down", job=job.id, reason=str(error))
+            self.journal.end(job_id, state, result.model_dump_json() if result else None, error)
+        # A full disk, a plugin's result that is no JSON: the job ended all the same.
+        except Exception as failure:
+            log.warning("a job could not be written down", job=job_id, reason=str(failure))
 
     # -- lanes ----------------------------------------------------------------------------------------
 

@@ -70,6 +70,8 @@ class Job:
         self.cost = cost(self.work.task)
         self.is_text = isinstance(self.work.task, TextTask)
         self.scope = anyio.CancelScope(shield=True)  # only `stop` ends it
+        self.noted = anyio.Event()
+        """The journal knows that it began, or could not be told."""
         self.landed = anyio.Event()
         """The model is done with it, or could not begin."""
         self.ended = anyio.Event()

@@ -8,6 +8,7 @@ image must outlive the index, and only blobs and records do.
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any
 
 import rfc8785
@@ -69,6 +70,7 @@ class Record(BaseModel):
     notes: tuple[str, ...] | None = None
     """What was said about the outcome, such as that the prompt was cut."""
 
+    @cached_property
     def canonical(self) -> bytes:
         """RFC 8785 JSON of every field that is not None.
 
@@ -80,7 +82,7 @@ class Record(BaseModel):
     @property
     def id(self) -> Digest:
         """The SHA-256 of the canonical form."""
-        return Digest.of(self.canonical())
+        return Digest.of(self.canonical)
 
     @property
     def memo(self) -> Digest:
@@ -105,8 +107,8 @@ def make_record(**fields: Any) -> Record:
     except ValidationError as error:
         raise InvalidArgument(f"This is no record: {_first(error)}.", "Correct the field.") from error
     # As it will be read: a whole number written as a float comes back as an integer, or not at all.
-    again = parse_record(record.canonical())
-    again.canonical()
+    again = parse_record(record.canonical)
+    assert again.canonical  # raises if what was read has no such form
     return again
 
 

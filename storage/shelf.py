@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -52,6 +53,15 @@ def ticking(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], 
     return each
 
 
+@dataclass
+class _News:
+    """What is durable and not indexed yet."""
+
+    images: dict[Digest, tuple[Blob, tuple[int, int]]] = field(default_factory=dict[Digest, Any])
+    """With width and height in pixels."""
+    records: dict[Digest, Record] = field(default_factory=dict[Digest, Record])
+
+
 class Shelf:
     """One store's parts, and the few ways to change them together."""
 
@@ -76,13 +86,8 @@ class Shelf:
 
     def put_image(self, png: bytes) -> Digest:
         """Store the bytes of a PNG durably and index them; its id."""
-        size = codec.size_of(png)
-        with self._putting():
-            blob = self.blobs.put(png)
-            with self.index.writing() as db:
-                rows.add_image(db, blob, size)
-                rows.touch(db, [blob.digest], time.time_ns())
-        return blob.digest
+        with self._putting() as news:
+            return self._put_image(png, news)
 
     def put_record(self, record: Record) -> Digest:
         """Store a record durably and index it; the images it names are then known to be in use.
@@ -90,18 +95,18 @@ class Shelf:
         Raises:
             ImageNotFound: it names an image that is not here.
         """
-        body = record.canonical()
-        with self._putting():
-            named = [*record.inputs, *record.outputs]
-            with self.index.reading() as db:
-                missing = [digest for digest in named if not rows.has_image(db, digest)]
-            if missing:
-                raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
-            blob = self.records.put(body)
-            with self.index.writing() as db:
-                rows.add_record(db, blob.digest, record, body)
-                rows.touch(db, named, time.time_ns())
-        return blob.digest
+        with self._putting() as news:
+            return self._put_record(record, news)
+
+    def put_made(self, pngs: Iterable[bytes], describe: Callable[[list[Digest]], Record]) -> Record:
+        """Store PNGs and the record that `describe` makes of their ids, and index them together.
+
+        If the record cannot be stored, the images are there all the same. Raises what `put_record` does.
+        """
+        with self._putting() as news:
+            record = describe([self._put_image(png, news) for png in pngs])
+            self._put_record(record, news)
+        return record
 
     def adopt(self, digest: Digest) -> bool:
         """Index a blob that is there and not indexed, as after a power cut. False if it is not there."""
@@ -173,7 +178,7 @@ class Shelf:
         try:
             body = self.records.get(digest)
             record = parse_record(body)
-            return (record, body) if record.canonical() == body else None
+            return (record, body) if record.canonical == body else None
         except (KeyError, Corrupt, InvalidArgument):
             return None
 
@@ -204,14 +209,57 @@ class Shelf:
         return added
 
     @contextlib.contextmanager
-    def _putting(self) -> Generator[None]:
-        """Share the write lock, as a writer who is missed if it dies; under a quota, one at a time."""
+    def _putting(self) -> Generator["_News"]:
+        """Share the write lock, as a writer who is missed if it dies; under a quota, one at a time.
+
+        What became durable in the block is indexed after it, in one transaction, also if the block failed.
+        """
         with (
             self.locks.writing(),
             self.locks.filling() if self.quota is not None else contextlib.nullcontext(),
         ):
             self.sign_in()
-            yield
+            news = _News()
+            try:
+                yield news
+            finally:
+                self._index(news)
+
+    def _put_image(self, png: bytes, news: "_News") -> Digest:
+        size = codec.size_of(png)
+        blob = self.blobs.put(png)
+        news.images[blob.digest] = (blob, size)
+        if self.quota is not None:
+            self._index(news)  # the next put asks the index how much is used
+        return blob.digest
+
+    def _put_record(self, record: Record, news: "_News") -> Digest:
+        with self.index.reading() as db:
+            missing = [
+                digest
+                for digest in (*record.inputs, *record.outputs)
+                if digest not in news.images and not rows.has_image(db, digest)
+            ]
+        if missing:
+            raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
+        blob = self.records.put(record.canonical)
+        news.records[blob.digest] = record
+        return blob.digest
+
+    def _index(self, news: "_News") -> None:
+        """Index what is new; the images of a record count as asked for now."""
+        if not (news.images or news.records):
+            return
+        now = time.time_ns()
+        with self.index.writing() as db:
+            for digest, record in news.records.items():  # first: then an image's words are indexed once
+                rows.add_record(db, digest, record, record.canonical)
+                rows.touch(db, (*record.inputs, *record.outputs), now)
+            for blob, size in news.images.values():
+                rows.add_image(db, blob, size)
+            rows.touch(db, news.images, now)
+        news.images.clear()
+        news.records.clear()
 
     def _sweep(self) -> None:
         try:

@@ -66,18 +66,16 @@ def _recall(recipe: Recipe, store: ImageStore, kind: type[R], started: float) ->
 
 
 def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], context: Context) -> Record:
-    """Store what came out, and how it came about: first the pictures, then the record that names them."""
-    store = context.store
-    record = store.record(
+    """Store what came out, and how it came about: the pictures, and the record that names them."""
+    return context.store.put_made(
+        outcome.pictures,
         **recipe.key,
-        outputs=[store.put(picture).id for picture in outcome.pictures],
         text=outcome.text or None,
         code=_code_version(),
         principal=context.principal,
         timings=timings,
         notes=outcome.notes or None,
     )
-    return store.get_record(record)
 
 
 def _timings(started: float, stages: Mapping[str, float], times: JobTimes) -> dict[str, float]:

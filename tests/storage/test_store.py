@@ -244,6 +244,51 @@ def test_a_quota_refuses_and_keeps_what_is_there(tmp_path: Path):
     assert store.put(picture(3)).id != first.id
 
 
+def test_pictures_and_their_record_are_stored_together(store: ImageStore):
+    source = store.put(picture(0))
+    asked = {"tool": "edit_image", "parameters": {"instruction": "a pale moon"}, "inputs": (source.id,)}
+    record = store.put_made([picture(1), picture(2)], **asked, seed=7)
+    assert [store.open(digest).tobytes() for digest in record.outputs] == [
+        picture(number).tobytes() for number in (1, 2)
+    ]
+    assert record == store.get_record(record.id) == store.find_equal(**asked, seed=7)
+    assert {image.id for image in store.list(query="moon", tool="edit_image").images} == set(record.outputs)
+    assert [ancestor.image.id for ancestor in store.lineage(record.outputs[1])] == [
+        source.id,
+        record.outputs[1],
+    ]
+    assert store.usage().images == 3 and store.verify().clean
+
+
+def test_text_alone_is_recorded_as_well(store: ImageStore):
+    source = store.put(picture(0))
+    record = store.put_made([], tool="describe_image", parameters={}, inputs=[source.id], text="a moon")
+    assert store.get_record(record.id).text == "a moon" and store.usage().images == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"inputs": [Digest(bytes(32))]}, {"parameters": {"value": float("nan")}}, {"seed": "x"}]
+)
+def test_pictures_whose_record_is_refused_are_there_and_indexed(store: ImageStore, fields: dict):
+    with pytest.raises((ImageNotFound, InvalidArgument)):
+        store.put_made([picture(1)], **{"tool": "edit_image", "parameters": {}} | fields)
+    [image] = store.list().images
+    assert store.open(image.id).tobytes() == picture(1).tobytes()
+    found = store.verify()
+    assert found.clean and found.indexed == 0
+
+
+def test_a_quota_counts_every_picture_of_a_record(tmp_path: Path):
+    store = ImageStore(tmp_path, quota_bytes=100_000)
+    pictures = [picture(number, (100, 100)) for number in range(5)]  # 30 kB each
+    with pytest.raises(StoreFull):
+        store.put_made(pictures, tool="x", parameters={})
+    assert store.usage().images == 3 and store.usage().bytes <= 100_000 and store.verify().clean
+    with pytest.raises(StoreFull):  # what is there already needs no room
+        store.put_made(pictures[:4], tool="x", parameters={})
+    assert store.put_made(pictures[:3], tool="x", parameters={}).outputs
+
+
 def test_two_handles_see_each_other_at_once(tmp_path: Path):
     one, other = ImageStore(tmp_path), ImageStore(tmp_path)
     image = one.put(picture(1))

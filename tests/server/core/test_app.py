@@ -81,12 +81,12 @@ async def test_every_failure_has_a_code_and_what_was_not_foreseen_gives_nothing_
 async def test_a_failure_to_store_the_result_is_told_and_the_next_call_works(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise errors.StoreFull("The quota is used up.")
 
     async with app:
         with monkeypatch.context() as patch:
-            patch.setattr(app.store, "put", full)
+            patch.setattr(app.store, "put_made", full)
             with pytest.raises(ToolError, match="quota") as error:
                 await call(app, "generate_image", prompt="x", **SMALL)
         assert error.value.code == "busy"

@@ -15,6 +15,7 @@ from omnigen2.model import OmniGen2
 from omnigen2.task import ImageTask
 from server.app import App
 from server.jobs import Job
+from storage import errors
 from tests.server.core.conftest import ANN, BOB, SMALL, HeldEngine, call, settled
 from tools.base import JobStatus, ToolError
 
@@ -38,6 +39,22 @@ async def test_progress_tells_every_stage_and_the_time_left(app: App) -> None:
     assert {"denoise", "decode"} <= {status.stage for status in seen}
     assert seen[-1].steps == 2
     assert seen[-1].eta_seconds == 0
+
+
+async def test_a_job_that_cannot_be_written_down_is_refused_and_stores_nothing(
+    app: App, engine: HeldEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise errors.StoreFull("The disk is full.")
+
+    async with app:
+        with monkeypatch.context() as patch:
+            patch.setattr(app.dispatcher.journal, "begin", full)
+            with pytest.raises(ToolError, match="disk is full"):
+                await call(app, "generate_image", prompt="x", **LONG)
+        await settled()
+        assert len((await call(app, "generate_image", prompt="y", **SMALL)).images) == 1
+    assert stored(app) == 1 and len(engine.steps) < 100
 
 
 @pytest.mark.parametrize("way", ["the client cancels", "the client is gone", "cancel_job"])
