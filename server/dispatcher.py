@@ -7,6 +7,7 @@ thread is passed over to the loop.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
@@ -46,6 +47,7 @@ class Dispatcher:
         self._store = store
         self._queue_size = queue_size
         self._jobs: dict[str, Job] = {}
+        self._ended: deque[str] = deque()
         self._lanes: dict[tuple[str, bool], Lane] = {}
         self._closing = False
 
@@ -109,7 +111,9 @@ class Dispatcher:
         )
         job.ended.set()
         job.touch()
-        self._forget_the_oldest()
+        self._ended.append(job.id)
+        if len(self._ended) > KEPT_JOBS:
+            del self._jobs[self._ended.popleft()]
 
     async def _carry_out(self, job: Job) -> Result:
         async with self._held(job.work.holds):
@@ -266,11 +270,6 @@ class Dispatcher:
             f"Send it again in about {seconds} seconds, or wait for one of them to end.",
             seconds,
         )
-
-    def _forget_the_oldest(self) -> None:
-        ended = [job for job in self._jobs.values() if job.ended.is_set()]
-        for job in ended[:-KEPT_JOBS]:
-            del self._jobs[job.id]
 
     async def _close(self) -> None:
         self._closing = True
