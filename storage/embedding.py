@@ -116,7 +116,7 @@ def _from_list(rest: bytes) -> list[Record] | None:
     try:
         records = _record_list.validate_json(rest[4:])
         for record in records:
-            assert record.canonical  # raises
+            _ = record.canonical  # raises
     except (ValidationError, InvalidArgument):
         return None
     return records

@@ -72,7 +72,7 @@ class Record(BaseModel):
 
     @cached_property
     def canonical(self) -> bytes:
-        """RFC 8785 JSON of every field that is not None.
+        """RFC 8785 JSON of every field that is not None; computed once, as a record never changes.
 
         Raises:
             InvalidArgument: a number has no exact form in JSON (NaN, infinity, an integer beyond 2^53).
@@ -108,7 +108,7 @@ def make_record(**fields: Any) -> Record:
         raise InvalidArgument(f"This is no record: {_first(error)}.", "Correct the field.") from error
     # As it will be read: a whole number written as a float comes back as an integer, or not at all.
     again = parse_record(record.canonical)
-    assert again.canonical  # raises if what was read has no such form
+    _ = again.canonical  # raises if what was read has no such form
     return again
 
 
