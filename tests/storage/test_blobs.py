@@ -201,3 +201,11 @@ def test_names_are_durable_before_put_returns(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(f"storage.blobs.os.{name}", spied(name))
     blobs.put(b"in order")
     assert calls == ["write", "fsync", "link", "fsync"]
+
+
+def test_a_folder_that_is_gone_is_made_again(tmp_path: Path):
+    blobs = LocalBlobs(tmp_path / "blobs")
+    digest = blobs.put(b"some bytes").digest
+    blobs.delete(digest)
+    blobs.path(digest).parent.rmdir()
+    assert blobs.put(b"some bytes").digest == digest and blobs.get(digest) == b"some bytes"
