@@ -130,8 +130,7 @@ class LocalBlobs:
         try:
             digest = _written(temporary, data, created)
             path = self.path(digest)
-            if not path.parent.is_dir():
-                self._make_folders()
+            _make_durable_folder(path.parent)
             _name(temporary, path, data)
             # Also when the blob was there: whoever linked it may not have come this far.
             _sync_folder(path.parent)
@@ -140,15 +139,6 @@ class LocalBlobs:
                 temporary.unlink()
         stat = path.stat()
         return Blob(digest, stat.st_size, stat.st_mtime_ns)
-
-    def _make_folders(self) -> None:
-        """Create every folder there will be, and see to it that they survive a power cut before anything in
-        them is named: all together, as one by one each would let a put wait for the disk once more."""
-        base = self.folder / "sha256"
-        for number in range(256):
-            (base / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-        for folder in (base, self.folder, self.folder.parent):
-            _sync_folder(folder)
 
 
 def strays(folder: Path) -> Iterator[Path]:
@@ -192,6 +182,16 @@ def _name(temporary: Path, path: Path, data: bytes) -> None:
             raise
         if not path.exists():  # a file system without links (FAT, some network shares)
             os.replace(temporary, path)
+
+
+def _make_durable_folder(folder: Path) -> None:
+    """Create `folder`, and see to it that it survives a power cut before anything in it is named."""
+    if folder.is_dir():
+        return
+    _make_durable_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
