@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +131,8 @@ class LocalBlobs:
         try:
             digest = _written(temporary, data, created)
             path = self.path(digest)
-            _make_durable_folder(path.parent)
+            if not path.parent.is_dir():
+                self._make_folder(path.parent)
             _name(temporary, path, data)
             # Also when the blob was there: whoever linked it may not have come this far.
             _sync_folder(path.parent)
@@ -139,6 +141,26 @@ class LocalBlobs:
                 temporary.unlink()
         stat = path.stat()
         return Blob(digest, stat.st_size, stat.st_mtime_ns)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create a folder of blobs, durably. With the first one come all others: one by one, each would let a
+        put wait for the disk once more."""
+        if not folder.parent.is_dir():
+            self._make_all_folders(folder.parent)
+        _make_durable_folder(folder)
+
+    def _make_all_folders(self, base: Path) -> None:
+        _make_durable_folder(base.parent)
+        aside = self.staging / secrets.token_hex(8)  # nobody must trust a folder that is not durable yet
+        try:
+            for number in range(256):
+                (aside / f"{number:02x}").mkdir(parents=True)
+            _sync_folder(aside)
+            with contextlib.suppress(OSError):  # somebody else was quicker
+                aside.rename(base)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        _sync_folder(base.parent)
 
 
 def strays(folder: Path) -> Iterator[Path]:

@@ -113,7 +113,7 @@ def add_image(db: sqlite3.Connection, blob: Blob, size: tuple[int, int]) -> None
     key = _free_key(db, "images", key_of(blob.created // 1000, blob.digest))
     values = (key, blob.digest.raw, *size, blob.size, blob.created)
     db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", values)
-    _index_words(db, blob.digest)
+    _add_words(db, key, blob.digest)
 
 
 def add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: bytes) -> None:
@@ -232,10 +232,15 @@ def _note_again(db: sqlite3.Connection, image: bytes) -> None:
 
 
 def _index_words(db: sqlite3.Connection, image: Digest) -> None:
-    """Write the words of an image anew: its label, and the words and tools of the records that made it."""
+    """Write the words of an image anew, if it is indexed."""
     row = db.execute("SELECT key FROM images WHERE digest = ?", (image.raw,)).fetchone()
-    if row is None:
-        return
+    if row is not None:
+        db.execute("DELETE FROM words WHERE rowid = ?", row)
+        _add_words(db, row[0], image)
+
+
+def _add_words(db: sqlite3.Connection, key: int, image: Digest) -> None:
+    """Write the words of an image: its label, and the words and tools of the records that made it."""
     statement = (
         "SELECT body FROM records JOIN edges ON record = key WHERE image = ? AND output = 1 ORDER BY key"
     )
@@ -243,9 +248,8 @@ def _index_words(db: sqlite3.Connection, image: Digest) -> None:
     label = db.execute("SELECT value FROM notes WHERE image = ? AND tool = ?", (image.raw, LABEL)).fetchone()
     texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
     tools = " ".join(sorted({tool_word(record.tool) for record in records}))
-    db.execute("DELETE FROM words WHERE rowid = ?", row)
     if records or texts[-1]:
-        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (*row, "\n".join(texts), tools))
+        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, "\n".join(texts), tools))
 
 
 def tool_word(tool: str) -> str:

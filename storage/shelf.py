@@ -7,6 +7,7 @@ of pictures; `storage/store.py` is what callers use.
 
 import contextlib
 import itertools
+import shutil
 import sqlite3
 import threading
 import time
@@ -250,21 +251,21 @@ class Shelf:
         """Index what is new; the images of a record count as asked for now."""
         if not (news.images or news.records):
             return
-        now = time.time_ns()
+        asked_for = set(news.images)
         with self.index.writing() as db:
             for digest, record in news.records.items():  # first: then an image's words are indexed once
                 rows.add_record(db, digest, record, record.canonical)
-                rows.touch(db, (*record.inputs, *record.outputs), now)
+                asked_for.update(record.inputs, record.outputs)
             for blob, size in news.images.values():
                 rows.add_image(db, blob, size)
-            rows.touch(db, news.images, now)
+            rows.touch(db, asked_for, time.time_ns())
         news.images.clear()
         news.records.clear()
 
     def _sweep(self) -> None:
         try:
             for path in self.root.glob("tmp/*"):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
             raise from_os_error(error, self.root) from error
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -209,3 +210,43 @@ def test_a_folder_that_is_gone_is_made_again(tmp_path: Path):
     blobs.delete(digest)
     blobs.path(digest).parent.rmdir()
     assert blobs.put(b"some bytes").digest == digest and blobs.get(digest) == b"some bytes"
+
+
+def test_the_first_blob_of_a_store_comes_with_every_folder_there_will_be(tmp_path: Path):
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blobs.put(b"some bytes")
+    folders = {folder.name for folder in (tmp_path / "blobs" / "sha256").iterdir()}
+    assert folders == {f"{number:02x}" for number in range(256)}
+    assert not list(blobs.staging.iterdir())
+
+
+def test_of_two_first_writers_both_store_their_blob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blobs, other = LocalBlobs(tmp_path / "blobs"), LocalBlobs(tmp_path / "blobs")
+    rename, beaten = Path.rename, list[Digest]()
+
+    def slow(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        beaten.append(other.put(b"quicker").digest)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    slower = blobs.put(b"slower").digest
+    assert {blob.digest for blob in blobs.list()} == {slower, *beaten} and len(beaten) == 1
+    assert not list(blobs.staging.iterdir())
+
+
+def test_folders_that_do_not_fit_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blobs, mkdir = LocalBlobs(tmp_path / "blobs"), Path.mkdir
+
+    def full(self: Path, *given: Any, **named: Any) -> None:
+        if self.name == "80":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        with pytest.raises(StoreFull):
+            blobs.put(b"some bytes")
+    assert not list(blobs.staging.iterdir()) and not list(blobs.list())
+    blobs.put(b"some bytes")
+    assert len(list(blobs.list())) == 1

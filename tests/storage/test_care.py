@@ -190,6 +190,7 @@ def test_two_may_not_collect_at_once(store: ImageStore):
 def test_what_a_dead_writer_left_is_swept_up(store: ImageStore):
     image = store.put(noise(1, (8, 8))).id
     (store.path / "tmp" / "0123456789abcdef").write_bytes(b"half")
+    (store.path / "tmp" / "fedcba9876543210" / "00").mkdir(parents=True)  # the folders of a new store
     store.close()
     (store.path / "locks" / "writers" / "0123456789abcdef").touch()  # nobody holds it
     with ImageStore(store.path) as other:
