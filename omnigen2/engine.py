@@ -106,7 +106,7 @@ class Engine:
     # -- the device thread ---
 
     def _run(self) -> None:
-        while self._wait():
+        while (self._flights and not self._closed) or self._wait():
             self._tend_pictures()
             if self._texts:
                 self._write(self._texts.popleft())

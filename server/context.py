@@ -1,6 +1,7 @@
 """What a running tool may use: one context per call, bound to its caller."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +84,10 @@ class CallContext:
             ToolError: `not_ready`: the model is loaded for longer than the client waits.
         """
         report = self._caller.on_progress
+        listening = nullcontext() if report is None else job.listening()
         patience = math.inf if self._caller.patience_s is None else self._caller.patience_s * PATIENCE_USED
         version = -1
-        with anyio.move_on_after(patience) as impatience:
+        with listening, anyio.move_on_after(patience) as impatience:
             while not job.ended.is_set() or job.version != version:
                 if not job.loading:
                     impatience.deadline = math.inf

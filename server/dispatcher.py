@@ -29,8 +29,7 @@ from tools.base import JobState, Result, ToolError, Work
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
 NEWS_S = 0.1
-"""Seconds between steps that are told: each takes the model a moment of its processor. With 0.02 a picture of
-nano takes 1 to 2 ms longer (`benchmarks.overhead`)."""
+"""Seconds between steps that are told: each takes the model a moment of its processor."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 10.0
@@ -118,7 +117,8 @@ class Dispatcher:
     async def _carry_out(self, job: Job) -> Result:
         async with self._held(job.work.holds):
             outcome = await self._compute(job)
-            await job.noted.wait()
+            if not job.noted.is_set():  # asking costs a turn of the loop
+                await job.noted.wait()
             await checkpoint_if_cancelled()
             with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
                 result = await to_thread.run_sync(self._finish, job, outcome)
@@ -159,6 +159,7 @@ class Dispatcher:
                     await job.landed.wait()
             raise
         finally:
+            lane.catch_up()
             lane.queue.discard(job)
             lane.running.discard(job)
             self._pump(lane)
@@ -212,7 +213,8 @@ class Dispatcher:
             now, last = time.monotonic(), progress.step == progress.steps
             if progress.stage != stage or last or progress.preview or now - told >= NEWS_S:
                 stage, told = progress.stage, now
-                self._loop.call_soon_threadsafe(self._advance, job, progress, now)
+                if lane.tell(job, progress, now):
+                    self._loop.call_soon_threadsafe(self._listen, lane)
 
         try:
             ticket = backend.submit(job.work.task, on_progress)
@@ -223,10 +225,10 @@ class Dispatcher:
         job.start(ticket)
         ticket.future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(job.landed.set))
 
-    def _advance(self, job: Job, progress: Progress, when: float) -> None:
-        job.advance(progress, when)
-        if job.lane.queue:
-            self._pump(job.lane)
+    def _listen(self, lane: Lane) -> None:
+        lane.catch_up()
+        if lane.queue:
+            self._pump(lane)
 
     def _backend(self, lane: Lane) -> Backend | None:
         """The lane's model; None while it is being loaded, which goes on by itself."""

@@ -1,13 +1,16 @@
 """A job: one piece of work on its way through the queue and the model, and what is known of it meanwhile.
 
-The only thing in the server that changes while others watch. It is changed on the event loop only.
+The only thing in the server that changes while others watch. It is changed on the event loop only; what a
+model says on its own thread waits in the job's lane.
 """
 
 import secrets
 import time
 from asyncio import TimerHandle
 from collections import deque
+from collections.abc import Generator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +26,8 @@ LOADING = "load"
 """The stage of a job that waits for its model to be loaded."""
 TOLD = 16
 """Steps that are kept for a client that is slow to hear of them."""
+UNHEARD = 64
+"""News of a model that may wait until somebody wants to know."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in an average."""
 
@@ -80,6 +85,7 @@ class Job:
         self.queued_s = 0.0
         self.ended_at = 0.0
         self.version = 0
+        self.listeners = 0
         self._change = anyio.Event()
         self._told: deque[tuple[int, Status]] = deque(maxlen=TOLD)
         self._step_at: float | None = None
@@ -94,11 +100,18 @@ class Job:
 
     def status(self, preview: Picture | None = None) -> Status:
         """Where it stands now."""
-        stage = LOADING if self.loading else self.stage
-        return Status(
-            self.id, self.state, self.position, stage, self.step, self.steps, self.eta_s(), preview,
-            self.result, self.error,
-        )  # fmt: skip
+        self.lane.catch_up()
+        return self._status(preview)
+
+    @contextmanager
+    def listening(self) -> Generator[None]:
+        """Hear at once whenever the model gets further: `changed` wakes up, `told` tells."""
+        self.listeners += 1  # before catching up: what is told after that wakes the loop
+        self.lane.catch_up()
+        try:
+            yield
+        finally:
+            self.listeners -= 1
 
     def times(self) -> JobTimes:
         """How long it waited."""
@@ -110,7 +123,10 @@ class Job:
             await self._change.wait()
 
     def told(self, since: int) -> list[Status]:
-        """Where it stood whenever the model got further after the version `since`; the last ones of many."""
+        """Where it stood whenever the model got further after the version `since`; the last ones of many.
+
+        For those who are `listening`.
+        """
         return [status for version, status in self._told if version > since]
 
     def eta_s(self) -> float | None:
@@ -160,7 +176,8 @@ class Job:
         if progress.steps:  # a stage without steps does not take back those that were done
             self.step, self.steps = progress.step, progress.steps
         self.touch()
-        self._told.append((self.version, self.status()))
+        if self.listeners:
+            self._told.append((self.version, self._status()))
 
     def fail(self, error: ToolError) -> None:
         """It cannot begin."""
@@ -189,6 +206,13 @@ class Job:
         self.position, self.stage = 0, ""
         self.ended_at = time.monotonic()
 
+    def _status(self, preview: Picture | None = None) -> Status:
+        stage = LOADING if self.loading else self.stage
+        return Status(
+            self.id, self.state, self.position, stage, self.step, self.steps, self.eta_s(), preview,
+            self.result, self.error,
+        )  # fmt: skip
+
 
 @dataclass(eq=False)
 class Lane:
@@ -205,6 +229,24 @@ class Lane:
     """Measured steps after which texts ended."""
     pace: float | None = None
     """Measured seconds per unit of cost, with as many jobs at once as there were."""
+    unheard: deque[tuple[Job, Progress, float]] = field(default_factory=deque[tuple[Job, Progress, float]])
+    """What the model said since the loop last listened."""
+
+    def tell(self, job: Job, progress: Progress, when: float) -> bool:
+        """A running job got further, at `when` on the monotonic clock. For the model's thread.
+
+        Gives whether the loop must wake up for it and `catch_up`. It should sleep on if nobody waits to hear
+        of it: awake, it takes the model's thread a moment of Python.
+        """
+        self.unheard.append((job, progress, when))
+        wanted = job.listeners or self.queue or progress.preview
+        return bool(wanted) or len(self.unheard) >= UNHEARD
+
+    def catch_up(self) -> None:
+        """Take in what the model said, in the order in which it did."""
+        while self.unheard:
+            job, progress, when = self.unheard.popleft()
+            job.advance(progress, when)
 
     def measure(self, step_s: float) -> None:
         """Learn the pace from a step that took so long and served all that are running."""
@@ -214,6 +256,7 @@ class Lane:
 
     def wait_s(self, job: Job | None = None) -> float | None:
         """Estimate of the seconds until a waiting job is done; without a job, until nothing waits or runs."""
+        self.catch_up()
         if self.pace is None:
             return None
         ahead = 0.0

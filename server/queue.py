@@ -32,19 +32,21 @@ class _Client(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Items that wait, each for a client and with a cost. Not safe for use by several threads."""
+    """Items that wait, each for a client and with a cost. For one thread; others may ask for its length."""
 
     def __init__(self) -> None:
         self._clients: dict[str, _Client[T]] = {}
         self._clock = 0.0
         self._count = 0
+        self._length = 0
 
     def __len__(self) -> int:
-        return sum(len(client.entries) for client in self._clients.values())
+        return self._length
 
     def push(self, item: T, client: str, cost: float) -> None:
         """Let an item wait; `cost` is the work it asks for."""
         self._count += 1
+        self._length += 1
         entry = _Entry(self._count, item, cost, self._clock + cost)
         self._clients.setdefault(client, _Client(self._clock)).entries.append(entry)
 
@@ -85,5 +87,6 @@ class FairQueue(Generic[T]):
     def _drop(self, name: str, entry: _Entry[T]) -> None:
         client = self._clients[name]
         client.entries.remove(entry)
+        self._length -= 1
         if not client.entries:  # its clock is not ahead of the queue's: nothing is forgotten with it
             del self._clients[name]

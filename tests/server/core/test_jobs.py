@@ -14,7 +14,7 @@ from PIL import Image
 from omnigen2.model import OmniGen2
 from omnigen2.task import ImageTask
 from server.app import App
-from server.jobs import Job
+from server.jobs import Job, Lane
 from storage import errors
 from tests.server.core.conftest import ANN, BOB, SMALL, HeldEngine, call, settled
 from tools.base import JobStatus, ToolError
@@ -39,6 +39,29 @@ async def test_progress_tells_every_stage_and_the_time_left(app: App) -> None:
     assert {"denoise", "decode"} <= {status.stage for status in seen}
     assert seen[-1].steps == 2
     assert seen[-1].eta_seconds == 0
+
+
+async def test_the_loop_sleeps_while_a_job_runs_that_nobody_listens_to(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[Lane] = []
+    listen = app.dispatcher._listen
+
+    def counted(lane: Lane) -> None:
+        woken.append(lane)
+        listen(lane)
+
+    async def listener(status: JobStatus) -> None:
+        pass
+
+    monkeypatch.setattr(app.dispatcher, "_listen", counted)
+    async with app:
+        await call(app, "generate_image", prompt="x", **SMALL)
+        assert not woken
+        [lane] = app.dispatcher._lanes.values()
+        assert lane.pace is not None and not lane.unheard  # all the same, it was measured
+        await call(app, "generate_image", replace(ANN, on_progress=listener), prompt="y", **SMALL)
+        assert woken
 
 
 async def test_a_job_that_cannot_be_written_down_is_refused_and_stores_nothing(
