@@ -175,8 +175,8 @@ class Job:
         self.stage = progress.stage
         if progress.steps:  # a stage without steps does not take back those that were done
             self.step, self.steps = progress.step, progress.steps
-        self.touch()
         if self.listeners:
+            self.touch()
             self._told.append((self.version, self._status()))
 
     def fail(self, error: ToolError) -> None:

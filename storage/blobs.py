@@ -122,23 +122,25 @@ class LocalBlobs:
 
     def path(self, digest: Digest) -> Path:
         """Where the blob lies, or would."""
-        return self.folder / "sha256" / digest.hex[:2] / digest.hex[2:]
+        return Path(f"{self.folder}/sha256/{digest.hex[:2]}/{digest.hex[2:]}")
 
     def _put(self, data: bytes) -> Blob:
-        self.staging.mkdir(parents=True, exist_ok=True)
-        temporary = self.staging / secrets.token_hex(8)
+        if not self.staging.is_dir():
+            self.staging.mkdir(parents=True, exist_ok=True)
+        temporary = f"{self.staging}/{secrets.token_hex(8)}"
         created = time.time_ns()
         try:
             digest = _written(temporary, data, created)
             path = self.path(digest)
-            if not path.parent.is_dir():
-                self._make_folder(path.parent)
+            folder = path.parent
+            if not folder.is_dir():
+                self._make_folder(folder)
             _name(temporary, path, data)
             # Also when the blob was there: whoever linked it may not have come this far.
-            _sync_folder(path.parent)
+            _sync_folder(folder)
         finally:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary)
         stat = path.stat()
         return Blob(digest, stat.st_size, stat.st_mtime_ns)
 
@@ -175,7 +177,7 @@ def strays(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _written(path: Path, data: bytes, created: int) -> Digest:
+def _written(path: str, data: bytes, created: int) -> Digest:
     """Write `data` durably, mode 0444, dated `created`, and hash it meanwhile."""
     hashing = _hashing.submit(Digest.of, data) if _hashing and len(data) >= _ALONGSIDE else None
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -192,7 +194,7 @@ def _written(path: Path, data: bytes, created: int) -> Digest:
     return hashing.result() if hashing else Digest.of(data)
 
 
-def _name(temporary: Path, path: Path, data: bytes) -> None:
+def _name(temporary: str, path: Path, data: bytes) -> None:
     """Give a written file its name. Of two writers of the same bytes the first one's file stays."""
     try:
         os.link(temporary, path)  # unlike a rename, fails if the name is taken

@@ -100,7 +100,8 @@ def admit(picture: Image.Image, limits: Limits) -> Image.Image:
     _check_size(picture, limits)
     try:
         picture.load()
-        return normal(picture)
+        made = type(picture) is Image.Image and not picture.info and not picture.getexif()  # from no file
+        return picture if made and picture.mode == "RGB" else normal(picture)
     except (OSError, ValueError) as error:
         raise ImageRejected(f"The image could not be read: {error}.", "Send an undamaged picture.") from error
 

@@ -5,9 +5,8 @@ and have one id. Labels and pins are records too (`label_image`, `pin_image`): w
 image must outlive the index, and only blobs and records do.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any
@@ -22,6 +21,8 @@ LABEL, PIN = "label_image", "pin_image"
 """Tools of the records by which a label is set, and a pin set or taken off."""
 SEARCHED = ("prompt", "instruction", "question", "label")
 """Parameters whose text is found by a search."""
+_REQUEST = ("tool", "parameters", "inputs", "model", "seed", "numerics")
+"""What makes two requests the same."""
 
 Time = Annotated[
     AwareDatetime,
@@ -78,7 +79,13 @@ class Record(BaseModel):
         Raises:
             InvalidArgument: a number has no exact form in JSON (NaN, infinity, an integer beyond 2^53).
         """
-        return canonical(self.model_dump(mode="json", exclude_none=True))
+        return b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), form) for name, form in self.forms.items())
+
+    @cached_property
+    def forms(self) -> dict[str, bytes]:
+        """The canonical form of each field that is not None, in the order of their names."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        return {name: canonical(fields[name]) for name in sorted(fields)}
 
     @property
     def id(self) -> Digest:
@@ -88,8 +95,9 @@ class Record(BaseModel):
     @property
     def memo(self) -> Digest:
         """What makes two requests the same: see `memo`."""
-        model = self.model.digest or self.model.id if self.model else None
-        return memo(self.tool, self.parameters, self.inputs, model, self.seed, self.numerics)
+        model = canonical((self.model.digest or self.model.id) if self.model else None)
+        forms = {"seed": b"null", "numerics": b"null"} | self.forms | {"model": model}
+        return _memo(forms[name] for name in _REQUEST)
 
     def searched_text(self) -> str:
         """The words by which its outputs can be found."""
@@ -110,7 +118,7 @@ def make_record(**fields: Any) -> Record:
     body = record.canonical
     json.loads(body, parse_int=_exact)
     again = parse_record(body)  # as it will be read: a whole number written as a float is an integer then
-    vars(again)["canonical"] = body  # computing it again would take half the time of all this
+    vars(again).update(forms=record.forms, canonical=body)  # computing them again takes half of the time
     return again
 
 
@@ -135,8 +143,13 @@ def memo(
     numerics: str | None,
 ) -> Digest:
     """The digest under which an equal request finds its earlier answer; `model` is the weights' digest."""
-    parts = [tool, dict(parameters), [str(digest) for digest in inputs], model, seed, numerics]
-    return Digest(hashlib.sha256(canonical(parts)).digest())
+    parts = (tool, dict(parameters), [str(digest) for digest in inputs], model, seed, numerics)
+    return _memo(map(canonical, parts))
+
+
+def _memo(forms: Iterable[bytes]) -> Digest:
+    """From the canonical forms of `_REQUEST`, in that order."""
+    return Digest.of(b"[%s]" % b",".join(forms))
 
 
 def canonical(value: Any) -> bytes:

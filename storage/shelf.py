@@ -235,14 +235,11 @@ class Shelf:
         return blob.digest
 
     def _put_record(self, record: Record, news: "_News") -> Digest:
-        with self.index.reading() as db:
-            missing = [
-                digest
-                for digest in (*record.inputs, *record.outputs)
-                if digest not in news.images and not rows.has_image(db, digest)
-            ]
-        if missing:
-            raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
+        if named := [digest for digest in (*record.inputs, *record.outputs) if digest not in news.images]:
+            with self.index.reading() as db:
+                missing = [digest for digest in named if not rows.has_image(db, digest)]
+            if missing:
+                raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
         blob = self.records.put(record.canonical)
         news.records[blob.digest] = record
         return blob.digest
