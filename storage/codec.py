@@ -100,10 +100,15 @@ def admit(picture: Image.Image, limits: Limits) -> Image.Image:
     _check_size(picture, limits)
     try:
         picture.load()
-        made = type(picture) is Image.Image and not picture.info and not picture.getexif()  # from no file
-        return picture if made and picture.mode == "RGB" else normal(picture)
+        if picture.mode == "RGB" and all(picture.size) and _from_no_file(picture):
+            return picture  # as it should be
+        return normal(picture)
     except (OSError, ValueError) as error:
         raise ImageRejected(f"The image could not be read: {error}.", "Send an undamaged picture.") from error
+
+
+def _from_no_file(picture: Image.Image) -> bool:
+    return type(picture) is Image.Image and not picture.info and not picture.getexif()
 
 
 def encode(image: Image.Image) -> bytes:

@@ -66,6 +66,10 @@ def test_a_camera_held_sideways_gives_an_upright_picture(store: ImageStore):
     exif[0x0112] = 6
     turned = store.open(store.put(encoded(picture, exif=exif)).id)
     assert turned.tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
+    plain = store.put(picture).id
+    assert plain == store.put(encoded(picture)).id
+    picture.getexif()[0x0112] = 6  # said of pixels that came from no file
+    assert store.put(picture).id == store.put(turned).id != plain
 
 
 def test_a_colour_profile_is_applied_and_left_behind(store: ImageStore):
