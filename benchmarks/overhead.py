@@ -2,10 +2,11 @@
 
     python -m benchmarks.overhead [MODEL] [STEPS] [ROUNDS] [THREADS]
 
-Each round makes one picture with the model alone and one through `App.call`, in turn the one or the other
-first, at the model's own settings (with STEPS steps if they are not 0), then asks for it again. Their prompts
-differ in a word, or the second would find the first one's remembered, and have equally many tokens, as each
-takes the model time. Storing picture and record durably is part of the call; it is timed by itself, too.
+Each round makes one picture with the model alone, one through `App.call` and one through a call that is told
+of its progress, each of them first in turn, at the model's own settings (with STEPS steps if they are not 0),
+then asks for the second one again. Their prompts differ in a word, or one would find another's remembered,
+and have equally many tokens, as each takes the model time. Storing picture and record durably is part of a
+call; it is timed by itself, too.
 Prints medians: `added` is that of the differences within a round, which swing with the machine, `around` the
 part of a call that is not the model's own phases by its own clock, which hardly does. After ROUNDS rounds
 both sides get new threads, THREADS times in all: where a thread's memory happens to lie makes it up to 2 %
@@ -20,8 +21,9 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import torch
@@ -36,6 +38,9 @@ from server.caller import LOCAL, Caller
 from server.hookspecs import hookimpl
 from server.plugins import core_plugins
 from server.settings import Settings
+from tools.base import JobStatus
+
+T = TypeVar("T")
 
 
 class Shared:
@@ -49,29 +54,32 @@ class Shared:
         register("shared", OneModel("shared", self.model.card, lambda device, dtype: Engine(self.model)))
 
 
+Asked = dict[str, Any]
+"""Parameters of one picture."""
+WORDS = ["circle", "square", "triangle"]
 Times = dict[str, list[float]]
 """Milliseconds of each round."""
 
 
 async def measure(app: App, model: OmniGen2, steps: int, rounds: range) -> Times:
     """The first of the rounds is not counted: it warms up."""
-    caller, tool = Caller(LOCAL, "benchmark"), app.tools["generate_image"]
-    times: Times = {"model": [], "call": [], "around": [], "repeat": [], "store": []}
+    tool, caller = app.tools["generate_image"], Caller(LOCAL, "benchmark")
+    listener = replace(caller, on_progress=listen)
+    times: Times = {"model": [], "call": [], "told": [], "around": [], "repeat": [], "store": []}
     thread = ThreadPoolExecutor(1)
 
-    async def alone(asked: dict[str, Any]) -> Any:
+    async def alone(asked: Asked) -> Any:
         return await asyncio.wrap_future(thread.submit(lambda: model.generate(**asked)))
 
-    async def call(asked: dict[str, Any]) -> Any:
+    async def call(asked: Asked) -> Any:
         return await app.call(tool, asked, caller)
+
+    async def told(asked: Asked) -> Any:
+        return await app.call(tool, asked, listener)
 
     async def put(picture: Image.Image) -> Any:
         keep = partial(app.store.put_made, [picture], tool="benchmark", parameters={})
         return await anyio.to_thread.run_sync(keep)
-
-    async def timed_call(asked: dict[str, Any]) -> None:
-        spent = (await timed("call", call, asked)).timings
-        times["around"].append(times["call"][-1] - spent.encode_ms - spent.denoise_ms - spent.decode_ms)
 
     async def timed(kind: str, work: Callable[[Any], Awaitable[Any]], given: Any) -> Any:
         started = time.perf_counter()
@@ -79,21 +87,33 @@ async def measure(app: App, model: OmniGen2, steps: int, rounds: range) -> Times
         times[kind].append(1000 * (time.perf_counter() - started))
         return result
 
+    sides = {"model": alone, "call": call, "told": told}
     for number in rounds:
-        shapes = ("circle", "square") if number % 4 < 2 else ("square", "circle")
-        one, other = (
-            {"prompt": f"a red {shape} {number}", "seed": number, "steps": steps or None} for shape in shapes
-        )
-        if number % 2:
-            await timed_call(other)
-        [picture] = await timed("model", alone, one)
-        if not number % 2:
-            await timed_call(other)
-        await timed("repeat", call, other)
+        words = turned(WORDS, number // len(sides))
+        asked: dict[str, Asked] = {
+            side: {"prompt": f"a red {word} {number}", "seed": number, "steps": steps or None}
+            for side, word in zip(sides, words, strict=True)
+        }
+        made = {side: await timed(side, sides[side], asked[side]) for side in turned(list(sides), number)}
+        phases = made["call"].timings
+        own = phases.encode_ms + phases.denoise_ms + phases.decode_ms
+        times["around"].append(times["call"][-1] - own)
+        await timed("repeat", call, asked["call"])
+        [picture] = made["model"]
         picture.putpixel((0, 0), (number % 256, 1, 2))
         await timed("store", put, picture)
     thread.shutdown()
     return {kind: values[1:] for kind, values in times.items()}
+
+
+async def listen(status: JobStatus) -> None:
+    """Hear of progress as a client does that shows it."""
+
+
+def turned(items: list[T], by: int) -> list[T]:
+    """The same items, beginning with another one."""
+    first = by % len(items)
+    return items[first:] + items[:first]
 
 
 async def main(source: str = "nano", steps: str = "0", rounds: str = "20", threads: str = "6") -> None:
@@ -112,10 +132,13 @@ async def main(source: str = "nano", steps: str = "0", rounds: str = "20", threa
 
 def report(times: Times) -> None:
     middle = {kind: statistics.median(values) for kind, values in times.items()}
-    added = statistics.median(call - alone for call, alone in zip(times["call"], times["model"], strict=True))
     for kind, value in middle.items():
-        print(f"{kind:8} {value:8.1f} ms")
-    print(f"added    {added:8.1f} ms, {100 * added / middle['model']:.1f} % (bars: 10 ms, 3 %; repeat 20 ms)")
+        print(f"{kind:12} {value:6.1f} ms")
+    for side in ("call", "told"):
+        pairs = zip(times[side], times["model"], strict=True)
+        added = statistics.median(through - alone for through, alone in pairs)
+        share = 100 * added / middle["model"]
+        print(f"added, {side:5} {added:6.1f} ms, {share:.1f} % (bars: 10 ms, 3 %; repeat 20 ms)")
 
 
 if __name__ == "__main__":

@@ -117,8 +117,7 @@ class Dispatcher:
     async def _carry_out(self, job: Job) -> Result:
         async with self._held(job.work.holds):
             outcome = await self._compute(job)
-            if not job.noted.is_set():  # asking costs a turn of the loop
-                await job.noted.wait()
+            await job.noted.wait()
             await checkpoint_if_cancelled()
             with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
                 result = await to_thread.run_sync(self._finish, job, outcome)

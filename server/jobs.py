@@ -86,6 +86,7 @@ class Job:
         self.ended_at = 0.0
         self.version = 0
         self.listeners = 0
+        """How many want to hear of every step."""
         self._change = anyio.Event()
         self._told: deque[tuple[int, Status]] = deque(maxlen=TOLD)
         self._step_at: float | None = None

@@ -125,8 +125,7 @@ class LocalBlobs:
         return Path(f"{self.folder}/sha256/{digest.hex[:2]}/{digest.hex[2:]}")
 
     def _put(self, data: bytes) -> Blob:
-        if not self.staging.is_dir():
-            self.staging.mkdir(parents=True, exist_ok=True)
+        self.staging.mkdir(parents=True, exist_ok=True)
         temporary = f"{self.staging}/{secrets.token_hex(8)}"
         created = time.time_ns()
         try:

@@ -6,7 +6,7 @@ image must outlive the index, and only blobs and records do.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any
@@ -21,8 +21,6 @@ LABEL, PIN = "label_image", "pin_image"
 """Tools of the records by which a label is set, and a pin set or taken off."""
 SEARCHED = ("prompt", "instruction", "question", "label")
 """Parameters whose text is found by a search."""
-_REQUEST = ("tool", "parameters", "inputs", "model", "seed", "numerics")
-"""What makes two requests the same."""
 
 Time = Annotated[
     AwareDatetime,
@@ -95,9 +93,10 @@ class Record(BaseModel):
     @property
     def memo(self) -> Digest:
         """What makes two requests the same: see `memo`."""
+        forms, null = self.forms, canonical(None)
         model = canonical((self.model.digest or self.model.id) if self.model else None)
-        forms = {"seed": b"null", "numerics": b"null"} | self.forms | {"model": model}
-        return _memo(forms[name] for name in _REQUEST)
+        seed, numerics = forms.get("seed", null), forms.get("numerics", null)
+        return _memo(forms["tool"], forms["parameters"], forms["inputs"], model, seed, numerics)
 
     def searched_text(self) -> str:
         """The words by which its outputs can be found."""
@@ -118,7 +117,7 @@ def make_record(**fields: Any) -> Record:
     body = record.canonical
     json.loads(body, parse_int=_exact)
     again = parse_record(body)  # as it will be read: a whole number written as a float is an integer then
-    vars(again).update(forms=record.forms, canonical=body)  # computing them again takes half of the time
+    vars(again).update(forms=record.forms, canonical=body)  # equal to its own, and slow to compute
     return again
 
 
@@ -144,11 +143,11 @@ def memo(
 ) -> Digest:
     """The digest under which an equal request finds its earlier answer; `model` is the weights' digest."""
     parts = (tool, dict(parameters), [str(digest) for digest in inputs], model, seed, numerics)
-    return _memo(map(canonical, parts))
+    return _memo(*map(canonical, parts))
 
 
-def _memo(forms: Iterable[bytes]) -> Digest:
-    """From the canonical forms of `_REQUEST`, in that order."""
+def _memo(*forms: bytes) -> Digest:
+    """From the canonical forms of the parts: a list of them has theirs, with commas between (RFC 8785)."""
     return Digest.of(b"[%s]" % b",".join(forms))
 
 
