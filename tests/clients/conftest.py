@@ -47,8 +47,9 @@ def node_modules() -> Path:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
     folder = HERE / "node_modules"
-    wanted = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]
-    if any(_version(folder / name) != version for name, version in wanted.items()):
+    installed, wanted = folder / ".installed", (HERE / "package.json").read_text(encoding="utf-8")
+    if not installed.is_file() or installed.read_text(encoding="utf-8") != wanted:
+        shutil.rmtree(folder, ignore_errors=True)  # half of it may be there, of a run that was stopped
         command = [
             "npm",
             "install",
@@ -62,9 +63,5 @@ def node_modules() -> Path:
             subprocess.run(command, cwd=HERE, check=True, capture_output=True, timeout=INSTALL_S)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             pytest.skip(f"the clients could not be installed from npm: {error}")
+        installed.write_text(wanted, encoding="utf-8")
     return folder
-
-
-def _version(package: Path) -> str | None:
-    described = package / "package.json"
-    return json.loads(described.read_text(encoding="utf-8"))["version"] if described.is_file() else None
