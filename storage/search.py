@@ -1,10 +1,12 @@
 """Questions to the index: find by name, list, search, walk the lineage. Reads only.
 
-Knows the tables of `storage/index.py`, and writes SQL so that each question is one statement.
+Knows the tables of `storage/rows.py`. Each question is one statement; a lineage is one for every ancestor.
 """
 
 import re
 import sqlite3
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.digest import Digest
@@ -97,27 +99,38 @@ class Origin:
     record: Record | None
 
 
-_MAKER = """(SELECT made.record FROM edges AS made WHERE made.image = up.image AND made.output = 1
+_ORIGIN = f"""SELECT {IMAGE_COLUMNS}, records.digest, records.body FROM images
+LEFT JOIN records ON records.key = (
+    SELECT made.record FROM edges AS made WHERE made.image = images.digest AND made.output = 1
     AND NOT EXISTS (SELECT 1 FROM edges AS used
-        WHERE used.record = made.record AND used.output = 0 AND used.image = up.image)
-    ORDER BY made.record LIMIT 1)"""
-_LINEAGE = f"""
-WITH RECURSIVE
-up (image) AS (
-    SELECT ? UNION SELECT edges.image FROM up JOIN edges ON edges.output = 0 AND edges.record = {_MAKER}),
-made (image, record) AS (SELECT up.image, {_MAKER} FROM up)
-SELECT {IMAGE_COLUMNS}, records.digest, records.body
-FROM made JOIN images ON images.digest = made.image LEFT JOIN records ON records.key = made.record
-"""
+        WHERE used.record = made.record AND used.output = 0 AND used.image = images.digest)
+    ORDER BY made.record LIMIT 1)
+WHERE images.digest = ?"""
 
 
-def origins(db: sqlite3.Connection, image: Digest) -> dict[Digest, Origin]:
-    """The image and all its ancestors, each with the earliest record that made it from other images."""
+def origin(db: sqlite3.Connection, image: Digest) -> Origin | None:
+    """An image with the earliest record that made it from other images; None if it is not indexed."""
+    row = db.execute(_ORIGIN, (image.raw,)).fetchone()
+    if row is None:
+        return None
+    digest, body = row[-2:]
+    made = (Digest(digest), parse_record(body)) if body is not None else (None, None)
+    return Origin(image_row(row), *made)
+
+
+def origins(
+    db: sqlite3.Connection, images: Iterable[Digest], limit: int | None = None
+) -> dict[Digest, Origin]:
+    """Images with all their ancestors, or those `limit` that come first breadth first."""
     found: dict[Digest, Origin] = {}
-    for row in db.execute(_LINEAGE, (image.raw,)):
-        ancestor, (digest, body) = image_row(row), row[-2:]
-        made = (Digest(digest), parse_record(body)) if body is not None else (None, None)
-        found[ancestor.digest] = Origin(ancestor, *made)
+    ahead = deque(images)
+    met = set(ahead)
+    while ahead and (limit is None or len(found) < limit):
+        if one := origin(db, ahead.popleft()):
+            found[one.image.digest] = one
+            fresh = [digest for digest in (one.record.inputs if one.record else ()) if digest not in met]
+            ahead.extend(dict.fromkeys(fresh))
+            met.update(fresh)
     return found
 
 

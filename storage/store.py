@@ -244,18 +244,29 @@ class ImageStore:
             images, following = search.listed(db, question)
         return Page(tuple(_stored(row) for row in images), following)
 
-    def lineage(self, ref: Reference) -> tuple[Ancestor, ...]:
+    def origin(self, ref: Reference) -> Ancestor:
+        """An image and how it was made, at a cost that its ancestors do not raise. Raises what `get` does."""
+        digest = self._row(ref).digest
+        with self._shelf.index.reading() as db:
+            found = search.origin(db, digest)
+        if found is None:  # collected since
+            raise _not_found(str(digest))
+        return _ancestor(found)
+
+    def lineage(self, ref: Reference, limit: int | None = None) -> tuple[Ancestor, ...]:
         """Every ancestor of an image and how it was made, oldest first; the image itself is last.
 
-        Raises what `get` does.
+        With a `limit`, the image and its nearest ancestors, that many in all. Raises what `get` does.
         """
         digest = self.get(ref).id
         with self._shelf.index.reading() as db:
-            origins = search.origins(db, digest)
-        return tuple(
-            Ancestor(_stored(origin.image), origin.record_id, origin.record)
-            for origin in search.oldest_first(origins, digest)
-        )
+            origins = search.origins(db, [digest], limit)
+        return tuple(map(_ancestor, search.oldest_first(origins, digest)))
+
+    def with_ancestors(self, refs: Iterable[Digest]) -> set[Digest]:
+        """Images and all their ancestors, each looked at once."""
+        with self._shelf.index.reading() as db:
+            return set(search.origins(db, refs))
 
     def usage(self) -> Usage:
         """How many images and bytes are stored."""
@@ -347,6 +358,10 @@ def _stored(row: ImageRow) -> StoredImage:
     return StoredImage(
         row.digest, row.width, row.height, codec.MIME_TYPE, row.size, created, row.label, row.pinned
     )
+
+
+def _ancestor(origin: search.Origin) -> Ancestor:
+    return Ancestor(_stored(origin.image), origin.record_id, origin.record)
 
 
 def _not_found(ref: str) -> ImageNotFound:

@@ -50,7 +50,7 @@ def export(
         InvalidArgument: the folder cannot be written.
     """
     asked = dict.fromkeys(digests)
-    ancestors = {step.image.id for digest in asked for step in store.lineage(digest)} - asked.keys()
+    ancestors = store.with_ancestors(asked) - asked.keys()
     tick = ticking(progress, len(asked) + len(ancestors))
     paths = [_write(store, digest, folder) for digest in tick(asked)]
     for digest in tick(sorted(ancestors)):
@@ -108,7 +108,7 @@ def _write(store: "ImageStore", digest: Digest, folder: Path) -> Path:
 
 def _history(store: "ImageStore", digest: Digest) -> list[Record]:
     """The record that made an image, then what is said about it."""
-    maker = store.lineage(digest)[-1].record
+    maker = store.origin(digest).record
     return [record for record in (maker, *store.notes(digest)) if record is not None]
 
 

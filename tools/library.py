@@ -1,5 +1,6 @@
 """The images there are: take one in, find some, look at one, ask how one came about."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
@@ -10,12 +11,14 @@ from pydantic import AwareDatetime, Field, JsonValue
 from storage import Ancestor, ImageStore, Record, StoredImage, codec
 from tools.base import Context, Picture, Request, Result, Tool, ToolError
 from tools.fields import ImageIn
-from tools.references import StoredRef, parse_reference, shown
+from tools.references import names_stored, source_of
 from tools.results import Facts, ImageInfo, effective
 
 IMPORT = "import_image"
 EXCERPT = 200
 """Characters of a prompt that a list repeats."""
+MAX_STEPS = 100
+"""Images of a lineage that one answer tells of."""
 
 
 # -- import -------------------------------------------------------------------------------------------
@@ -52,9 +55,10 @@ async def import_image(request: ImportImage, context: Context) -> ImportResult:
 
 def _take_in(image: StoredImage, request: ImportImage, context: Context) -> ImportResult:
     store = context.store
-    outside = not isinstance(parse_reference(request.image, "image"), StoredRef)
-    if outside and store.lineage(image.id)[-1].record is None:
-        source: dict[str, JsonValue] = {"source": shown(request.image)}
+    if names_stored(request.image):
+        store.read(image.id)  # the answer says that it is here
+    elif store.origin(image.id).record is None:
+        source: dict[str, JsonValue] = {"source": source_of(request.image)}
         store.record(tool=IMPORT, parameters=source, outputs=[image.id], principal=context.principal)
     if request.label is not None:
         image = store.label(image.id, request.label)
@@ -136,7 +140,7 @@ def _listed(request: ListImages, store: ImageStore) -> ImageList:
 
 
 def _listed_image(store: ImageStore, image: StoredImage) -> ListedImage:
-    record = store.lineage(image.id)[-1].record
+    record = store.origin(image.id).record
     return ListedImage.of(
         image,
         created=image.created,
@@ -273,19 +277,34 @@ class History(Result):
     """The lineage of an image, oldest first; the image itself is last."""
 
     steps: list[Step]
+    notes: tuple[str, ...] = ()
+    """What you should know about it, such as that it goes further back."""
 
     def line(self) -> str:
-        return "\n".join(f"{place}. {_told(step)}" for place, step in enumerate(self.steps, 1))
+        lines = (f"{place}. {_told(step)}" for place, step in enumerate(self.steps, 1))
+        return "\n".join((*lines, *self.notes))
 
     def linked(self) -> tuple[str, ...]:
         return tuple(step.image.id for step in self.steps)
 
 
 async def image_history(request: ImageHistory, context: Context) -> History:
-    """Every ancestor and the record that made it."""
+    """The nearest ancestors, `MAX_STEPS` at most, and the record that made each."""
     image = await context.resolve(request.image, "image")
-    lineage = await to_thread.run_sync(context.store.lineage, image.id)
-    return History(steps=[_step(ancestor) for ancestor in lineage])
+    lineage = await to_thread.run_sync(context.store.lineage, image.id, MAX_STEPS)
+    return History(steps=[_step(ancestor) for ancestor in lineage], notes=_left_out(lineage))
+
+
+def _left_out(lineage: Sequence[Ancestor]) -> tuple[str, ...]:
+    """Where a lineage goes on that was cut off."""
+    told = {ancestor.image.id for ancestor in lineage}
+    inputs = [(step, digest) for step in lineage if step.record for digest in step.record.inputs]
+    cut = next((step.image.id for step, digest in inputs if digest not in told), None)
+    if len(told) < MAX_STEPS or cut is None:
+        return ()
+    return (
+        f"Only the {len(told)} nearest images are told; ask for the history of {cut} for what was before.",
+    )
 
 
 def _step(ancestor: Ancestor) -> Step:
@@ -323,7 +342,7 @@ IMAGE_HISTORY = Tool(
     command="history",
     title="Image history",
     description=(
-        "How an image came about: every image it was made from, oldest first, each with the tool, all "
+        "How an image came about: the images it was made from, oldest first, each with the tool, all "
         "parameters, the seed and the model, as a call that makes it again. Use it to repeat, to vary one "
         "step, or to say where a picture comes from."
     ),

@@ -9,7 +9,7 @@ import binascii
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, unquote, unquote_to_bytes, urlsplit, urlunsplit
 
 from storage.digest import SCHEME, hex_digits
 from storage.errors import InvalidArgument
@@ -27,7 +27,10 @@ _SCHEME = re.compile(  # a file's name may hold a colon, and one letter is a Win
     r"(sha256|image|data|file|https?|[a-z][a-z0-9+.-]+(?=://)):", re.ASCII | re.IGNORECASE
 )
 _STORED = ("sha256", SCHEME.partition(":")[0])
+_SECRET = re.compile(r"([^&=]*(?:token|sig|key|secret|passw|auth|credential)[^&=]*)=[^&]*", re.IGNORECASE)
 _SHOWN = 100
+MAX_SOURCE = 2000
+"""Characters of a reference that a record keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def parse_reference(text: str, field: str) -> ImageRef:
     """
     scheme = _SCHEME.match(text)
     kind = scheme[1].lower() if scheme else ""
-    if kind in _STORED or _BARE_ID.fullmatch(text):
+    if names_stored(text):
         return _stored(text, field)
     if kind == "data":
         return _data(text, field)
@@ -85,6 +88,28 @@ def parse_reference(text: str, field: str) -> ImageRef:
     if kind:
         raise wrong(text, field, f"{kind}: addresses are not read.")
     return FileRef(_path(text, text, field))
+
+
+def names_stored(text: str) -> bool:
+    """Whether `text` has the form of an id or of the address of a stored image. Costs nothing."""
+    scheme = _SCHEME.match(text)
+    return bool(scheme and scheme[1].lower() in _STORED) or _BARE_ID.fullmatch(text) is not None
+
+
+def source_of(text: str) -> str:
+    """Where an image came from, as its record keeps it: whole, up to `MAX_SOURCE` characters.
+
+    Without pixels, and without what a record must not tell to those it is given to: the credentials of an
+    address, and parameters that look like some.
+    """
+    kind, _, _ = text[:10].lower().partition(":")
+    if kind == "data":
+        return text[:MAX_SOURCE].partition(",")[0]
+    parts = _split(text) if kind == "https" else None
+    if parts:
+        query = _SECRET.sub(r"\1=...", parts.query)
+        text = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment=""))
+    return text[:MAX_SOURCE]
 
 
 def wrong(text: str, field: str, reason: str) -> ToolError:

@@ -166,7 +166,7 @@ def test_lineage_is_whole_and_oldest_first(store: ImageStore):
     }  # fmt: skip
 
 
-def test_a_deep_lineage_is_one_query(store: ImageStore):
+def test_a_deep_lineage_is_walked_to_its_end(store: ImageStore):
     last = store.put(picture(0)).id
     for number in range(1, 120):
         last = made(store, number, last, instruction=str(number))

@@ -1,14 +1,20 @@
 """Import, list, view, history on a real store."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from PIL import Image
 
+from storage import Digest, ImageStore
+from storage.errors import Corrupt
 from tests.tools.studio import Studio
 from tests.tools.test_studio import QUICK, picture
 from tools.base import ToolError
+from tools.library import MAX_STEPS
+from tools.references import source_of
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +28,7 @@ async def test_a_file_is_taken_in_under_a_label_and_knows_where_it_came_from(stu
     assert again == result
     (step,) = (await studio.call("image_history", image=result.image.id)).steps
     assert (step.tool, step.replay, step.label) == ("import_image", None, "my cat")
-    assert studio.store.get_record(step.record).parameters == {"source": "'cat.png'"}
+    assert studio.store.get_record(step.record).parameters == {"source": "cat.png"}
 
 
 async def test_images_are_found_by_words_tool_time_and_page(studio: Studio) -> None:
@@ -94,3 +100,87 @@ async def test_a_history_is_the_calls_that_make_the_image_again(studio: Studio) 
         assert again.cached and step.image.id in [image.id for image in again.images]
         assert again.record == step.record
     assert history.line().splitlines()[-1].startswith("4. " + both.images[0].id)
+
+
+def chain(store: ImageStore, length: int) -> list[Digest]:
+    """Images of which each was made from the one before."""
+    images: list[Digest] = []
+    for number in range(length):
+        image = Image.new("RGB", (2, 1), (number >> 8, number & 255, 7))
+        store.put_made([image], tool="edit_image", inputs=images[-1:], parameters={"instruction": "more"})
+        images.append(store.list(limit=1).images[0].id)
+    return images
+
+
+@contextmanager
+def database_steps(store: ImageStore) -> Iterator[list[int]]:
+    """Counts what SQLite does for a store: one entry for every ten instructions of its machine."""
+    steps: list[int] = []
+    connection = store._shelf.index._connect()
+    connection.set_progress_handler(lambda: steps.append(1), 10)
+    store._shelf.index.close()
+    store._shelf.index._free.append(connection)
+    yield steps
+    connection.set_progress_handler(None, 0)
+
+
+async def test_listing_and_importing_cost_the_same_however_long_the_history_is(studio: Studio) -> None:
+    images = chain(studio.store, 120)
+    costs: dict[str, list[int]] = {}
+    for depth in (10, 119):
+        for name, arguments in {
+            "list_images": {"limit": 1, "cursor": f"{studio.store._row(images[depth]).key + 1:x}"},
+            "import_image": {"image": str(images[depth])},
+        }.items():
+            with database_steps(studio.store) as steps:
+                answer = await studio.call(name, **arguments)
+            assert answer.linked() == (str(images[depth]),)
+            costs.setdefault(name, []).append(len(steps))
+    assert all(late <= 2 * early for early, late in costs.values()), costs
+
+
+async def test_a_long_history_tells_the_nearest_and_where_it_goes_on(studio: Studio) -> None:
+    images = [str(digest) for digest in chain(studio.store, MAX_STEPS + 30)]
+    near = await studio.call("image_history", image=images[-1])
+    assert [step.image.id for step in near.steps] == images[-MAX_STEPS:]
+    assert near.steps[0].image.id in near.notes[0] and near.notes[0] in near.line()
+    far = await studio.call("image_history", image=near.steps[0].image.id)
+    assert [step.image.id for step in far.steps] == images[:31] and far.notes == ()
+
+
+async def test_an_export_looks_at_each_ancestor_once(studio: Studio) -> None:
+    images = chain(studio.store, 60)
+    costs: list[int] = []
+    for asked in (images[-1:], images):
+        with database_steps(studio.store) as steps:
+            assert studio.store.with_ancestors(asked) == set(images)
+        costs.append(len(steps))
+    assert costs[1] <= 2 * costs[0]
+
+
+async def test_a_damaged_image_is_not_imported_again_by_its_id(studio: Studio) -> None:
+    image = studio.store.put(picture()).id
+    path = studio.store.path / "blobs" / "sha256" / image.hex[:2] / image.hex[2:]
+    path.chmod(0o600)
+    path.write_bytes(b"damaged")
+    with pytest.raises(Corrupt):
+        await studio.call("import_image", image=str(image))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://example.com/" + "a" * 500 + ".png", "https://example.com/" + "a" * 500 + ".png"),
+        ("https://ann:pw@example.com:8443/a.png?id=7#x", "https://example.com:8443/a.png?id=7"),
+        (
+            "https://s3.example/a?X-Amz-Signature=ab&w=2&access_token=c",
+            "https://s3.example/a?X-Amz-Signature=...&w=2&access_token=...",
+        ),
+        ("data:image/png;base64," + "A" * 5000, "data:image/png;base64"),
+        ("HTTPS://example.com/a.png", "https://example.com/a.png"),
+        ("pictures/" + "ä" * 300 + ".png", "pictures/" + "ä" * 300 + ".png"),
+        ("https://example.com/" + "a" * 5000, "https://example.com/" + "a" * 1980),
+    ],
+)
+def test_a_record_keeps_where_an_image_came_from_without_what_is_secret(given: str, kept: str) -> None:
+    assert source_of(given) == kept
