@@ -27,12 +27,12 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import build_hf_headers, silent_tqdm
 
 from omnigen2.card import CARD_FILE
+from omnigen2.filehash import file_hash
 from omnigen2.hub import (
     ORIGIN_FILE,
     PARTS,
     SUFFIXES,
     PullProgress,
-    file_hash,
     folder_bytes,
     read_origin,
 )

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import sys
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omnigen2.filehash import remembered_hash
 
 NANO = "nano"
 PARTS = ("transformer", "vae", "mllm", "processor")
@@ -23,8 +23,6 @@ PARTS = ("transformer", "vae", "mllm", "processor")
 SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
 ORIGIN_FILE = ".origin.json"
 """Where a pull writes down which repository and commit the files are, with the SHA-256 of each."""
-REMEMBERED_BYTES = 64 * 2**20
-"""From this size on, the hash of a file is remembered between runs."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -112,8 +110,8 @@ def weights_digest(folder: Path) -> str:
     """`sha256:<hex>` of what is loaded from `folder`: weights, configurations and tokenizer.
 
     It is the SHA-256 of the lines `<SHA-256 of the file>  <relative name>`, sorted by name, as `sha256sum`
-    prints them, over the files in `PARTS`. A large file is hashed once for as long as its path, size and
-    time of change stay the same.
+    prints them, over the files in `PARTS`. A file is read once for as long as it stays the same
+    (`omnigen2.filehash`).
 
     Raises:
         FileNotFoundError: the folder holds no such file.
@@ -121,8 +119,7 @@ def weights_digest(folder: Path) -> str:
     files = loaded_files(folder)
     if not files:
         raise FileNotFoundError(f"model: {folder} holds no weights; a checkpoint holds {', '.join(PARTS)}")
-    lines = [f"{_remembered_hash(path)}  {name}\n" for name, path in files]
-    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+    return _digest({name: _hash(path) for name, path in files})
 
 
 def pull(
@@ -151,21 +148,13 @@ def pull(
 def loaded_files(folder: Path) -> list[tuple[str, Path]]:
     """Relative name and path of every file that makes the model what it is, sorted by name."""
     paths = (path for part in PARTS for path in (folder / part).rglob("*"))
-    return sorted((path.relative_to(folder).as_posix(), path) for path in paths if path.suffix in SUFFIXES)
+    found = [path for path in paths if path.suffix in SUFFIXES and path.is_file()]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
 
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files in a folder and below it."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def file_hash(path: Path, start: bytes = b"", kind: str = "sha256") -> str:
-    """Hex digest of a file, with `start` before its content."""
-    state = hashlib.new(kind, start)
-    with path.open("rb", buffering=0) as file:
-        for chunk in iter(lambda: file.read(2**20), b""):
-            state.update(chunk)
-    return state.hexdigest()
 
 
 def _nano_folder() -> Path:
@@ -176,22 +165,17 @@ def _has_parts(folder: Path) -> bool:
     return all((folder / part).is_dir() for part in PARTS)
 
 
-def _remembered_hash(path: Path) -> str:
-    """The SHA-256 of a file, taken from memory if it is large and has not changed since it was hashed."""
-    state = path.stat()
-    if state.st_size < REMEMBERED_BYTES:
-        return file_hash(path)
-    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    memory = models_folder() / ".hashes.json"
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        known[key] = file_hash(path)
-        with suppress(OSError):  # a folder that cannot be written costs time, nothing else
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            fresh = memory.with_name(f"{memory.name}.{uuid.uuid4().hex}")
-            fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            fresh.replace(memory)
-    return known[key]
+def _memory() -> Path:
+    """Where the hashes of large files are remembered."""
+    return models_folder() / ".hashes.json"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return remembered_hash(file, _memory())
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """From the SHA-256 of each file, by relative name, sorted."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"

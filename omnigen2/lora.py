@@ -7,40 +7,39 @@ read too.
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from omnigen2.adapter import Adapter
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
-FILE = "pytorch_lora_weights.safetensors"
 A, B = ".lora_A.weight", ".lora_B.weight"
+KEPT = 8
+"""Adapters that stay loaded: those used last."""
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
-    """The weights of an adapter, named as peft expects them. `path` is the file or its folder.
+def read(adapter: Adapter) -> dict[str, Tensor]:
+    """The weights of an adapter, named as peft expects them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else than a LoRA.
+        FileNotFoundError: the file is gone.
+        ValueError: the file holds something else than a LoRA, or has changed.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"lora: {file} does not exist; give a folder with {FILE}, or the file itself")
+    name = adapter.path.name
     try:
-        stored = load_file(file)
+        stored = load(adapter.read())
     except SafetensorError as error:
-        raise ValueError(f"lora: {file} is damaged or no safetensors file ({error})") from error
+        raise ValueError(f"lora: {name} is damaged or not a safetensors file ({error})") from error
     weights = {
-        name.removeprefix("transformer.").replace(".default.", "."): tensor for name, tensor in stored.items()
+        key.removeprefix("transformer.").replace(".default.", "."): tensor for key, tensor in stored.items()
     }
-    strange = [name for name in weights if not name.endswith((A, B))]
+    strange = [key for key in weights if not key.endswith((A, B))]
     if strange or not weights:
         raise ValueError(
-            f"lora: {file} is no LoRA for the transformer; it holds {', '.join(strange[:3]) or 'nothing'}"
+            f"lora: {name} is not a LoRA for the transformer; it holds {', '.join(strange[:3]) or 'nothing'}"
         )
     return weights
 
@@ -59,23 +58,33 @@ def check(transformer: OmniGen2Transformer2DModel, weights: Mapping[str, Tensor]
             raise ValueError(f"lora: {name} was made for a layer of {shape}, this model's is {wanted}")
 
 
-def use(transformer: OmniGen2Transformer2DModel, path: str | None) -> None:
-    """Let the adapter at `path` take part, loading it the first time; None uses the bare model.
+def use(transformer: OmniGen2Transformer2DModel, adapter: Adapter | None) -> None:
+    """Let the adapter take part, loading it if it is not; None uses the bare model.
+
+    Loaded adapters are named by their digests, in `peft_config`, in the order of their last use.
 
     Raises:
         FileNotFoundError, ValueError: as `read` and `check`.
     """
     loaded = getattr(transformer, "peft_config", {})
-    if path is None:
+    if adapter is None:
         if loaded:
             transformer.disable_lora()
         return
-    name = str(Path(path).resolve()).replace(".", "_")
-    if name not in loaded:
-        weights = read(path)
-        check(transformer, weights)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are fine
-            transformer.load_lora_adapter(weights, prefix=None, adapter_name=name)  # pyright: ignore
+    if adapter.digest in loaded:
+        loaded[adapter.digest] = loaded.pop(adapter.digest)
+    else:
+        _load(transformer, adapter)
     transformer.enable_lora()
-    transformer.set_adapters([name])
+    transformer.set_adapters([adapter.digest])
+
+
+def _load(transformer: OmniGen2Transformer2DModel, adapter: Adapter) -> None:
+    """Load an adapter in the place of the one that was used longest ago, if there are many."""
+    weights = read(adapter)
+    check(transformer, weights)
+    loaded = getattr(transformer, "peft_config", {})
+    transformer.delete_adapters([*loaded][: max(0, len(loaded) - KEPT + 1)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are fine
+        transformer.load_lora_adapter(weights, prefix=None, adapter_name=adapter.digest)  # pyright: ignore

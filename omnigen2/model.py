@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from omnigen2 import checkpoint, hub, lora
+from omnigen2.adapter import Adapter
 from omnigen2.card import Limits, ModelCard, read_card
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
@@ -95,6 +96,7 @@ class OmniGen2:
 
         Raises:
             ValueError: a parameter is out of bounds; the message names the field, the value, what is allowed.
+            FileNotFoundError: there is no such LoRA.
         """
         asked: dict[str, object] = {
             "negative_prompt": negative_prompt,
@@ -115,10 +117,11 @@ class OmniGen2:
             asked |= self._as_noise(noises[0], num_images, width, height)
         sampling = _checked(ReferenceSampling, asked)
         tasks = []
+        adapter = None if lora is None else Adapter.of(lora)
         for text, own in zip(prompts, image_lists, strict=True):
             self._check_images(own)
             filled = sampling.filled(self.card.defaults_for(len(own)))
-            tasks.append(ImageTask(text, tuple(own), filled, lora and str(lora)))
+            tasks.append(ImageTask(text, tuple(own), filled, adapter))
         if output not in ("pil", "latents"):
             raise ValueError(f"output: {output!r} is unknown; allowed: pil, latents")
         return self._run(tasks, self._limits(max_pixels, max_input_side), noises, output, on_step)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from PIL.Image import Image
 
+from omnigen2.adapter import Adapter
 from omnigen2.card import ModelCard
 from omnigen2.params import Decoding, ReferenceSampling
 
@@ -26,7 +27,7 @@ class ImageTask:
     prompt: str
     images: tuple[Image, ...]
     sampling: ReferenceSampling  # filled; only the seed, and the size of an edit, may be None
-    lora: str | None = None  # folder or file of a LoRA in the published format
+    lora: Adapter | None = None
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,14 @@ and the arguments that make the result again.
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio.to_thread
 from PIL.Image import Image
 from pydantic import JsonValue
 
+from omnigen2.adapter import Adapter
 from omnigen2.card import ModelCard
-from omnigen2.hub import file_hash
 from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
 from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
 from storage import Model, StoredImage
@@ -30,6 +28,8 @@ LEAST_SIDE = 16
 """Fewest pixels of a side that can be asked for."""
 PINNED = "@sha256:"
 """Stands between the path of an adapter and the digest that its file must have."""
+_HASHING = anyio.CapacityLimiter(2)
+"""Threads that read adapters: never those that everything else waits for."""
 _LORA_ADVICE = "Give the path of a safetensors file, or of a folder that holds just one."
 
 S = TypeVar("S", bound=Sampling)
@@ -47,8 +47,7 @@ class Recipe:
     """What the model is given."""
     inputs: tuple[StoredImage, ...]
     model: Model
-    lora: str | None = None
-    """Path of the adapter."""
+    lora: Adapter | None = None
     fixed: bool = False
     """Whether the request itself fixes the outcome, so that an earlier one answers it."""
 
@@ -121,14 +120,14 @@ async def _image_recipe(
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
     _check_seeds(sampling)
-    path, lora = await _adapter(request, context)
+    adapter, lora = await _adapter(request, context)
     return Recipe(
         tool,
         request.model_copy(update={**dict(sampling), "lora": lora}),
         ReferenceSampling.model_construct(**dict(sampling)).filled(defaults),
         inputs,
         Model(id=card.id, digest=card.digest),
-        path,
+        adapter,
         fixed=asked.seed is not None,
     )
 
@@ -180,8 +179,8 @@ def _check_seeds(sampling: Sampling) -> None:
         )
 
 
-async def _adapter(request: LoraIn, context: Context) -> tuple[str | None, str | None]:
-    """The file of the LoRA, and how the recipe names it: with its digest, so that it is always that file.
+async def _adapter(request: LoraIn, context: Context) -> tuple[Adapter | None, str | None]:
+    """The LoRA, and how the recipe names it: with its digest, so that it is always that file.
 
     Raises:
         ToolError: `forbidden`, or `invalid_argument` if it is not there or not the file that was demanded.
@@ -189,35 +188,15 @@ async def _adapter(request: LoraIn, context: Context) -> tuple[str | None, str |
     if request.lora is None:
         return None, None
     given, pinned, demanded = request.lora.rpartition(PINNED)
-    path = Path(context.allowed_path(given if pinned else request.lora, "lora"))
+    path = context.allowed_path(given if pinned else request.lora, "lora")
     try:
-        file = _only_file(path) if path.is_dir() else path
-        state = file.stat()
-        digest = await anyio.to_thread.run_sync(_digest, file, state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ToolError(
-            "invalid_argument", f"lora: {path} cannot be read: {reason}.", _LORA_ADVICE
-        ) from error
-    if pinned and demanded.lower() != digest:
+        adapter = await anyio.to_thread.run_sync(Adapter.of, path, limiter=_HASHING)
+    except (FileNotFoundError, ValueError) as error:
+        raise ToolError("invalid_argument", f"{error}.", _LORA_ADVICE) from error
+    if pinned and demanded.lower() != adapter.digest:
         raise ToolError(
             "invalid_argument",
-            f"lora: {file} has the SHA-256 {digest}, not {demanded}.",
+            f"lora: {given[:200]} is not the file with the SHA-256 {demanded[:64]} any more.",
             "Leave the digest out to use the file as it is now.",
         )
-    return str(file), f"{file}{PINNED}{digest}"
-
-
-def _only_file(folder: Path) -> Path:
-    files = [*folder.glob("*.safetensors")]
-    if len(files) != 1:
-        raise ToolError(
-            "invalid_argument", f"lora: {folder} holds {len(files)} safetensors files.", _LORA_ADVICE
-        )
-    return files[0]
-
-
-@lru_cache(maxsize=64)
-def _digest(file: Path, size: int, changed: int) -> str:
-    """The hex SHA-256 of a file, computed once for as long as its size and time of change stay the same."""
-    return file_hash(file)
+    return adapter, f"{adapter.path}{PINNED}{adapter.digest}"

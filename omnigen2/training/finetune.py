@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import omnigen2
-from omnigen2 import lora
+from omnigen2 import adapter, lora
 from omnigen2.card import ModelCard
 from omnigen2.params import MAX_REFERENCES, explain
 from omnigen2.pipeline import Pipeline
@@ -143,7 +143,7 @@ def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
         transformer.enable_gradient_checkpointing()
     train(task, settings, config.output / task.name, config.precision)
     if settings.lora_rank:
-        save_file(_adapter(transformer, settings.start_share), config.output / lora.FILE)
+        save_file(_adapter(transformer, settings.start_share), config.output / adapter.FILE)
         return model.card
     if settings.start_share:
         mix_in(settings.model, transformer, settings.start_share)

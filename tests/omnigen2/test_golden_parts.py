@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnigen2 import lora
+from omnigen2.adapter import Adapter
 from omnigen2.autoencoder import to_pixels
 from omnigen2.language import question_chat
 from omnigen2.positions import rotations, sample_positions, text_positions
@@ -138,7 +139,7 @@ def test_every_token_stands_where_it_stood_in_the_reference(name: str, call: int
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_refined_captions_are_those_of_the_reference(name: str, call: int) -> None:
     transformer = model(STEPS / "tiny_omnigen2").pipeline.transformer
-    lora.use(transformer, str(STEPS / "lora") if name == "t2i_lora" else None)
+    lora.use(transformer, Adapter.of(STEPS / "lora") if name == "t2i_lora" else None)
     stored = tensors(STEPS / "cases" / name)
     text = valid(stored, f"call.{call}")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from omnigen2 import hub
+from omnigen2 import filehash, hub
 from tests.omnigen2.hub_server import COMMIT, Hub, serve
 
 REPO = "someone/OmniGen2-small"
@@ -239,23 +239,39 @@ def test_weights_digest_changes_with_weights_and_configuration_only(tmp_path: Pa
         hub.weights_digest(tmp_path)
 
 
-def test_large_file_is_hashed_once_until_it_changes(
+def test_a_large_file_is_read_once_until_it_changes(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "REMEMBERED_BYTES", 100_000)
+    monkeypatch.setattr(filehash, "LARGE_BYTES", 100_000)
+    monkeypatch.setattr(filehash, "SETTLED_NS", 0)
     folder = checkpoint(tmp_path / "model")
-    first = hub.weights_digest(folder)
-    hashed: list[str] = []
-    real = hub.file_hash
-    monkeypatch.setattr(hub, "file_hash", lambda path: hashed.append(path.name) or real(path))
-    assert hub.weights_digest(folder) == first
-    assert "diffusion_pytorch_model.safetensors" in hashed  # the small one of the vae
-    assert hashed.count("diffusion_pytorch_model.safetensors") == 1
     large = folder / "transformer/diffusion_pytorch_model.safetensors"
+    first = hub.weights_digest(folder)
+    read: list[int] = []
+    real = filehash._hash
+    monkeypatch.setattr(filehash, "_hash", lambda file: read.append(file.fileno()) or real(file))
+    assert hub.weights_digest(folder) == first and read == []
+    monkeypatch.setattr(filehash, "_known", {})  # as after a restart
+    assert hub.weights_digest(folder) == first
+    assert len(read) == len(hub.loaded_files(folder)) - 1, "the large one is remembered between runs"
+    was = large.stat()
     large.write_bytes(WEIGHTS[::-1])
-    os.utime(large, ns=(1, 1))
+    os.utime(large, ns=(was.st_atime_ns, was.st_mtime_ns))  # as a copy that keeps times
     assert hub.weights_digest(folder) != first
-    assert len(json.loads((models / ".hashes.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "[", "[]", "3", '{"a": {}}', "{" * 200_000, "[" * 200_000, "null"])
+def test_a_damaged_memory_of_hashes_is_begun_anew(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(filehash, "LARGE_BYTES", 100_000)
+    monkeypatch.setattr(filehash, "SETTLED_NS", 0)
+    monkeypatch.setattr(filehash, "_known", {})
+    models.mkdir()
+    (models / ".hashes.json").write_text(damage)
+    hub.weights_digest(checkpoint(tmp_path / "model"))
+    (kept,) = json.loads((models / ".hashes.json").read_text()).values()
+    assert kept == hashlib.sha256(WEIGHTS).hexdigest()
 
 
 def test_hub_imports_neither_torch_nor_the_hub_library() -> None:

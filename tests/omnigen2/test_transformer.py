@@ -82,8 +82,9 @@ def test_the_first_forwards_of_every_case_equal_the_reference(name: str, call: i
     model = load_transformer(STEPS / "tiny_omnigen2", torch.float32)
     if name == "t2i_lora":
         from omnigen2 import lora
+        from omnigen2.adapter import Adapter
 
-        lora.use(model, str(STEPS / "lora"))
+        lora.use(model, Adapter.of(STEPS / "lora"))
     latents = list(stored["hidden_states"])
     lengths = stored["text_attention_mask"].sum(1).tolist()
     text = [features[:length] for features, length in zip(stored["text_hidden_states"], lengths, strict=True)]

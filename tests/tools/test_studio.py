@@ -191,8 +191,11 @@ async def test_a_lora_is_part_of_the_recipe_by_its_content(studio: Studio) -> No
     assert str(first.parameters["lora"]).startswith(f"{file}@sha256:")
     assert (await studio.call("generate_image", **first.parameters)).cached
     save_lora(studio, file, scale=1.0)
-    with pytest.raises(ToolError, match=r"lora: .* has the SHA-256"):
+    with pytest.raises(ToolError, match=r"lora: .* is not the file with the SHA-256"):
         await studio.call("generate_image", **first.parameters)
+    anew = await studio.call("generate_image", **asked, lora="style.safetensors")
+    assert not anew.cached and anew.images[0].id != first.images[0].id
+    assert anew.parameters["lora"] != first.parameters["lora"]
 
 
 def save_lora(studio: Studio, file: Path, scale: float) -> None:

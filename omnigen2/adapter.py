@@ -1,0 +1,89 @@
+"""A LoRA file as a value: where it is and what it holds. Needs no torch; `omnigen2.lora` puts it to work."""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from omnigen2.filehash import remembered_hash
+
+FILE = "pytorch_lora_weights.safetensors"
+"""Name of the file that the reference's trainer writes."""
+MAX_BYTES = 2**31
+"""Largest file that is read. Rank 512 on every attention projection of the full model takes 1.3 GB."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA. Two are equal if their files hold the same bytes, wherever they are."""
+
+    path: Path = field(compare=False)
+    digest: str
+    """Hex SHA-256 of the file."""
+
+    @classmethod
+    def of(cls, path: str | Path) -> Self:
+        """The adapter in a file, or in a folder, as its file is now.
+
+        Raises:
+            FileNotFoundError, ValueError: as `locate` and `open_adapter`.
+        """
+        file = locate(Path(path))
+        with open_adapter(file) as opened:
+            return cls(file, remembered_hash(opened))
+
+    def read(self) -> bytes:
+        """The bytes of the file.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            ValueError: it is not the file that was asked for any more.
+        """
+        with open_adapter(self.path) as file:
+            data = file.read(os.fstat(file.fileno()).st_size + 1)
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise ValueError(
+                "lora: the file was changed after it was asked for; ask again to use it as it is"
+            )
+        return data
+
+
+def locate(path: Path) -> Path:
+    """The file meant by the path of a LoRA: itself, or the one in that folder.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: the folder holds none or several, and none has the trainer's name.
+    """
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    named = [file for file in files if file.name == FILE] or files
+    if len(named) != 1:
+        raise ValueError(
+            f"lora: the folder {path.name} holds {len(files)} safetensors files; name one of them"
+        )
+    return named[0]
+
+
+def open_adapter(path: Path) -> BinaryIO:
+    """A LoRA file, open for reading. Never waits for a pipe or a device.
+
+    Raises:
+        FileNotFoundError: it cannot be read.
+        ValueError: it is not a regular file, or too large for a LoRA.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise FileNotFoundError(f"lora: {path.name} cannot be read: {error.strerror}") from error
+    file = os.fdopen(handle, "rb")
+    state = os.fstat(handle)
+    if stat.S_ISREG(state.st_mode) and state.st_size <= MAX_BYTES:
+        return file
+    file.close()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"lora: {path.name} is not a regular file")
+    raise ValueError(f"lora: {path.name} has {state.st_size} bytes; a LoRA has at most {MAX_BYTES}")
