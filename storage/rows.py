@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from storage import words
 from storage.blobs import Blob
 from storage.digest import Digest
 from storage.records import LABEL, PIN, Record, parse_record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _TIE_BITS = 11
 _LAST = (1 << 63 - _TIE_BITS) - 2
 SCHEMA = """
@@ -33,7 +34,7 @@ CREATE INDEX edges_image ON edges (image, output, record);
 CREATE TABLE notes (
     image BLOB NOT NULL, tool TEXT NOT NULL, record INTEGER NOT NULL, value TEXT, PRIMARY KEY (image, tool)
     ) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5 (text, tools, tokenize = 'porter unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words USING fts5 (text, tools, tokenize = 'porter unicode61');
 CREATE TABLE totals (images INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0);
 CREATE TRIGGER image_added AFTER INSERT ON images
@@ -249,7 +250,8 @@ def _add_words(db: sqlite3.Connection, key: int, image: Digest) -> None:
     texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
     tools = " ".join(sorted({tool_word(record.tool) for record in records}))
     if records or texts[-1]:
-        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, "\n".join(texts), tools))
+        text = words.indexed("\n".join(texts))
+        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, text, tools))
 
 
 def tool_word(tool: str) -> str:

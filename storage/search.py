@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from storage import words
 from storage.digest import Digest
 from storage.errors import InvalidArgument
 from storage.records import Record, parse_record
 from storage.rows import IMAGE_COLUMNS, ImageRow, image_row, tool_word
 
-_WORD = re.compile(r"\w+")
+MAX_TERMS = 256
+"""Words of a query: each costs a look into the index."""
 _CURSOR = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
 
 
@@ -31,7 +33,8 @@ class Question:
     """Which images to list, newest first."""
 
     query: str | None
-    """Words that all occur in the label, prompt or instruction; endings do not matter."""
+    """Words that all occur in the label, prompt or instruction, whatever their case, accents and English
+    endings; in scripts without spaces, parts of the text."""
     tool: str | None
     since: int | None
     """Least key."""
@@ -70,10 +73,15 @@ def _match(question: Question) -> str | None:
     """The full-text expression; None if nothing is to be matched, empty if nothing can match."""
     terms: list[str] = []
     if question.query is not None and question.query.strip():
-        words = _WORD.findall(question.query)
-        if not words:
+        asked = list(dict.fromkeys(words.terms(question.query)))
+        if not asked:
             return ""
-        terms += [f'text : "{word}"' for word in words]
+        if len(asked) > MAX_TERMS:
+            raise InvalidArgument(
+                f"query: {len(asked)} words given; at most {MAX_TERMS} are allowed.",
+                "Leave the common ones out.",
+            )
+        terms += [f'text : "{term}"' for term in asked]
     if question.tool is not None:
         terms.append(f'tools : "{tool_word(question.tool)}"')
     return " AND ".join(terms) or None
