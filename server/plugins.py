@@ -50,19 +50,19 @@ class Plugins:
 
     def tools(self) -> dict[str, AnyTool]:
         """Every tool by its name."""
-        return self._ask("register_tools", lambda tool: (tool.name, tool))
+        return self._ask("register_tools", _named_tool)
 
     def backends(self) -> dict[str, BackendFactory]:
         """Every kind of models, by its name."""
-        return self._ask("register_backends", lambda name, factory: (name, factory))
+        return self._ask("register_backends", _pair)
 
     def stores(self) -> dict[str, StoreOpener]:
         """How to open a store, by the scheme of its URL."""
-        return self._ask("register_stores", lambda scheme, opener: (scheme, opener))
+        return self._ask("register_stores", _pair)
 
     def commands(self) -> dict[str, "App"]:
         """Every command by its name."""
-        return self._ask("register_commands", lambda command: (command.name[0], command))
+        return self._ask("register_commands", _named_command)
 
     def _load(self, entry: EntryPoint) -> None:
         try:
@@ -76,9 +76,8 @@ class Plugins:
         """What every plugin registers with `hook`; `named` makes name and value of it."""
         found: dict[str, tuple[str, Any]] = {}
         for plugin in self.names():
-            offered: list[tuple[str, Any]] = []
             try:
-                self._only(hook, plugin)(register=lambda *given, to=offered: to.append(named(*given)))
+                offered = self._offered(hook, plugin, named)
             except Exception as error:  # a stranger's code may fail in any way; ours should not
                 if plugin in CORE:
                     raise
@@ -93,6 +92,18 @@ class Plugins:
                 found[name] = (plugin, value)
         return {name: value for name, (_, value) in found.items()}
 
+    def _offered(
+        self, hook: str, plugin: str, named: Callable[..., tuple[str, Any]]
+    ) -> list[tuple[str, Any]]:
+        """Names and values that one plugin registers."""
+        offered: list[tuple[str, Any]] = []
+
+        def register(*given: Any) -> None:
+            offered.append(named(*given))
+
+        self._only(hook, plugin)(register=register)
+        return offered
+
     def _only(self, hook: str, plugin_name: str) -> Callable[..., Any]:
         """The hook of one plugin."""
         others = [plugin for name, plugin in self._pluggy.list_name_plugin() if name != plugin_name]
@@ -102,3 +113,15 @@ class Plugins:
         self.failed[name] = f"{type(error).__name__}: {error}"
         if (plugin := self._pluggy.get_plugin(name)) is not None:
             self._pluggy.unregister(plugin)
+
+
+def _pair(name: str, value: Any) -> tuple[str, Any]:
+    return name, value
+
+
+def _named_tool(tool: AnyTool) -> tuple[str, AnyTool]:
+    return tool.name, tool
+
+
+def _named_command(command: "App") -> tuple[str, "App"]:
+    return command.name[0], command
