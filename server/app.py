@@ -1,16 +1,13 @@
 """The composition root: settings become plugins, store, models and queue. Only this file knows them all."""
 
-import secrets
-import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 from anyio import to_thread
 from pydantic import ValidationError
-from structlog.contextvars import bound_contextvars
 
 from omnigen2.card import ModelCard
 from omnigen2.manager import Manager
@@ -18,10 +15,9 @@ from omnigen2.params import explain
 from server.caller import Caller
 from server.context import CallContext
 from server.dispatcher import Dispatcher
-from server.errors import as_tool_error
+from server.errors import answering
 from server.hookspecs import AnyTool
 from server.journal import Journal
-from server.log import get_logger
 from server.plugins import Plugins
 from server.references import References
 from server.settings import Settings
@@ -34,7 +30,7 @@ if TYPE_CHECKING:
 WARM_UP_S = 3.0
 """Seconds after the start at which the default model is loaded, if nothing asked for it sooner."""
 
-log = get_logger(__name__)
+T = TypeVar("T")
 
 
 class App:
@@ -80,19 +76,22 @@ class App:
         Raises:
             ToolError: whatever went wrong; what nobody foresaw is logged and has the code `internal`.
         """
-        started = time.monotonic()
-        with bound_contextvars(request=secrets.token_hex(4), tool=tool.name, client=caller.client):
-            code = "cancelled"
-            try:
-                result = await tool.run(_validated(tool.request, arguments), CallContext(self, caller))
-                code = "ok"
-                return result
-            except Exception as error:
-                failure = as_tool_error(error)
-                code = failure.code
-                raise failure from error
-            finally:
-                log.info("answered", code=code, ms=round(1000 * (time.monotonic() - started), 1))
+        with answering(tool.name, caller.client):
+            return await self._run(tool, arguments, caller)
+
+    async def answer(
+        self,
+        tool: AnyTool,
+        arguments: Mapping[str, object],
+        caller: Caller,
+        render: Callable[[Result], T],
+    ) -> T:
+        """What `render` makes of the result of a call, on a worker thread. Raises what `call` does."""
+        with answering(tool.name, caller.client):
+            return await to_thread.run_sync(render, await self._run(tool, arguments, caller))
+
+    async def _run(self, tool: AnyTool, arguments: Mapping[str, object], caller: Caller) -> Result:
+        return await tool.run(_validated(tool.request, arguments), CallContext(self, caller))
 
     def card(self, model: str | None = None) -> ModelCard:
         """The card of a model, None being the default one. Loads nothing.

@@ -1,8 +1,12 @@
 """Every failure as a `ToolError`: the one place where exceptions become words for a caller."""
 
+import secrets
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import cast
 
-from structlog.contextvars import get_contextvars
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from omnigen2.task import Cancelled, OutOfMemory
 from server.log import get_logger
@@ -12,15 +16,41 @@ from tools.base import Code, ToolError
 log = get_logger(__name__)
 
 
-def as_tool_error(error: Exception) -> ToolError:
-    """What the caller is told of `error`. One that nobody foresaw is logged and gives nothing away."""
+@contextmanager
+def answering(what: str, client: str) -> Generator[None]:
+    """Whatever goes wrong in the block leaves it as a `ToolError`. Every surface answers inside of one.
+
+    The log tells how the call of `what`, a tool or a method of a protocol, ended; what else is logged
+    meanwhile has the same request number.
+    """
+    started = time.monotonic()
+    with bound_contextvars(request=secrets.token_hex(4), tool=what, client=client):
+        code = "cancelled"
+        try:
+            yield
+            code = "ok"
+        except Exception as error:
+            failure = as_tool_error(error)
+            code = failure.code
+            raise failure from error
+        finally:
+            log.info("answered", code=code, ms=round(1000 * (time.monotonic() - started), 1))
+
+
+def as_tool_error(error: BaseException, field: str = "") -> ToolError:
+    """What the caller is told of `error`, which concerns the argument `field` if there is one.
+
+    What is for the host only, such as the store's folder, goes to the log; so does an error that nobody
+    foresaw, of which the caller is told nothing.
+    """
     match error:
         case ToolError():
             return error
         case StoreError():
-            if error.place:
+            if error.place or error.code == "internal":
                 log.warning("the store failed", error=str(error))
-            return ToolError(cast(Code, error.code), error.message, error.advice)
+            message = f"{field}: {error.message}" if field else error.message
+            return ToolError(cast(Code, error.code), message, error.advice)
         case OutOfMemory():
             return ToolError("out_of_memory", str(error), "Ask for fewer or smaller pictures.")
         case Cancelled():

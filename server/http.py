@@ -32,10 +32,9 @@ from server import rest
 from server.app import App
 from server.auth import Tokens
 from server.caller import LOCAL, Caller
-from server.errors import as_tool_error
+from server.errors import answering
 from server.mcp import Studio
 from storage import Digest, codec
-from storage.errors import StoreError
 from tools.base import ToolError
 
 log = structlog.get_logger()
@@ -114,7 +113,11 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
 
     async def image(request: Request) -> Response:
         preview = request.url.path.endswith("/preview")
-        return await anyio.to_thread.run_sync(_image, app, request, preview)
+        try:
+            with answering("images", caller(request).client):
+                return await anyio.to_thread.run_sync(_image, app, request, preview)
+        except ToolError as error:
+            return rest.refusal(error)
 
     return Starlette(
         routes=[
@@ -169,17 +172,14 @@ def is_loopback(host: str) -> bool:
 
 def _image(app: App, request: Request, preview: bool) -> Response:
     """A stored image, or its preview. It never changes, so a client may keep it."""
-    try:
-        digest = Digest.parse(request.path_params["digest"])
-        tag = f'"{digest.hex}{"-preview" if preview else ""}"'
-        headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
-        if request.headers.get("if-none-match") == tag and app.store.get(digest):
-            return Response(status_code=304, headers=headers)
-        data, kind = (
-            codec.preview(app.store.open(digest)) if preview else (app.store.read(digest), codec.MIME_TYPE)
-        )
-    except StoreError as error:
-        return rest.refusal(as_tool_error(error))
+    digest = Digest.parse(request.path_params["digest"])
+    tag = f'"{digest.hex}{"-preview" if preview else ""}"'
+    headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+    if request.headers.get("if-none-match") == tag and app.store.get(digest):
+        return Response(status_code=304, headers=headers)
+    data, kind = (
+        codec.preview(app.store.open(digest)) if preview else (app.store.read(digest), codec.MIME_TYPE)
+    )
     return Response(data, media_type=kind, headers=headers | {"X-Content-Type-Options": "nosniff"})
 
 

@@ -8,13 +8,12 @@ import asyncio
 import os
 import signal
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
-import anyio.to_thread
 import mcp_types as types
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
@@ -25,13 +24,17 @@ from mcp.shared.exceptions import MCPError
 from server import prompts, schema
 from server.app import App
 from server.caller import LOCAL, Caller
+from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
-from server.resources import Resources, link
+from server.resources import Resources, link, list_templates
 from server.status import progress_line
 from storage import codec
 from tools.base import JobStatus, Picture, Result, ToolError
 
 Context = ServerRequestContext[Any, Any]
+P = TypeVar("P")
+R = TypeVar("R")
+Handler = Callable[[Context, P], Awaitable[R]]
 
 NAME = "omnigen2-mcp"
 SILENCE_S = 50.0
@@ -71,15 +74,30 @@ class Studio:
             instructions=instructions(self.app),
             cache_hints={"tools/list": STABLE, "prompts/list": STABLE, "resources/templates/list": STABLE},
             get_tool_input_schema=self._input_schemas.get,
-            on_list_tools=self._list_tools,
+            on_list_tools=self._guarded("tools/list", self._list_tools),
             on_call_tool=self._call_tool,
-            on_list_resources=self._resources.list_recent,
-            on_list_resource_templates=self._resources.list_templates,
-            on_read_resource=self._resources.read,
-            on_list_prompts=prompts.list_prompts,
-            on_get_prompt=prompts.get_prompt,
-            on_completion=self._resources.complete,
+            on_list_resources=self._guarded("resources/list", self._resources.list_recent),
+            on_list_resource_templates=self._guarded("resources/templates/list", list_templates),
+            on_read_resource=self._guarded("resources/read", self._resources.read),
+            on_list_prompts=self._guarded("prompts/list", prompts.list_prompts),
+            on_get_prompt=self._guarded("prompts/get", prompts.get_prompt),
+            on_completion=self._guarded("completion/complete", self._resources.complete),
         )
+
+    def _guarded(self, method: str, handler: Handler[P, R]) -> Handler[P, R]:
+        """A handler whose every failure is an error of the protocol, with our code beside the number."""
+
+        async def handle(ctx: Context, params: P) -> R:
+            try:
+                with answering(method, self._caller(ctx).client):
+                    return await handler(ctx, params)
+            except ToolError as error:
+                number = types.INTERNAL_ERROR if error.code == "internal" else types.INVALID_PARAMS
+                uri = getattr(params, "uri", None)
+                about = {"code": error.code} | ({"uri": str(uri)} if uri else {})
+                raise MCPError(number, str(error), about) from error
+
+        return handle
 
     @cached_property
     def _tools(self) -> list[types.Tool]:
@@ -100,12 +118,13 @@ class Studio:
         tool = self.app.tools.get(params.name)
         if tool is None:
             known = ", ".join(self.app.tools)
-            raise MCPError(types.INVALID_PARAMS, f"There is no tool {params.name!r}. The tools are: {known}.")
+            raise MCPError(
+                types.INVALID_PARAMS, f"There is no tool {params.name[:100]!r}. The tools are: {known}."
+            )
         try:
-            result = await self.app.call(tool, params.arguments or {}, self._reporting(ctx))
-            return await anyio.to_thread.run_sync(self._answer, result)
-        except ToolError as error:
-            return failure(error)
+            return await self.app.answer(tool, params.arguments or {}, self._reporting(ctx), self._answer)
+        except Exception as error:
+            return failure(as_tool_error(error))
 
     def _reporting(self, ctx: Context) -> Caller:
         """The caller of a request, which hears of progress if it asked to."""

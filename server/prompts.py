@@ -9,7 +9,8 @@ from typing import Any
 
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
-from mcp.shared.exceptions import MCPError
+
+from tools.base import ToolError
 
 Context = ServerRequestContext[Any, Any]
 
@@ -132,17 +133,17 @@ async def get_prompt(ctx: Context, params: types.GetPromptRequestParams) -> type
     """A prompt, filled in.
 
     Raises:
-        MCPError: there is no such prompt, or a blank is missing.
+        ToolError: `invalid_argument`: there is no such prompt, or a blank is missing.
     """
     job = JOBS.get(params.name)
     if job is None:
-        raise MCPError(
-            types.INVALID_PARAMS, f"There is no prompt {params.name!r}. There are: {', '.join(JOBS)}."
+        raise ToolError(
+            "invalid_argument", f"There is no prompt {params.name[:100]!r}.", f"There are: {', '.join(JOBS)}."
         )
     given = params.arguments or {}
     filled = {blank.name: given.get(blank.name) or blank.default for blank in job.blanks}
     if missing := [name for name, value in filled.items() if value is None]:
-        raise MCPError(types.INVALID_PARAMS, f"The prompt {job.name} needs: {', '.join(missing)}.")
+        raise ToolError("invalid_argument", f"The prompt {job.name} needs: {', '.join(missing)}.")
     text = Template(job.text).substitute(filled)
     message = types.PromptMessage(role="user", content=types.TextContent(text=text))
     return types.GetPromptResult(description=job.words, messages=[message])

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
+from server.errors import as_tool_error
 from storage import ImageStore, StoredImage
 from storage.errors import ImageRejected, StoreError
-from tools.base import Code, ToolError
+from tools.base import ToolError
 from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ class References:
                 return found
             return await to_thread.run_sync(self._store.put, await self._fetch(found, field))
         except StoreError as error:
-            code: Code = error.code  # type: ignore[assignment]
-            raise ToolError(code, f"{field}: {error.message}", error.advice) from error
+            raise as_tool_error(error, field) from error
 
     def _look(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | UrlRef:
         """What can be found on this machine; only addresses are left."""

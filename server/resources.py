@@ -1,4 +1,7 @@
-"""Images as MCP resources: the full picture, and a preview that is small enough for a conversation."""
+"""Images as MCP resources: the full picture, and a preview that is small enough for a conversation.
+
+Whoever calls the handlers translates what they raise.
+"""
 
 from base64 import b64encode
 from typing import Any
@@ -6,11 +9,9 @@ from typing import Any
 import anyio.to_thread
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
-from mcp.shared.exceptions import MCPError
 
 from storage import ImageStore, StoredImage, codec
 from storage.digest import SCHEME
-from storage.errors import StoreError
 
 Context = ServerRequestContext[Any, Any]
 
@@ -38,37 +39,14 @@ class Resources:
     ) -> types.ListResourcesResult:
         """Recent images, newest first, page by page."""
         cursor = params.cursor if params else None
-        try:
-            page = await anyio.to_thread.run_sync(lambda: self._store.list(limit=RECENT, cursor=cursor))
-        except StoreError as error:
-            raise MCPError(types.INVALID_PARAMS, str(error)) from error
+        page = await anyio.to_thread.run_sync(lambda: self._store.list(limit=RECENT, cursor=cursor))
         resources = [types.Resource(**described(image)) for image in page.images]
         return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
-
-    async def list_templates(self, ctx: Context, params: Any) -> types.ListResourceTemplatesResult:
-        """The two forms of an image."""
-        full = types.ResourceTemplate(
-            name="image",
-            title="Image",
-            uri_template=FULL,
-            description="The full image: PNG of its pixels, nothing else.",
-            mime_type=codec.MIME_TYPE,
-        )
-        preview = types.ResourceTemplate(
-            name="preview",
-            title="Preview of an image",
-            uri_template=FULL + PREVIEW,
-            description="A small copy to look at: at most 512 pixels and 150 kB, JPEG or WebP.",
-        )
-        return types.ListResourceTemplatesResult(resource_templates=[full, preview])
 
     async def read(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
         """The bytes of an image or of its preview."""
         uri = str(params.uri)
-        try:
-            data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri)
-        except StoreError as error:
-            raise MCPError(types.INVALID_PARAMS, str(error), {"uri": uri, "code": error.code}) from error
+        data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri)
         blob = b64encode(data).decode("ascii")
         contents = types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
         return types.ReadResourceResult(contents=[contents], ttl_ms=FOREVER_MS)
@@ -92,6 +70,24 @@ class Resources:
     def _ids(self, typed: str, prefix: str) -> list[str]:
         names = (prefix + image.id.hex for image in self._store.list(limit=SEARCHED).images)
         return [name for name in names if name.startswith(typed.lower())]
+
+
+async def list_templates(ctx: Context, params: Any) -> types.ListResourceTemplatesResult:
+    """The two forms of an image."""
+    full = types.ResourceTemplate(
+        name="image",
+        title="Image",
+        uri_template=FULL,
+        description="The full image: PNG of its pixels, nothing else.",
+        mime_type=codec.MIME_TYPE,
+    )
+    preview = types.ResourceTemplate(
+        name="preview",
+        title="Preview of an image",
+        uri_template=FULL + PREVIEW,
+        description="A small copy to look at: at most 512 pixels and 150 kB, JPEG or WebP.",
+    )
+    return types.ListResourceTemplatesResult(resource_templates=[full, preview])
 
 
 def described(image: StoredImage) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from server.app import App
 from server.caller import Caller
 from server.hookspecs import AnyTool
 from server.status import progress_event
-from tools.base import Code, JobStatus, ToolError
+from tools.base import Code, JobStatus, Result, ToolError
 
 STATUS: dict[Code, int] = {
     "invalid_argument": 400,
@@ -83,7 +83,7 @@ class ToolEndpoint:
 
     async def _answer(self, arguments: dict[str, Any], caller: Caller) -> Response:
         try:
-            return JSONResponse(schema.dump(await self._app.call(self._tool, arguments, caller)))
+            return await self._app.answer(self._tool, arguments, caller, _json_response)
         except ToolError as error:
             return refusal(error)
 
@@ -98,10 +98,15 @@ class ToolEndpoint:
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-cache, no-transform")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            result = await self._app.call(self._tool, arguments, replace(caller, on_progress=progress))
-            await event("result", schema.dump(result), more=False)
+            caller = replace(caller, on_progress=progress)
+            result = await self._app.answer(self._tool, arguments, caller, schema.dump)
+            await event("result", result, more=False)
         except ToolError as error:
             await event("error", schema.dump_error(error), more=False)
+
+
+def _json_response(result: Result) -> Response:
+    return JSONResponse(schema.dump(result))
 
 
 def refusal(error: ToolError) -> JSONResponse:

@@ -93,16 +93,24 @@ class LocalBlobs:
         except FileNotFoundError:
             raise KeyError(str(digest)) from None
         except OSError as error:
-            raise from_os_error(error, self.folder.parent) from error
+            raise from_os_error(error, self.folder.parent, reading=True) from error
 
     def has(self, digest: Digest) -> Blob | None:
         try:
             stat = self.path(digest).stat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise from_os_error(error, self.folder.parent, reading=True) from error
         return Blob(digest, stat.st_size, stat.st_mtime_ns)
 
     def list(self) -> Iterator[Blob]:
+        try:
+            yield from self._list()
+        except OSError as error:
+            raise from_os_error(error, self.folder.parent, reading=True) from error
+
+    def _list(self) -> Iterator[Blob]:
         for folder in _entries(self.folder / "sha256"):
             if not _FOLDER.fullmatch(folder.name):
                 continue
@@ -198,13 +206,20 @@ def _name(temporary: str, path: Path, data: bytes) -> None:
     try:
         os.link(temporary, path)  # unlike a rename, fails if the name is taken
     except FileExistsError:
-        if path.read_bytes() != data:  # damaged on disk: put the right bytes back
+        if not _holds(path, data):  # damaged on disk: put the right bytes back
             os.replace(temporary, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
         if not path.exists():  # a file system without links (FAT, some network shares)
             os.replace(temporary, path)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _make_durable_folder(folder: Path) -> None:

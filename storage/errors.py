@@ -78,8 +78,14 @@ _SQLITE_DAMAGED = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 _SQLITE_NO_WRITING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
 
-def from_os_error(error: OSError, folder: Path | str) -> StoreError:
+def from_os_error(error: OSError, folder: Path | str, reading: bool = False) -> StoreError:
     """The store's word for an operating-system error met while working below `folder`, a path or URL."""
+    if reading:
+        return StoreError(
+            f"The image store cannot be read ({_reason(error)}).",
+            ADVICE_AFAR if isinstance(folder, str) else "Ask the host to run `omnigen2-mcp store verify`.",
+            str(folder),
+        )
     if error.errno in _NO_ROOM:
         return _full(folder, error)
     if error.errno in _NO_WRITING or isinstance(error, PermissionError):  # object stores give no number
@@ -121,5 +127,7 @@ def _read_only(folder: Path | str, error: Exception) -> StoreReadOnly:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the file it went wrong with."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    """What went wrong, without the file or address it went wrong with."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)

@@ -70,9 +70,9 @@ class ObjectBlobs:
     def put(self, data: bytes) -> Blob:
         digest = Digest.of(data)
         found = self.has(digest)
-        # An object of another length was not put by us: put the right bytes there.
-        if found is None or found.size != len(data):
-            with self._asking():
+        with self._asking():
+            # Bytes that are not these are damaged: put the right ones there.
+            if found is None or bytes(self._files.cat_file(self._path(digest))) != data:
                 self._files.pipe_file(self._path(digest), data)
         return self.has(digest) or Blob(digest, len(data), 0)
 
@@ -113,7 +113,8 @@ class ObjectBlobs:
         except OSError as error:
             raise from_os_error(error, self.url) from error
         except Exception as error:  # of whatever library the file system is built on
-            raise StoreError(f"The image store failed: {error}.", ADVICE_AFAR, self.url) from error
+            message = f"The image store failed: {type(error).__name__}."  # its text may name what is secret
+            raise StoreError(message, ADVICE_AFAR, f"{self.url} ({error})") from error
 
     def _path(self, digest: Digest) -> str:
         return f"{self._root}/sha256/{digest.hex[:2]}/{digest.hex[2:]}"

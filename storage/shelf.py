@@ -183,6 +183,20 @@ class Shelf:
         except (KeyError, Corrupt, InvalidArgument):
             return None
 
+    def whole(self, body: bytes) -> bool:
+        """Whether an indexed record, given as its bytes, and every image it made can be read."""
+        outputs = parse_record(body).outputs
+        with self.index.reading() as db:
+            if not all(rows.has_image(db, image) for image in outputs):
+                return False
+        try:
+            self.records.get(Digest.of(body))
+            for image in outputs:
+                self.blobs.get(image)
+        except (KeyError, StoreError):
+            return False
+        return True
+
     def size_of(self, blob: Blob) -> tuple[int, int] | None:
         """Width and height of a stored image, or None if it is not there or not readable."""
         try:

@@ -118,6 +118,11 @@ class ImageStore:
         except KeyError:
             raise _not_found(str(digest)) from None
 
+    def check(self, refs: Iterable[Reference]) -> None:
+        """Raise what `read` does, unless every one of these images can be read."""
+        for ref in refs:
+            self.read(ref)
+
     def open(self, ref: Reference) -> Image.Image:
         """The pixels of an image, verified, as RGB or RGBA. Raises what `read` does."""
         return codec.open_stored(self.read(ref))
@@ -208,17 +213,17 @@ class ImageStore:
         seed: int | None = None,
         numerics: str | None = None,
     ) -> Record | None:
-        """The first record of an equal request whose images are all still here, for instant answers."""
+        """The first record of an equal request that can still be read with all its images: an instant answer.
+
+        Damaged images are put right when the request is carried out again.
+        """
         weights = model.digest or model.id if model else None
         wanted = memo(tool, parameters, inputs, weights, seed, numerics)
         with self._shelf.index.reading() as db:
-            for body in search.equal(db, wanted):
-                record = parse_record(body)
-                if all(rows.has_image(db, digest) for digest in record.outputs):
-                    break
-            else:
-                return None
-        self._shelf.touch(record.outputs)
+            bodies = search.equal(db, wanted)
+        record = next((parse_record(body) for body in bodies if self._shelf.whole(body)), None)
+        if record is not None:
+            self._shelf.touch(record.outputs)
         return record
 
     # -- questions ------------------------------------------------------------------------------------

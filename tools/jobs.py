@@ -2,6 +2,7 @@
 
 from typing import Annotated, Self
 
+from anyio import to_thread
 from pydantic import Field, SerializeAsAny, WithJsonSchema
 
 from tools.base import Code, Context, JobState, JobStatus, Picture, Result, Tool
@@ -95,12 +96,19 @@ class CancelJob(JobIn):
 
 async def get(request: GetJob, context: Context) -> JobResult:
     """Where a job stands, with a preview while it is denoised."""
-    return JobResult.of(await context.job(request.job_id, request.wait_seconds))
+    return await _answer(await context.job(request.job_id, request.wait_seconds), context)
 
 
 async def cancel(request: CancelJob, context: Context) -> JobResult:
     """End a job, unless it has ended."""
-    return JobResult.of(await context.cancel(request.job_id))
+    return await _answer(await context.cancel(request.job_id), context)
+
+
+async def _answer(status: JobStatus, context: Context) -> JobResult:
+    """Where a job stands. Its images are checked: it may have been done long ago."""
+    result = JobResult.of(status)
+    await to_thread.run_sync(context.store.check, result.linked())
+    return result
 
 
 GET_JOB = Tool(

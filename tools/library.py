@@ -56,7 +56,7 @@ async def import_image(request: ImportImage, context: Context) -> ImportResult:
 def _take_in(image: StoredImage, request: ImportImage, context: Context) -> ImportResult:
     store = context.store
     if names_stored(request.image):
-        store.read(image.id)  # the answer says that it is here
+        store.check([image.id])  # the answer says that it is here
     elif store.origin(image.id).record is None:
         source: dict[str, JsonValue] = {"source": source_of(request.image)}
         store.record(tool=IMPORT, parameters=source, outputs=[image.id], principal=context.principal)
