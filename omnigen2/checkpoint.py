@@ -5,6 +5,7 @@ and the code that a checkpoint may carry is never executed. Names and shapes are
 loaded.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoTokenizer,
     Qwen2_5_VLConfig,
@@ -96,6 +98,18 @@ def check_fit(
     for one, is_, other, should_be in pairs:
         if is_ != should_be:
             raise ValueError(f"the parts of the model do not fit: {one} is {is_}, {other} is {should_be}")
+
+
+def place(part: nn.Module, device: torch.device) -> None:
+    """Move a part to its device, and away from its files.
+
+    What was read on the CPU may still be mapped from them: whoever overwrites a file would change the model
+    that is running, or end the process.
+    """
+    part.to(device)
+    if device.type == "cpu":
+        for tensor in itertools.chain(part.parameters(), part.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def check_layout(folder: Path) -> None:

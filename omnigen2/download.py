@@ -35,6 +35,7 @@ from omnigen2.hub import (
     PullProgress,
     folder_bytes,
     read_origin,
+    remember_hashes,
 )
 
 OnPull = Callable[[PullProgress], None]
@@ -64,6 +65,7 @@ def fetch(repo_id: str, revision: str | None, folder: Path, progress: OnPull) ->
                 _fetch_all(api, repo_id, info.sha, files, staging, progress)
                 _write_origin(staging, repo_id, info.sha, files)
                 _replace(folder, staging)
+            remember_hashes(folder, {file.name: file.sha256 for file in files if file.sha256})
     return info.sha
 
 

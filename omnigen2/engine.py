@@ -235,7 +235,9 @@ class Engine:
             ticket.future.set_exception(_explained(error))
             return
         timings["decode_ms"] = 1000 * (time.perf_counter() - started)
-        ticket.future.set_result(Outcome(tuple(pictures), notes=tuple(flight.notes), timings=timings))
+        ticket.future.set_result(
+            Outcome(tuple(pictures), notes=tuple(flight.notes), timings=timings, card=self.card)
+        )
 
     def _write(self, ticket: Ticket) -> None:
         """Write the text of one task, taking turns with the pictures in flight."""
@@ -261,7 +263,7 @@ class Engine:
         else:
             self._writing = None
             timings = {"write_ms": 1000 * (time.perf_counter() - started)}
-            ticket.future.set_result(Outcome(text=text, timings=timings))
+            ticket.future.set_result(Outcome(text=text, timings=timings, card=self.card))
 
     def _survive(self, work: Callable[[], T]) -> T:
         """Do the work; if memory runs out, free every cache and try once more."""

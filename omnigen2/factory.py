@@ -28,6 +28,14 @@ class BackendFactory(Protocol):
         """
         ...
 
+    def identify(self, model: str) -> ModelCard | None:
+        """The card with the digest of the weights as they are now; loads nothing.
+
+        None if that takes long: the card of the loaded model has it then. A card without a digest says that
+        the model's name stands for its weights. Raises what `card` does.
+        """
+        ...
+
     def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
         """Load a model. `evict` unloads another one that is idle, and says whether it found one.
 
@@ -54,6 +62,9 @@ class OneModel:
             raise FileNotFoundError(f"model: there is no {model!r}")
         return self.own_card
 
+    def identify(self, model: str) -> ModelCard | None:
+        return self.card(model)
+
     def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
         return self.make(device, dtype)
 
@@ -62,10 +73,14 @@ class Checkpoints:
     """OmniGen2 in the published layout: nano, pulled repositories, and any folder, by its path."""
 
     def models(self) -> Sequence[str]:
-        return [found.id for found in hub.local()]
+        return hub.names()
 
     def card(self, model: str) -> ModelCard:
         return read_card(hub.resolve(model), model)
+
+    def identify(self, model: str) -> ModelCard | None:
+        digest = hub.known_digest(hub.resolve(model))
+        return self.card(model).model_copy(update={"digest": digest}) if digest else None
 
     def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
         folder = hub.resolve(model)

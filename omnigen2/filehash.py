@@ -86,7 +86,7 @@ def _hash(file: BinaryIO, start: bytes = b"", kind: str = "sha256") -> str:
 
 def _keep(stamp: Stamp, digest: str) -> None:
     if len(_known) >= REMEMBERED:
-        _known.clear()
+        _known.pop(next(iter(_known)), None)
     _known[stamp] = digest
 
 

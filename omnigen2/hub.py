@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
-from omnigen2.filehash import remembered_hash
+from omnigen2.filehash import known_hash, remember, remembered_hash
 
 NANO = "nano"
 PARTS = ("transformer", "vae", "mllm", "processor")
@@ -23,6 +23,8 @@ PARTS = ("transformer", "vae", "mllm", "processor")
 SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
 ORIGIN_FILE = ".origin.json"
 """Where a pull writes down which repository and commit the files are, with the SHA-256 of each."""
+
+H = TypeVar("H", str, str | None)
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -88,22 +90,33 @@ def resolve(source: str) -> Path:
     return folder
 
 
-def local() -> list[LocalModel]:
+def names() -> list[str]:
     """Every model on this machine that can be named without a path: nano first, then by name."""
-    folders = {NANO: _nano_folder()}
-    for folder in sorted(models_folder().glob("[!.]*/[!.]*")):
-        folders[f"{folder.parent.name}/{folder.name}"] = folder
+    return list(_folders())
+
+
+def local() -> list[LocalModel]:
+    """The models of `names`, and how large they are."""
     return [
         LocalModel(name, folder, folder_bytes(folder), read_origin(folder).get("revision"))
-        for name, folder in folders.items()
-        if _has_parts(folder)
+        for name, folder in _folders().items()
     ]
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """What `pull` wrote down about the files of a folder; empty where it did not fetch them."""
-    path = folder / ORIGIN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What `pull` wrote down about the files of a folder; empty where it did not fetch them, or damaged."""
+    try:
+        origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def known_digest(folder: Path) -> str | None:
+    """As `weights_digest`, but None if a large file would have to be read."""
+    hashes = {name: _hash(path, known_hash) for name, path in loaded_files(folder)}
+    known = {name: digest for name, digest in hashes.items() if digest is not None}
+    return _digest(folder, known) if len(known) == len(hashes) else None
 
 
 def weights_digest(folder: Path) -> str:
@@ -116,10 +129,14 @@ def weights_digest(folder: Path) -> str:
     Raises:
         FileNotFoundError: the folder holds no such file.
     """
-    files = loaded_files(folder)
-    if not files:
-        raise FileNotFoundError(f"model: {folder} holds no weights; a checkpoint holds {', '.join(PARTS)}")
-    return _digest({name: _hash(path) for name, path in files})
+    return _digest(folder, {name: _hash(path, remembered_hash) for name, path in loaded_files(folder)})
+
+
+def remember_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Keep the SHA-256 of files, by relative name, that were just compared with what the hub says."""
+    for name, digest in hashes.items():
+        with (folder / name).open("rb", buffering=0) as file:
+            remember(file, digest, _memory())
 
 
 def pull(
@@ -170,12 +187,21 @@ def _memory() -> Path:
     return models_folder() / ".hashes.json"
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, hashed: Callable[[BinaryIO, Path], H]) -> H:
     with path.open("rb", buffering=0) as file:
-        return remembered_hash(file, _memory())
+        return hashed(file, _memory())
 
 
-def _digest(hashes: Mapping[str, str]) -> str:
+def _digest(folder: Path, hashes: Mapping[str, str]) -> str:
     """From the SHA-256 of each file, by relative name, sorted."""
+    if not hashes:
+        raise FileNotFoundError(f"model: {folder} holds no weights; a checkpoint holds {', '.join(PARTS)}")
     lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _folders() -> dict[str, Path]:
+    """The folder of each model that has a name."""
+    pulled = sorted(models_folder().glob("[!.]*/[!.]*"))
+    folders = {NANO: _nano_folder()} | {f"{own.parent.name}/{own.name}": own for own in pulled}
+    return {name: folder for name, folder in folders.items() if _has_parts(folder)}

@@ -13,13 +13,16 @@ from functools import partial
 from typing import Literal
 
 from omnigen2 import hub
-from omnigen2.card import ModelCard
+from omnigen2.card import Limits, ModelCard
 from omnigen2.factory import BackendFactory, Checkpoints
 from omnigen2.task import Backend
 
 State = Literal["absent", "loading", "ready", "failed"]
 IN_HAND_S = 10.0
 """Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
+
+POLL_S = 0.05
+"""Seconds between looks at whether a model that is replaced has done its tasks."""
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +43,18 @@ class ModelStatus:
 class _Resident:
     backend: "Future[Backend]" = field(default_factory=Future)
     last_used: float = field(default_factory=time.monotonic)
+    stale: bool = False
+    """Whether its weights are others than those on disk now."""
+    replaces: "_Resident | None" = None
+
+    @property
+    def ready(self) -> bool:
+        return self.backend.done() and self.backend.exception() is None
 
     @property
     def idle(self) -> bool:
         """Whether it is loaded, has nothing to do, and nobody just asked for it."""
-        if not self.backend.done() or self.backend.exception() is not None:
+        if not self.ready:
             return False
         if self.backend.result().busy():
             self.last_used = time.monotonic()
@@ -90,6 +100,25 @@ class Manager:
         name = model or self.default_model
         return self._factory(name).card(name)
 
+    def identify(self, model: str | None = None) -> ModelCard | None:
+        """The card of a model with the digest of its weights, those on disk now; loads nothing.
+
+        None if that takes long: `acquire` gives a model whose card has it. A loaded model whose weights or
+        limits are others than those on disk is loaded anew by the next `acquire`. Reads files: not for the
+        event loop. Raises what `card` does.
+        """
+        name = model or self.default_model
+        factory = self._factory(name)
+        # A plugin written before there was `identify` has cards that say all there is to say.
+        card = getattr(factory, "identify", factory.card)(name)
+        with self._lock:
+            resident = self._residents.get(name)
+            if resident is not None and resident.ready:
+                own = resident.backend.result().card
+                unnamed = card is not None and card.digest is None
+                resident.stale = not unnamed and (card is None or _identity(card) != _identity(own))
+        return card
+
     def acquire(self, model: str | None = None) -> "Future[Backend]":
         """The loaded model, loading it in the background if it is not yet; a failed load is tried again.
 
@@ -98,8 +127,9 @@ class Manager:
         name = model or self.default_model
         with self._lock:
             resident = self._residents.get(name)
-            if resident is None or (resident.backend.done() and resident.backend.exception()):
-                resident = self._residents[name] = _Resident()
+            if resident is None or resident.stale or (resident.backend.done() and not resident.ready):
+                before = resident if resident is not None and resident.ready else None
+                resident = self._residents[name] = _Resident(replaces=before)
                 resident.backend.set_running_or_notify_cancel()
                 threading.Thread(
                     target=self._load, args=(name, resident), name=f"load {name}", daemon=True
@@ -137,6 +167,7 @@ class Manager:
         started = time.monotonic()
         with self._loading:
             try:
+                self._let_go(resident)
                 backend = self._factory(name).load(name, self.device, self.dtype, self._evict)
             except Exception as error:
                 log.warning("model %s could not be loaded: %s", name, error)
@@ -145,6 +176,16 @@ class Manager:
         log.info("model %s loaded in %.1f s", name, time.monotonic() - started)
         resident.last_used = time.monotonic()
         resident.backend.set_result(backend)
+
+    def _let_go(self, resident: _Resident) -> None:
+        """Unload what a model replaces, once its tasks are done: there may be no memory for both."""
+        if resident.replaces is None:
+            return
+        log.info("a model's files have changed; it is loaded anew")
+        backend, resident.replaces = resident.replaces.backend.result(), None
+        while backend.busy() and not self._closed.wait(POLL_S):
+            pass
+        backend.close()
 
     def _factory(self, name: str) -> BackendFactory:
         """The one that offers a model of that name, or else the first that has one: a path, say."""
@@ -184,6 +225,11 @@ class Manager:
                 gone = [self._residents.pop(name) for name in late]
             for resident in gone:
                 _close(resident.backend)
+
+
+def _identity(card: ModelCard) -> tuple[str | None, Limits]:
+    """What decides the pictures that a model makes of a complete request."""
+    return card.digest, card.limits
 
 
 def _close(backend: "Future[Backend]") -> None:

@@ -52,14 +52,15 @@ class OmniGen2:
         checkpoint.check_layout(folder)
         place = pick_device(device)
         kind = pick_dtype(dtype, place)
-        card = read_card(folder, source)
-        _check_digest(folder, card)
+        card = _identified(read_card(folder, source), folder)
         transformer = checkpoint.load_transformer(folder, kind).eval()
         autoencoder = checkpoint.load_autoencoder(folder, kind, transformer.config["patch_size"])
         language = checkpoint.load_language_model(folder, kind)
         checkpoint.check_fit(transformer, autoencoder, language)
         for part in (transformer, autoencoder.vae, language.mllm):
-            part.to(place)  # pyright: ignore
+            checkpoint.place(part, place)
+        if hub.weights_digest(folder) != card.digest:
+            raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
         return cls(Pipeline(transformer, autoencoder, language, card))
 
     def generate(
@@ -212,12 +213,15 @@ def _checked(kind: type[P], asked: Mapping[str, object]) -> P:
         raise ValueError(explain(error)) from None
 
 
-def _check_digest(folder: Path, card: ModelCard) -> None:
-    if card.digest is not None and (found := hub.weights_digest(folder)) != card.digest:
+def _identified(card: ModelCard, folder: Path) -> ModelCard:
+    """The card with the digest of the files in `folder`, which is the published one if there is one."""
+    found = hub.weights_digest(folder)
+    if card.digest not in (None, found):
         raise ValueError(
             f"weights in {folder} have digest {found}, its card.json says {card.digest}: "
             "they were changed or damaged; fetch them again"
         )
+    return card.model_copy(update={"digest": found})
 
 
 def _pair(

@@ -57,13 +57,15 @@ class Outcome:
     """What came out of a task.
 
     `timings` holds milliseconds per stage: `encode_ms`, `denoise_ms`, `decode_ms`. `notes` are sentences the
-    caller should pass on, such as that a prompt was cut.
+    caller should pass on, such as that a prompt was cut. `card` is that of the model that did it, whose
+    digest may be another than was foreseen.
     """
 
     pictures: tuple[Image, ...] = ()
     text: str = ""
     notes: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    card: ModelCard | None = None
 
 
 class Cancelled(Exception):

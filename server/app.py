@@ -1,5 +1,6 @@
 """The composition root: settings become plugins, store, models and queue. Only this file knows them all."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -14,7 +15,7 @@ from omnigen2.manager import Manager
 from omnigen2.params import explain
 from server.caller import Caller
 from server.context import CallContext
-from server.dispatcher import Dispatcher
+from server.dispatcher import Dispatcher, not_loaded
 from server.errors import answering
 from server.hookspecs import AnyTool
 from server.journal import Journal
@@ -110,6 +111,29 @@ class App:
                 "invalid_argument", f"model: there is no {model[:100]!r} here.", f"There are: {names}."
             )
         return self.manager.card(model)
+
+    async def identify(self, model: str | None, wait: bool) -> ModelCard | None:
+        """The card of a model with the digest of its weights as they are now.
+
+        It may have to be loaded for that; without `wait` it is None then.
+
+        Raises:
+            ToolError: as `card`; `not_ready` or `out_of_memory` if it cannot be loaded.
+        """
+        card = await to_thread.run_sync(self._identify, model)
+        if card is not None or not wait:
+            return card
+        try:
+            return (await asyncio.wrap_future(self.manager.acquire(model))).card
+        except Exception as error:
+            raise not_loaded(model or self.manager.default_model, error) from error
+
+    def _identify(self, model: str | None) -> ModelCard | None:
+        self.card(model)  # is it offered?
+        try:
+            return self.manager.identify(model)
+        except (OSError, ValueError) as error:
+            raise not_loaded(model or self.manager.default_model, error) from error
 
     def warm_up(self) -> None:
         """Load the default model now. For surfaces, once their first answer is out: loading slows it down."""

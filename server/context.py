@@ -39,6 +39,11 @@ class CallContext:
     def card(self, model: str | None) -> ModelCard:
         return self._app.card(model)
 
+    async def identify(self, model: str | None, wait: bool = True) -> ModelCard | None:
+        with anyio.move_on_after(self._patience):
+            return await self._app.identify(model, wait)
+        raise _still_loading(model or self._app.settings.model)
+
     async def resolve(self, reference: str, field: str) -> StoredImage:
         return await self._app.references.resolve(reference, field, self._caller.folders)
 
@@ -85,9 +90,8 @@ class CallContext:
         """
         report = self._caller.on_progress
         listening = nullcontext() if report is None else job.listening()
-        patience = math.inf if self._caller.patience_s is None else self._caller.patience_s * PATIENCE_USED
         version = -1
-        with listening, anyio.move_on_after(patience) as impatience:
+        with listening, anyio.move_on_after(self._patience) as impatience:
             while not job.ended.is_set() or job.version != version:
                 if not job.loading:
                     impatience.deadline = math.inf
@@ -102,11 +106,13 @@ class CallContext:
                     if report is not None:
                         await report(status)
         if impatience.cancelled_caught:
-            raise ToolError(
-                "not_ready",
-                f"The model {job.lane.model} is still being loaded.",
-                "Try again in a minute, or send it with background: true and ask get_job for its result.",
-            )
+            raise _still_loading(job.lane.model)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that the caller waits for a model that is being loaded."""
+        patience_s = self._caller.patience_s
+        return math.inf if patience_s is None else patience_s * PATIENCE_USED
 
     async def _remembered(self, job_id: str) -> Status:
         """A job that is no longer in memory, from the journal."""
@@ -128,3 +134,11 @@ async def _status(job: Job) -> Status:
         return job.status()
     data, mime_type = await to_thread.run_sync(codec.preview, job.preview, PREVIEW_SIDE, PREVIEW_BYTES)
     return job.status(None if job.ended.is_set() else Picture(data, mime_type))
+
+
+def _still_loading(model: str) -> ToolError:
+    return ToolError(
+        "not_ready",
+        f"The model {model} is still being loaded.",
+        "Try again in a minute, or send it with background: true and ask get_job for its result.",
+    )

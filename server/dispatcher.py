@@ -247,7 +247,7 @@ class Dispatcher:
         for job in lane.queue.order():
             if error := backend.exception():
                 lane.queue.discard(job)
-                job.fail(_not_loaded(lane.model, error))
+                job.fail(not_loaded(lane.model, error))
             else:
                 job.load_s = time.monotonic() - job.created
         self._pump(lane)
@@ -288,7 +288,7 @@ class Dispatcher:
             await job.ended.wait()
 
 
-def _not_loaded(model: str, error: BaseException) -> ToolError:
+def not_loaded(model: str, error: BaseException) -> ToolError:
     """Why nothing can be done with a model."""
     if isinstance(error, OutOfMemory):
         return ToolError("out_of_memory", f"There is no memory for the model {model}: {error}")

@@ -119,6 +119,17 @@ class Context(Protocol):
         """
         ...
 
+    async def identify(self, model: str | None, wait: bool = True) -> ModelCard | None:
+        """The card of `model`, or of the default model, with the digest of its weights as they are now.
+
+        Finding out may take until the model is loaded; without `wait` it is None then.
+
+        Raises:
+            ToolError: `invalid_argument`, with the models there are; `not_ready`: it cannot be loaded, or not
+                while the caller waits.
+        """
+        ...
+
     async def resolve(self, reference: str, field: str) -> StoredImage:
         """The image that a reference of any allowed form means; one from outside is stored first.
 

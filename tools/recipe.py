@@ -7,7 +7,7 @@ and the arguments that make the result again.
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -15,7 +15,7 @@ from PIL.Image import Image
 from pydantic import JsonValue
 
 from omnigen2.adapter import Adapter
-from omnigen2.card import ModelCard
+from omnigen2.card import Limits, ModelCard
 from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
 from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
 from storage import Model, StoredImage
@@ -46,7 +46,8 @@ class Recipe:
     params: ReferenceSampling | Decoding
     """What the model is given."""
     inputs: tuple[StoredImage, ...]
-    model: Model
+    card: ModelCard
+    """Of the model, with the digest of its weights."""
     lora: Adapter | None = None
     fixed: bool = False
     """Whether the request itself fixes the outcome, so that an earlier one answers it."""
@@ -64,9 +65,8 @@ class Recipe:
             "tool": self.tool,
             "parameters": self.parameters,
             "inputs": [image.id for image in self.inputs],
-            "model": self.model,
             "seed": self.params.seed,
-            "numerics": str(NUMERICS_VERSION),
+            **identity(self.card),
         }
 
     def task(self, pictures: Sequence[Image]) -> Task:
@@ -77,13 +77,23 @@ class Recipe:
         return ImageTask(words, images, self.params, self.lora)
 
 
+def identity(card: ModelCard) -> dict[str, Any]:
+    """What the key of a request and the record of its outcome say of the model: weights and arithmetic."""
+    limits, published = card.limits, Limits.model_construct()
+    numerics = str(NUMERICS_VERSION)
+    if limits != published:  # a picture reduced to other bounds is another picture
+        numerics += f" {limits.max_pixels} {limits.max_input_side} {limits.max_text_tokens}"
+    return {"model": Model(id=card.id, digest=card.digest), "numerics": numerics}
+
+
 async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: Context) -> Recipe:
     """Resolve the images, then decide everything that the request left open.
 
     Raises:
         ToolError: an image, the adapter or the model is not to be had, or the model cannot do it.
     """
-    card = context.card(request.model)
+    known = await context.identify(request.model, wait=not request.background)
+    card = known or context.card(request.model)
     named, inputs = await _resolved(request, context)
     if len(inputs) > card.limits.max_references:
         raise ToolError(
@@ -92,8 +102,10 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
             "Use fewer images, or another model.",
         )
     if isinstance(named, ImageRequest):
-        return await _image_recipe(tool, named, inputs, card, context)
-    return _text_recipe(tool, named, inputs, card)
+        recipe = await _image_recipe(tool, named, inputs, card, context)
+    else:
+        recipe = _text_recipe(tool, named, inputs, card)
+    return recipe if known else replace(recipe, fixed=False)  # whose earlier result it would be is not known
 
 
 async def _resolved(request: Q, context: Context) -> tuple[Q, tuple[StoredImage, ...]]:
@@ -126,7 +138,7 @@ async def _image_recipe(
         request.model_copy(update={**dict(sampling), "lora": lora}),
         ReferenceSampling.model_construct(**dict(sampling)).filled(defaults),
         inputs,
-        Model(id=card.id, digest=card.digest),
+        card,
         adapter,
         fixed=asked.seed is not None,
     )
@@ -139,8 +151,7 @@ def _text_recipe(tool: str, request: TextRequest, inputs: tuple[StoredImage, ...
         decoding = decoding.model_copy(update={"seed": None})  # the most likely answer: no seed changes it
     elif decoding.seed is None:
         decoding = decoding.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
-    model = Model(id=card.id, digest=card.digest)
-    return Recipe(tool, request.model_copy(update=dict(decoding)), decoding, inputs, model, fixed=fixed)
+    return Recipe(tool, request.model_copy(update=dict(decoding)), decoding, inputs, card, fixed=fixed)
 
 
 def _sized(sampling: S, inputs: Sequence[StoredImage], card: ModelCard) -> S:

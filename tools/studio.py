@@ -15,7 +15,7 @@ from anyio import to_thread
 from omnigen2.task import Outcome
 from storage import ImageStore, Record
 from tools.base import Context, JobTimes, Result, Work
-from tools.recipe import Recipe
+from tools.recipe import Recipe, identity
 from tools.results import Answer, ImagesResult, TextResult, effective
 
 R = TypeVar("R", ImagesResult, TextResult)
@@ -49,7 +49,7 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
         return kind.of(Answer(record, timings, times.job_id), store)
 
     def accepted(job_id: str) -> Result:
-        return kind.accepted(job_id, recipe.model.id, effective(recipe.parameters, recipe.params.seed))
+        return kind.accepted(job_id, recipe.card.id, effective(recipe.parameters, recipe.params.seed))
 
     work = Work(recipe.tool, recipe.request.model, recipe.task(pictures), recipe.inputs, finish, accepted)
     result = await context.run(work, background=recipe.request.background)
@@ -69,7 +69,7 @@ def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], contex
     """Store what came out, and how it came about: the pictures, and the record that names them."""
     return context.store.put_made(
         outcome.pictures,
-        **recipe.key,
+        **(recipe.key | identity(outcome.card or recipe.card)),
         text=outcome.text or None,
         code=_code_version(),
         principal=context.principal,

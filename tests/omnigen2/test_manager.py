@@ -1,5 +1,7 @@
 """The manager: each model loaded once, in the background, unloaded when it is in the way."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,17 +9,21 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
+import omnigen2
+from omnigen2 import checkpoint, filehash, hub, memory
 from omnigen2 import manager as manager_module
-from omnigen2 import memory
 from omnigen2.card import ModelCard, published_card
 from omnigen2.engine import Engine
 from omnigen2.factory import Checkpoints, OneModel
 from omnigen2.manager import Manager
 from omnigen2.params import Decoding
-from omnigen2.task import OutOfMemory, TextTask
+from omnigen2.task import Cancelled, OutOfMemory, Progress, TextTask
 from tests.omnigen2.golden import PIPELINE
 
 FOLDER = str(PIPELINE / "checkpoint")
@@ -123,3 +129,98 @@ def test_a_loaded_model_answers(manager: Manager) -> None:
     engine = manager.acquire().result(60)
     outcome = engine.submit(TextTask("why?", (), Decoding(max_tokens=3, temperature=0.0)), lambda p: None)
     assert isinstance(outcome.future.result(60).text, str)
+
+
+def overwrite(folder: Path, scale: float = 2.0) -> None:
+    """Other weights under the same names, written into the files that are there."""
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = save({name: tensor * scale for name, tensor in load_file(file).items()}, {"format": "pt"})
+    with file.open("r+b") as opened:
+        opened.write(data)
+        opened.truncate()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FOLDER, tmp_path / "model", copy_function=shutil.copyfile))
+
+
+def test_every_checkpoint_has_a_digest_before_and_after_it_is_loaded(manager: Manager) -> None:
+    known = manager.identify()
+    assert known is not None and known.digest == hub.weights_digest(Path(FOLDER))
+    assert manager.acquire().result(60).card == known
+
+
+def test_an_overwritten_folder_is_loaded_anew_when_its_tasks_are_done(folder: Path) -> None:
+    manager = Manager(str(folder), device="cpu")
+    first = manager.acquire().result(60)
+    assert manager.identify() == first.card and manager.acquire().result(60) is first
+    went_on, go_on = threading.Event(), threading.Event()
+
+    def hold(progress: Progress) -> None:
+        went_on.set()
+        assert go_on.wait(60)
+
+    running = first.submit(TextTask("why?", (), Decoding(max_tokens=2, temperature=0.0)), hold)
+    assert went_on.wait(60)
+    overwrite(folder)
+    known = manager.identify()
+    assert known is not None and known.digest != first.card.digest
+    future = manager.acquire()
+    assert not future.done(), "the first one still has a task"
+    go_on.set()
+    second = future.result(60)
+    assert running.future.result(60).card == first.card and second.card == known
+    assert manager.acquire().result(60) is second
+    with pytest.raises(Cancelled):
+        first.submit(TextTask("why?", (), Decoding(max_tokens=2, temperature=0.0)), hold)
+    manager.close()
+
+
+def test_other_limits_beside_the_same_weights_are_loaded_anew(folder: Path) -> None:
+    manager = Manager(str(folder), device="cpu")
+    first = manager.acquire().result(60)
+    card = first.card.model_dump(mode="json", exclude={"id", "digest"}) | {"limits": {"max_pixels": 1024}}
+    (folder / "card.json").write_text(json.dumps(card))
+    manager.identify()
+    assert manager.acquire().result(60).card.limits.max_pixels == 1024
+    manager.close()
+
+
+def test_a_file_that_is_overwritten_changes_no_model_that_is_loaded(folder: Path) -> None:
+    model = omnigen2.load(str(folder), device="cpu")
+    asked = {"width": 32, "height": 32, "steps": 2, "seed": 3, "output": "latents"}
+    for part in hub.PARTS[:3]:
+        (file,) = (folder / part).glob("*.safetensors")
+        with file.open("r+b") as opened:  # in place: the inode stays
+            opened.write(os.urandom(file.stat().st_size))
+    assert torch.equal(
+        model.generate("a circle", **asked), omnigen2.load(FOLDER, device="cpu").generate("a circle", **asked)
+    )
+
+
+def test_what_is_slow_to_hash_is_known_when_it_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNIGEN2_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(filehash, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(filehash, "SETTLED_NS", 0)
+    manager = Manager(str(folder), device="cpu")
+    assert manager.identify() is None
+    backend = manager.acquire().result(60)
+    assert manager.identify() == backend.card
+    manager.close()
+
+
+def test_files_that_change_while_they_are_loaded_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.load_language_model
+
+    def meddle(*args: Any) -> Any:
+        overwrite(folder)
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint, "load_language_model", meddle)
+    with pytest.raises(ValueError, match="changed while they were loaded"):
+        omnigen2.load(str(folder), device="cpu")

@@ -62,6 +62,9 @@ class Studio:
             raise ToolError("invalid_argument", f"model: {model!r} is unknown.", "Leave it out.")
         return self.engine.card
 
+    async def identify(self, model: str | None, wait: bool = True) -> ModelCard:
+        return self.card(model)
+
     async def resolve(self, reference: str, field: str) -> StoredImage:
         match parse_reference(reference, field):
             case StoredRef(digits):
