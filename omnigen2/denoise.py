@@ -1,8 +1,12 @@
 """Denoising of many pictures at once, each at its own step, size, guidance and sampler.
 
-A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture in
-a single forward, combines the branches and applies each picture's own update. Pictures join and leave between
-steps; only then is anything packed anew.
+A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture,
+combines the branches and applies each picture's own update. Pictures join and leave between steps; only then
+is anything packed anew.
+
+On a CPU each picture has a forward of its own, and so comes out bit for bit as it does alone: products of
+matrices round differently with the number of rows. On a GPU, where small pictures alone would leave it idle,
+all pictures share one forward, and company may change a few pixels by one level.
 """
 
 from collections.abc import Iterable
@@ -12,9 +16,13 @@ import torch
 from torch import Tensor
 
 from omnigen2.guidance import Branch, Guidance
+from omnigen2.memo import Memo
 from omnigen2.positions import Grid
 from omnigen2.schedule import Step
 from omnigen2.transformer import Batch, Condition, OmniGen2Transformer2DModel
+
+LAYOUTS = 4
+"""Layouts kept for each forward of a step: where guidance starts, ends or is reused, they take turns."""
 
 
 @dataclass(eq=False)
@@ -78,21 +86,27 @@ class _Layout:
 class Denoiser:
     """The pictures in flight and the transformer that moves them."""
 
-    def __init__(self, transformer: OmniGen2Transformer2DModel):
+    def __init__(self, transformer: OmniGen2Transformer2DModel, together: bool | None = None):
+        """`together`: whether one forward serves all pictures; None is the better choice for the device."""
         self.transformer = transformer
         self.samples: list[Sample] = []
-        self._layouts: dict[tuple[object, ...], _Layout] = {}
+        self._together = transformer.device.type != "cpu" if together is None else together
+        self._layouts: Memo[_Layout] = Memo(LAYOUTS)
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Let pictures join at the next step."""
-        self.samples += samples
-        self._layouts.clear()
+        self.samples = [*self.samples, *samples]
+        self.forget()
 
     def remove(self, samples: Iterable[Sample]) -> None:
         """Let pictures leave, finished or not."""
         leaving = set(map(id, samples))
         self.samples = [sample for sample in self.samples if id(sample) not in leaving]
-        self._layouts.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the packed layouts, to free memory."""
+        self._layouts = Memo(LAYOUTS if self._together else LAYOUTS * len(self.samples))
 
     @property
     def cost(self) -> int:
@@ -101,52 +115,57 @@ class Denoiser:
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """Move every picture by one step of its plan; returns and lets go those that are finished."""
-        layout = self._layout()
-        steps = [sample.plan[sample.index] for sample in self.samples]
-        table = torch.tensor([(s.time, s.keep, s.push, s.recall) for s in steps]).to(layout.owner.device)
-        tokens = torch.cat([sample.tokens for sample in self.samples])
-        before = torch.cat([sample.estimate for sample in self.samples])
+        """Move every picture by one step of its plan; returns and lets go those that are finished.
 
-        branches = tokens[layout.source].to(layout.batch.text.dtype)
-        velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
-        plain = velocity[layout.rows[:, Branch.FULL]]
-        velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
-        pull = torch.where(
-            layout.reuse, torch.cat([sample.pull for sample in self.samples]), velocity - plain
-        )
-        velocity = torch.where(layout.reuse, plain + pull, velocity)
-        time, keep, push, recall = table[layout.owner].unsqueeze(-1).unbind(dim=1)
-        estimate = tokens + (1 - time) * velocity
-        tokens = keep * tokens + push * velocity + recall * before
-
-        lengths = [len(sample.tokens) for sample in self.samples]
-        parts = zip(tokens.split(lengths), estimate.split(lengths), pull.split(lengths), strict=True)
-        for sample, (own_tokens, own_estimate, own_pull) in zip(self.samples, parts, strict=True):
-            sample.tokens, sample.estimate, sample.pull = own_tokens, own_estimate, own_pull
-            sample.index += 1
+        If it raises, each picture has either been moved or not been touched.
+        """
+        moving = [sample for sample in self.samples if not sample.done]
+        for samples in [moving] if self._together else [[sample] for sample in moving]:
+            self._move(samples)
         finished = [sample for sample in self.samples if sample.done]
         if finished:
             self.remove(finished)
         return finished
 
-    def _layout(self) -> _Layout:
-        """The layout of this step; it changes with the company and where guidance starts or ends."""
-        active = [sample.guidance[sample.index] for sample in self.samples]
-        key = tuple(active)
-        if key not in self._layouts:
-            self._layouts[key] = self._make_layout(active)
-        return self._layouts[key]
+    def _move(self, samples: list[Sample]) -> None:
+        """Move pictures by one step, in a single forward."""
+        layout = self._layout(samples)
+        steps = [sample.plan[sample.index] for sample in samples]
+        table = torch.tensor([(s.time, s.keep, s.push, s.recall) for s in steps]).to(layout.owner.device)
+        tokens = torch.cat([sample.tokens for sample in samples])
+        before = torch.cat([sample.estimate for sample in samples])
 
-    def _make_layout(self, active: list[Guidance]) -> _Layout:
-        device = self.samples[0].tokens.device
-        lengths = torch.tensor([len(sample.tokens) for sample in self.samples])
+        branches = tokens[layout.source].to(layout.batch.text.dtype)
+        velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
+        plain = velocity[layout.rows[:, Branch.FULL]]
+        velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
+        pull = torch.where(layout.reuse, torch.cat([sample.pull for sample in samples]), velocity - plain)
+        velocity = torch.where(layout.reuse, plain + pull, velocity)
+        time, keep, push, recall = table[layout.owner].unsqueeze(-1).unbind(dim=1)
+        estimate = tokens + (1 - time) * velocity
+        tokens = keep * tokens + push * velocity + recall * before
+
+        lengths = [len(sample.tokens) for sample in samples]
+        parts = zip(tokens.split(lengths), estimate.split(lengths), pull.split(lengths), strict=True)
+        for sample, (own_tokens, own_estimate, own_pull) in zip(samples, parts, strict=True):
+            sample.tokens, sample.estimate, sample.pull = own_tokens, own_estimate, own_pull
+            sample.index += 1
+
+    def _layout(self, samples: list[Sample]) -> _Layout:
+        """The layout of this step; it changes with the company and where guidance starts or ends."""
+        active = [sample.guidance[sample.index] for sample in samples]
+        key = (*map(id, samples), *active)
+        return self._layouts.get(key, lambda: self._make_layout(samples, active))
+
+    def _make_layout(self, samples: list[Sample], active: list[Guidance]) -> _Layout:
+        device = samples[0].tokens.device
+        lengths = torch.tensor([len(sample.tokens) for sample in samples])
         owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         rows = torch.zeros(len(owner), len(Branch), dtype=torch.int64)
         scales = torch.zeros(len(owner), len(Branch), 1)
         source: list[Tensor] = []
         branches: list[tuple[int, Condition]] = []
-        for n, (sample, guidance) in enumerate(zip(self.samples, active, strict=True)):
+        for n, (sample, guidance) in enumerate(zip(samples, active, strict=True)):
             own = (owner == n).nonzero()[:, 0]
             for branch, weight in guidance.weights:
                 first = sum(map(len, source))

@@ -3,6 +3,8 @@
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""Parts of the messages by which the CPU's allocator, the CUDA driver and its libraries say so."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -33,3 +35,10 @@ def has_bfloat16() -> bool:
     A CPU without them computes in it fifty times slower than in float32.
     """
     return torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, the device's or the host's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -15,7 +15,7 @@ from typing import Literal
 from omnigen2 import hub
 from omnigen2.card import Limits, ModelCard
 from omnigen2.factory import BackendFactory, Checkpoints
-from omnigen2.task import Backend
+from omnigen2.task import Backend, Watched
 
 State = Literal["absent", "loading", "ready", "failed"]
 IN_HAND_S = 10.0
@@ -144,6 +144,12 @@ class Manager:
         names = [self.default_model, *(name for name in residents if name != self.default_model)]
         return [self._describe(name, residents.get(name)) for name in names]
 
+    def stalled_s(self) -> float:
+        """The longest `Watched.stalled_s` of the loaded models; one that is not `Watched` counts as 0.0."""
+        with self._lock:
+            backends = [each.backend.result() for each in self._residents.values() if each.ready]
+        return max((each.stalled_s() for each in backends if isinstance(each, Watched)), default=0.0)
+
     def close(self) -> None:
         """Unload every model; what is running fails with `Cancelled`."""
         self._closed.set()
@@ -169,9 +175,10 @@ class Manager:
             try:
                 self._let_go(resident)
                 backend = self._factory(name).load(name, self.device, self.dtype, self._evict)
-            except Exception as error:
-                log.warning("model %s could not be loaded: %s", name, error)
-                resident.backend.set_exception(error)
+            except BaseException as error:  # also SystemExit: nobody else would resolve the future
+                log.warning("model %s could not be loaded: %r", name, error)
+                failure = error if isinstance(error, Exception) else RuntimeError(f"it ended with {error!r}")
+                resident.backend.set_exception(failure)
                 return
         log.info("model %s loaded in %.1f s", name, time.monotonic() - started)
         resident.last_used = time.monotonic()

@@ -90,17 +90,20 @@ class Pipeline:
     def cost(self, task: ImageTask) -> int:
         """Tokens of one denoising step of the task, all pictures and branches, before anything is encoded.
 
-        The text is estimated; a task that `prepare` refuses costs nothing.
+        The text is estimated; a task that `prepare` refuses, whatever is wrong with it, costs nothing.
         """
+        try:
+            return self._estimate(task)
+        except Exception:
+            return 0
+
+    def _estimate(self, task: ImageTask) -> int:
         limits = self.card.limits
         fit, area = self.autoencoder.fit, self.autoencoder.multiple**2
-        try:
-            bounds = (limits.max_pixels, limits.max_input_side)
-            sizes = [fit(*image.size, *bounds) for image in task.images]
-            size = self._requested_size(task, limits)
-            made = fit(*size, limits.max_pixels) if size else sizes[0]
-        except ValueError:
-            return 0
+        bounds = (limits.max_pixels, limits.max_input_side)
+        sizes = [fit(*image.size, *bounds) for image in task.images]
+        size = self._requested_size(task, limits)
+        made = fit(*size, limits.max_pixels) if size else sizes[0]
         references = sum(math.prod(size) for size in sizes) // area
         text = min(limits.max_text_tokens, 40 + len(task.prompt) // 3)
         branches = {branch for step in guide(task.sampling, bool(sizes)) for branch, _ in step.weights}

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -16,7 +16,7 @@ from omnigen2.adapter import Adapter
 from omnigen2.card import ModelCard
 from omnigen2.params import Decoding, ReferenceSampling
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever the same recipe would give other pixels; part of the key of remembered results."""
 
 
@@ -76,7 +76,7 @@ class OutOfMemory(Exception):
     """The task does not fit into the device's memory, alone and after every cache was freed."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """A task under way: `future` gives its `Outcome` or raises `Cancelled`, `OutOfMemory`, `ValueError`."""
 
@@ -114,4 +114,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Fail what is running with `Cancelled` and free the device."""
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What a backend may offer beside `Backend`, so that a device that hangs can be seen from outside."""
+
+    def stalled_s(self) -> float:
+        """Seconds since the backend got further with the work it has; 0.0 without work.
+
+        A step of a large model may take minutes on a slow device; hours mean that it hangs.
+        """
         ...

@@ -98,6 +98,27 @@ def test_a_plugin_brings_a_model() -> None:
     assert plugin.closed.wait(10)
 
 
+def test_a_library_that_exits_while_loading_fails_the_load() -> None:
+    def leave(device: str, dtype: str) -> None:
+        raise SystemExit(1)
+
+    manager = Manager("plugin", factories=[OneModel("plugin", published_card("plugin"), leave)])  # type: ignore
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        manager.acquire().result(60)
+    manager.close()
+
+
+def test_the_longest_stall_of_all_models_is_told_and_a_plugin_need_not_tell() -> None:
+    manager, plugin = with_plugin()
+    assert manager.stalled_s() == 0.0
+    manager.acquire("plugin").result(60)
+    assert manager.stalled_s() == 0.0
+    plugin.stalled_s = lambda: 7.5  # type: ignore
+    manager.acquire().result(60)
+    assert manager.stalled_s() == 7.5
+    manager.close()
+
+
 def test_an_idle_model_is_unloaded_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager_module, "IN_HAND_S", 0.0)
     manager, plugin = with_plugin(idle_unload_s=0.05)

@@ -1,0 +1,114 @@
+"""The tickets that an engine has not answered yet: some wait, the others are being worked on.
+
+Every access takes one lock, so any thread may call anything here. Client code, the callbacks of a future,
+runs outside of it.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from types import UnionType
+
+from omnigen2.task import Cancelled, ImageTask, Outcome, Task, TextTask, Ticket
+
+log = logging.getLogger(__name__)
+
+Kind = type[ImageTask] | type[TextTask] | UnionType
+
+
+class Tickets:
+    """Tickets from `submit` to `answer`. Safe for use by several threads at once."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._taken: list[Ticket] = []
+        self._closed = False
+        self._last_progress = time.monotonic()
+
+    def submit(self, ticket: Ticket) -> None:
+        """Add a ticket at the end of those that wait. Raises Cancelled after `close`."""
+        with self._changed:
+            if self._closed:
+                raise Cancelled("the model was unloaded")
+            if not self._waiting and not self._taken:
+                self._last_progress = time.monotonic()
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+
+    def wait(self) -> bool:
+        """Sleep until a ticket is here; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting or self._taken)
+            return not self._closed
+
+    def first(self, kind: Kind) -> Ticket | None:
+        """The ticket for such a task that has waited longest."""
+        with self._changed:
+            return next((ticket for ticket in self._waiting if isinstance(ticket.task, kind)), None)
+
+    def take(self, ticket: Ticket) -> None:
+        """Count a waiting ticket among those being worked on."""
+        with self._changed:
+            self._waiting.remove(ticket)
+            self._taken.append(ticket)
+
+    def put_back(self, ticket: Ticket) -> None:
+        """Undo `take`: the ticket waits again, first in line."""
+        with self._changed:
+            self._taken.remove(ticket)
+            self._waiting.appendleft(ticket)
+
+    def answer(self, ticket: Ticket, answer: Outcome | Exception) -> None:
+        """Resolve the ticket's future, after it stopped counting: its callbacks see free capacity."""
+        with self._changed:
+            for tickets in (self._waiting, self._taken):
+                if ticket in tickets:
+                    tickets.remove(ticket)
+        try:
+            if isinstance(answer, Outcome):
+                ticket.future.set_result(answer)
+            else:
+                ticket.future.set_exception(answer)
+        except BaseException:  # whatever a client does to its future is no affair of the others
+            log.exception("a future was already resolved, or its callback failed")
+
+    def waiting(self, kind: Kind = Task) -> list[Ticket]:
+        """The waiting tickets for such tasks, in order."""
+        with self._changed:
+            return [ticket for ticket in self._waiting if isinstance(ticket.task, kind)]
+
+    def taken(self, kind: Kind = Task) -> list[Ticket]:
+        """The tickets being worked on, for such tasks."""
+        with self._changed:
+            return [ticket for ticket in self._taken if isinstance(ticket.task, kind)]
+
+    def busy(self) -> bool:
+        """Whether any ticket is unanswered."""
+        with self._changed:
+            return bool(self._waiting or self._taken)
+
+    def close(self) -> None:
+        """Refuse further tickets and end `wait`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    # -- the watchdog's reading ---
+
+    def progressed(self) -> None:
+        """Note that the work went on."""
+        with self._changed:
+            self._last_progress = time.monotonic()
+
+    def stalled_s(self) -> float:
+        """Seconds since the work went on, or since there is some; 0.0 without work."""
+        with self._changed:
+            busy = self._waiting or self._taken
+            return time.monotonic() - self._last_progress if busy else 0.0
