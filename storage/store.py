@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from storage.blobs import BlobStore
 from storage.codec import Limits
 from storage.digest import Digest, hex_digits
 from storage.errors import ImageNotFound, InvalidArgument
+from storage.ingest import Ingested, ingest
 from storage.records import LABEL, PIN, Model, Record, make_record, memo, parse_record
 from storage.rows import ImageRow
 from storage.shelf import NOTED_EVERY, Progress, Shelf
@@ -86,18 +88,22 @@ class ImageStore:
     def put(self, image: Image.Image | bytes, label: str | None = None) -> StoredImage:
         """Store a picture; when this returns, it is durable. Equal pixels have one id.
 
+        The `notes` of what is returned say what of the given bytes was dropped, reduced or converted.
+
         Raises:
-            ImageRejected: no picture, broken, too large, or more than a picture.
+            ImageRejected: no picture, broken, or too large.
             StoreFull, StoreReadOnly: nothing was stored.
             InvalidArgument: the label is too long.
         """
         if label is not None:
             _check_label(label)
-        limits = self.limits
-        pixels = codec.admit(image, limits) if isinstance(image, Image.Image) else codec.decode(image, limits)
-        png = codec.encode(pixels)
-        digest = self._shelf.put_image(png)
-        return self.label(digest, label) if label is not None else self.get(digest)
+        if isinstance(image, Image.Image):
+            taken = Ingested(codec.encode(codec.admit(image, self.limits)))
+        else:
+            taken = ingest(image, self.limits)
+        digest = self._shelf.put_image(taken.png)
+        stored = self.label(digest, label) if label is not None else self.get(digest)
+        return replace(stored, notes=taken.notes)
 
     def get(self, ref: Reference) -> StoredImage:
         """What is known of an image.

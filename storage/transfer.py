@@ -6,14 +6,14 @@ computed, and a record is joined only if every image it names is here.
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage import codec
 from storage.digest import Digest
 from storage.embedding import embed, extract
 from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
+from storage.ingest import ingest, is_stored_form
 from storage.records import Record
 from storage.shelf import Progress, Shelf, ticking
 from storage.values import StoredImage
@@ -85,7 +85,11 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
             joined.append(shelf.put_record(record))
         except ImageNotFound as error:
             skipped.append(Skipped(path, str(error)))
-    return Imported(tuple(store.get(digest) for digest in images), tuple(joined), tuple(skipped))
+    return Imported(
+        tuple(replace(store.get(digest), notes=image.notes) for digest, image in images.items()),
+        tuple(joined),
+        tuple(skipped),
+    )
 
 
 def with_history(store: "ImageStore", digest: Digest) -> bytes:
@@ -125,12 +129,10 @@ def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, l
     if carried is None:
         return store.put(data), []
     png, records = carried
-    pixels = codec.decode(png, store.limits)
+    taken = ingest(png, store.limits)
     digest = Digest.of(png)
     # Another build of the encoder may have packed the same pixels otherwise. Keep its bytes, and with them
     # the id that the records know.
     known = any(digest in (*record.inputs, *record.outputs) for record in records)
-    if known and codec.is_stored_form(png, pixels):
-        shelf.put_image(png)
-        return store.get(digest), records
-    return store.put(pixels), records
+    stored = shelf.put_image(png if known and is_stored_form(png, taken.png) else taken.png)
+    return replace(store.get(stored), notes=taken.notes), records

@@ -23,6 +23,8 @@ class StoredImage:
     """When it was first stored, UTC."""
     label: str | None = None
     pinned: bool = False
+    notes: tuple[str, ...] = ()
+    """From `ImageStore.put` only: what was dropped, reduced or converted in taking it in; sentences."""
 
 
 @dataclass(frozen=True, slots=True)

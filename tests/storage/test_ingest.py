@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,11 @@ from PIL import Image, ImageCms
 
 from storage import ImageStore, Limits, codec
 from storage.errors import ImageRejected
+from storage.ingest import ingest
 from tests.storage import fuzz_ingest
 
 CORPUS = fuzz_ingest.CORPUS
-REFUSED = {"archive.png", "document.jpg", "float.tiff"}
+REFUSED = {"float.tiff"}
 ROWS, COLUMNS = np.mgrid[0:13, 0:17]
 PIXELS = np.stack([COLUMNS * 15, ROWS * 19, (COLUMNS * ROWS) % 256], -1).astype(np.uint8)
 """What the pictures of the corpus show."""
@@ -48,14 +48,15 @@ def test_every_format_is_read(store: ImageStore, name: str):
         "exported.png",
         "rgb.bmp",
         "raw.tiff",
+        "archive.png",
     }
     if exact or name == "pages.tiff":
         assert np.array_equal(np.asarray(picture), PIXELS)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_polyglots_and_pixels_without_meaning_are_refused(store: ImageStore, name: str):
-    with pytest.raises(ImageRejected, match=r"bytes follow|PDF document|floating-point"):
+def test_pixels_without_meaning_are_refused(store: ImageStore, name: str):
+    with pytest.raises(ImageRejected, match="floating-point"):
         store.put((CORPUS / name).read_bytes())
     assert store.usage().images == 0
 
@@ -73,7 +74,7 @@ def test_a_camera_held_sideways_gives_an_upright_picture(store: ImageStore):
 
 
 def test_a_colour_profile_is_applied_and_left_behind(store: ImageStore):
-    profile = ImageCms.ImageCmsProfile(_swapped_profile())
+    profile = ImageCms.ImageCmsProfile(swapped_profile())
     store_id = store.put(encoded(Image.new("RGB", (4, 4), (200, 10, 10)), icc_profile=profile.tobytes())).id
     picture = store.open(store_id)
     red, _, blue = picture.getpixel((0, 0))
@@ -121,17 +122,6 @@ def _png_header(width: int, height: int) -> bytes:
     )
 
 
-def _followed(tail: bytes) -> bytes:
-    return (CORPUS / "rgb.png").read_bytes() + tail
-
-
-def _archive() -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a.txt", "hello")
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -139,21 +129,17 @@ def _archive() -> bytes:
         (b"no picture at all, only words", "could not be read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "could not be read"),
         (_png_header(30_000, 30_000), "too large|pixels; at most 64,000,000"),
-        (_png_header(2**31 - 1, 2**31 - 1), "too large|could not be read"),
+        (_png_header(2**31 - 1, 2**31 - 1), "at most 64,000,000 are taken"),
         (_png_header(20_000, 2), "longest side may have 16,384"),
         (_png_header(0, 5), "could not be read|no pixels"),
         (_png_header(500, 500), "could not be read"),
-        (_followed(b"more"), "ends at byte 128, but 4 more bytes follow"),
-        (_followed(_archive()), "more bytes follow"),
         ((CORPUS / "rgb.png").read_bytes()[:100], "could not be read"),
         ((CORPUS / "baseline.jpg").read_bytes()[:300], "could not be read"),
-        ((CORPUS / "rgb.bmp").read_bytes() + _archive(), "also a ZIP archive"),
-        ((CORPUS / "baseline.jpg").read_bytes() * 2 + b"tail", "4 more bytes follow"),
         (b"\xff\xd8\xff" + bytes(60_000_000), "60,000,003 bytes; at most 50,000,000"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_plain_picture_is_refused_with_the_reason(store: ImageStore, data: bytes, reason: str):
+def test_what_is_not_a_picture_is_refused_with_the_reason(store: ImageStore, data: bytes, reason: str):
     with pytest.raises(ImageRejected, match=reason) as caught:
         store.put(data)
     assert caught.value.advice and caught.value.code == "image_rejected"
@@ -206,8 +192,8 @@ def test_pixels_of_any_size_and_mode_come_back(data: st.DataObject):
     assert again.size == size == codec.size_of(png)
     wanted = picture.convert("RGBA" if "A" in mode else "RGB")
     assert again.convert("RGBA").tobytes() == wanted.convert("RGBA").tobytes()
-    assert codec.encode(codec.decode(png, Limits())) == png, "equal pixels, other bytes"
-    assert codec.decode(encoded(wanted), Limits()).tobytes() == again.tobytes()
+    assert ingest(png, Limits()).png == png, "equal pixels, other bytes"
+    assert ingest(encoded(wanted), Limits()).png == png
 
 
 @settings(max_examples=60, deadline=None)
@@ -215,7 +201,7 @@ def test_pixels_of_any_size_and_mode_come_back(data: st.DataObject):
 def test_limits_are_exact(width: int, height: int, side: int, pixels: int):
     fits = max(width, height) <= side and width * height <= pixels
     limits = Limits(side=side, pixels=pixels)
-    decode: Callable[[], object] = lambda: codec.decode(encoded(Image.new("RGB", (width, height))), limits)  # noqa: E731
+    decode: Callable[[], object] = lambda: ingest(encoded(Image.new("RGB", (width, height))), limits)  # noqa: E731
     if fits:
         decode()
     else:
@@ -227,7 +213,7 @@ def test_limits_are_exact(width: int, height: int, side: int, pixels: int):
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_picture_or_refused(data: bytes):
     with pytest.raises(ImageRejected) as caught:
-        codec.decode(data, Limits())
+        ingest(data, Limits())
     assert caught.value.message and caught.value.advice
 
 
@@ -245,7 +231,7 @@ def _noise(mode: str, size: tuple[int, int], seed: int) -> Image.Image:
     return Image.frombytes(mode, size, values.tobytes())
 
 
-def _swapped_profile() -> io.BytesIO:
+def swapped_profile() -> io.BytesIO:
     """sRGB with the primaries of red and blue exchanged."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = struct.unpack_from(">I", data, 128)[0]

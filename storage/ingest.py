@@ -1,0 +1,195 @@
+"""From the bytes of a file that somebody gave to the PNG that is stored: the whole way, in one function.
+
+Everything is kept as 8-bit sRGB, upright, as RGB, or as RGBA where something is transparent. What else a file
+holds (frames, trailers, depth, profiles, text) is dropped, and what of it could be missed is noted.
+Runs in a worker process (`storage/decoder.py`): the readers of formats are the part that hostile bytes reach.
+"""
+
+import io
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+
+from storage import containers
+from storage.codec import Limits, check_size, encode
+from storage.colours import Samples, flattened
+from storage.containers import PNG_SIGNATURE, Survey, survey
+from storage.errors import ImageRejected
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""Pillow's names of the formats that are read, where this build of Pillow has them."""
+_ONE_OF = {"TIFF": "pages", "JPEG": "pictures", "MPO": "pictures"}
+_SRGB_CICP = (1, 13)
+_BIT_DEPTH, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
+
+# Half a picture is not a picture; state it here, as other code in the process may have relaxed it.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A picture as it is to be stored."""
+
+    png: bytes
+    notes: tuple[str, ...] = ()
+    """What was dropped, reduced or converted; sentences."""
+
+
+def ingest(data: bytes, limits: Limits) -> Ingested:
+    """The picture in `data`, first frame, as stored.
+
+    Raises:
+        ImageRejected: too large, broken, or of an unknown format; it says which.
+    """
+    check_bytes(data, limits)
+    try:
+        picture, notes = decode(data, limits)
+        return Ingested(encode(picture), tuple(notes))
+    except ImageRejected:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageRejected(f"The image is too large: {error}.", "Send a smaller picture.") from error
+    except MemoryError as error:
+        raise ImageRejected(
+            "The image needs too much memory to be decoded.", "Send a smaller picture."
+        ) from error
+    # Pillow's readers meet hostile bytes with nearly every built-in exception; all mean "not decodable".
+    except Exception as error:
+        reason = str(error).partition("<_io")[0].strip() or type(error).__name__
+        raise ImageRejected(
+            f"The image could not be read: {reason[:200]}.",
+            f"Send a whole, undamaged file in one of these formats: {', '.join(_known_formats())}.",
+        ) from error
+
+
+def check_bytes(data: bytes, limits: Limits) -> None:
+    """What can be said of a file without reading it.
+
+    Raises:
+        ImageRejected: it is empty, has too many bytes, or its header gives too large a size.
+    """
+    if not data:
+        raise ImageRejected("The image is empty (0 bytes).", "Send the bytes of a picture.")
+    if len(data) > limits.bytes:
+        raise ImageRejected(
+            f"The image has {len(data):,} bytes; at most {limits.bytes:,} are taken.", "Send a smaller file."
+        )
+    if size := containers.size(data):
+        check_size(size, limits)
+
+
+def decode(data: bytes, limits: Limits) -> tuple[Image.Image, list[str]]:
+    """The picture in `data`, normalised, and notes. Raises ImageRejected, and whatever Pillow does."""
+    facts = survey(data, "PNG") if data.startswith(PNG_SIGNATURE) else Survey()
+    if data.startswith(PNG_SIGNATURE):
+        source = containers.picture_chunks(data)
+    else:
+        source = data
+    # One reader per format: Pillow would otherwise try all of its formats, the obscure ones too.
+    with Image.open(io.BytesIO(source), formats=_known_formats()) as image:
+        check_size(image.size, limits)
+        kind = image.format or ""
+        if kind != "PNG":
+            facts = survey(data, kind)
+        samples = _samples(image, facts, source)
+        notes = _left_out(data, facts, kind, image)
+        image.load()
+        check_size(image.size, limits)
+        notes += _turned_upright(image)
+        # Only the pixels go on: the reader may hold as much memory again.
+        picture = cast(Any, image)._new(image.im)
+    del image
+    notes += _unused_colour(picture, facts)
+    colours, more = flattened(picture, samples)
+    colours.info = {}
+    return colours, notes + more
+
+
+def is_stored_form(png: bytes, stored: bytes) -> bool:
+    """Whether `png` may be kept as it is: the same kind of pixels as `stored`, which was made from it, and
+    nothing besides: neither other chunks nor bytes behind the compressed pixels.
+    """
+    found = list(containers.chunks(png))
+    names = [name for name, _, _ in found]
+    plain = names[0] == b"IHDR" and set(names[1:-1]) == {b"IDAT"} and names[-1] == b"IEND"
+    if not plain or png[24:29] != stored[24:29] or found[-1][2] != len(png):
+        return False
+    width, height = containers.size(png) or (0, 0)
+    rows = height * (1 + width * {2: 3, 6: 4}[png[25]])
+    unpacking, size = zlib.decompressobj(), 0
+    for _, at, end in found[1:-1]:
+        if end - at == 12 or unpacking.eof:
+            return False
+        packed = png[at + 8 : end - 4]
+        while packed and not unpacking.eof:
+            size += len(unpacking.decompress(packed, 1 << 20))
+            packed = unpacking.unconsumed_tail
+    return unpacking.eof and not unpacking.unused_data and size == rows
+
+
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _left_out(data: bytes, facts: Survey, kind: str, image: Image.Image) -> list[str]:
+    notes: list[str] = []
+    pictures = max(facts.pictures, getattr(image, "n_frames", 1) if kind == "AVIF" else 1)
+    if pictures > 1:
+        notes.append(f"Only the first of {pictures} {_ONE_OF.get(kind, 'frames')} in the file was taken.")
+    if more := containers.surplus(data, facts.end):
+        notes.append(f"{more:,} bytes that follow the picture in the file were dropped.")
+    return notes
+
+
+def _turned_upright(image: Image.Image) -> list[str]:
+    """Turn `image` as its EXIF says, in place."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    # Pillow's reader of EXIF has as many exceptions as those of formats. The picture is whole without it.
+    except MemoryError:
+        raise
+    except Exception:
+        return ["The file's EXIF data is broken; the picture was not turned."]
+    return []
+
+
+def _samples(image: Image.Image, facts: Survey, source: bytes) -> Samples:
+    kind = image.format
+    if kind == "PNG":
+        low = partial(_low_bytes, source) if source[24:26] == b"\x10\x02" else None
+        return Samples(source[24] if source[25] != 3 else 8, low_bytes=low)
+    if kind == "TIFF":
+        tags = cast(Any, image).tag_v2
+        bits = cast("tuple[int, ...]", tags.get(_BIT_DEPTH, (1,)))
+        inverted = tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I")
+        return Samples(max(bits), inverted)
+    return Samples(facts.bits)
+
+
+def _low_bytes(png: bytes) -> Image.Image:
+    """The low bytes of a PNG with 16 bits per channel, RGB."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        # What Pillow calls 16 bits in the other byte order: it takes the second byte of each sample.
+        image.tile = [part._replace(args="RGB;16L") for part in cast(Any, image).tile]
+        image.load()
+        return image.copy()
+
+
+def _unused_colour(picture: Image.Image, facts: Survey) -> list[str]:
+    """What the file says of its colours in ways that are not followed."""
+    info = picture.info
+    if facts.cicp and facts.cicp[:2] != _SRGB_CICP:
+        return ["The picture is marked as HDR or wide gamut (cICP); its colours were taken as sRGB."]
+    gamma = info.get("gamma")
+    if gamma and "srgb" not in info and not info.get("icc_profile") and abs(gamma - 1 / 2.2) > 0.02:
+        return [f"The file's gamma ({gamma:.3f}) was not applied; its colours were taken as sRGB."]
+    return []
+
+
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 23
+"""Bytes of a colour profile, unpacked: those of printers are larger than Pillow allows."""
