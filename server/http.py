@@ -22,11 +22,12 @@ from mcp.server.transport_security import (
     TransportSecuritySettings,
 )
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import rest
 from server.app import App
@@ -35,7 +36,7 @@ from server.caller import LOCAL, Caller
 from server.errors import answering
 from server.mcp import Studio
 from storage import Digest, codec
-from tools.base import ToolError
+from tools.base import Code, ToolError
 
 log = structlog.get_logger()
 
@@ -47,6 +48,13 @@ _LOOPBACK = TransportSecuritySettings(
     allowed_hosts=[name + port for name in _NAMES for port in ("", ":*")],
     allowed_origins=[f"http://{name}{port}" for name in _NAMES for port in ("", ":*")],
 )
+ADVICE = {
+    400: "Send JSON with the header Content-Type: application/json.",
+    403: "Web pages may call this server only from its own address.",
+    413: "Send a smaller picture.",
+    421: "Ask for the server by the name it has: 127.0.0.1 or localhost.",
+}
+"""What to do about the refusals of the libraries below, by status."""
 _ANY_HOST = TransportSecuritySettings(enable_dns_rebinding_protection=False)
 
 
@@ -83,6 +91,43 @@ class Guard:
                 return _unauthorized()
             request.state.principal = principal
         return None
+
+
+class JsonRefusals:
+    """Middleware that gives the plain-text refusals of the libraries below the form of all others."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+        """The beginning of a plain-text refusal, held back until its words are known."""
+
+        async def sending(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                kind = Headers(raw=message["headers"]).get("content-type", "text/plain")
+                if kind.startswith("text/plain"):
+                    start = message
+                    return
+            if start is None:
+                await send(message)
+                return
+            response = _in_json(start, message.get("body", b"").decode(errors="replace"))
+            start = None
+            await response(scope, receive, send)
+
+        await self._app(scope, receive, sending)
+
+
+def _in_json(start: Message, words: str) -> Response:
+    status: int = start["status"]
+    code: Code = "forbidden" if status in (401, 403, 421) else "invalid_argument"
+    advice = ADVICE.get(status, "See /openapi.json for what can be asked.")
+    response = rest.refusal(ToolError(code, f"{words or 'Refused'}.", advice), status)
+    if allow := Headers(raw=start["headers"]).get("allow"):
+        response.headers["Allow"] = allow
+    return response
 
 
 def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -> Starlette:
@@ -128,6 +173,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
             Route(HEALTH, lambda _: JSONResponse({"status": "ok"})),
         ],
         middleware=[
+            Middleware(JsonRefusals),
             Middleware(Guard, tokens, loopback),
             Middleware(RequestBodyLimitMiddleware, max_body),
         ],
@@ -187,7 +233,6 @@ def _unauthorized() -> Response:
     error = ToolError(
         "forbidden", "A bearer token is needed.", "Send the header Authorization: Bearer TOKEN."
     )
-    response = rest.refusal(error)
-    response.status_code = 401
+    response = rest.refusal(error, 401)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response

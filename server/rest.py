@@ -109,9 +109,9 @@ def _json_response(result: Result) -> Response:
     return JSONResponse(schema.dump(result))
 
 
-def refusal(error: ToolError) -> JSONResponse:
-    """A failed call as a response."""
-    status = STATUS[error.code]
+def refusal(error: ToolError, status: int | None = None) -> JSONResponse:
+    """A failed call as a response; `status` where that of its code says too little."""
+    status = status or STATUS[error.code]
     seconds = error.retry_after_s or RETRY_AFTER_S
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     return JSONResponse(schema.dump_error(error), status, headers)

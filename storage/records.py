@@ -75,9 +75,11 @@ class Record(BaseModel):
         """RFC 8785 JSON of every field that is not None; computed once, as a record never changes.
 
         Raises:
-            InvalidArgument: a number has no exact form in JSON (NaN, infinity, an integer beyond 2^53).
+            InvalidArgument: a number has no exact form in JSON (NaN, infinity, a whole number beyond 2^53).
         """
-        return b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), form) for name, form in self.forms.items())
+        body = b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), form) for name, form in self.forms.items())
+        json.loads(body, parse_int=_exact)
+        return body
 
     @cached_property
     def forms(self) -> dict[str, bytes]:
@@ -115,7 +117,6 @@ def make_record(**fields: Any) -> Record:
     except ValidationError as error:
         raise InvalidArgument(f"This is no record: {_first(error)}.", "Correct the field.") from error
     body = record.canonical
-    json.loads(body, parse_int=_exact)
     again = parse_record(body)  # as it will be read: a whole number written as a float is an integer then
     vars(again).update(forms=record.forms, canonical=body)  # equal to its own, and slow to compute
     return again

@@ -134,7 +134,7 @@ def _data(text: str, field: str) -> DataRef:
     match = _DATA.fullmatch(text)
     if match is None:
         raise wrong(text, field, "A data: URI of an image begins with data:image/png;base64, or the like.")
-    payload = unquote_to_bytes(match[2]) if "%" in match[2] else match[2].encode("ascii", "replace")
+    payload = unquote_to_bytes(match[2].encode("utf-8", "replace"))
     try:
         data = base64.b64decode(b"".join(payload.split()), validate=True)
     except binascii.Error as error:

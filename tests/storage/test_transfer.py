@@ -114,7 +114,7 @@ def test_a_forged_history_cannot_lie_about_the_pixels(store: ImageStore, tmp_pat
         )
 
 
-@pytest.mark.parametrize("number", ["9007199254740993", "1e400", "[" * 5000 + "]" * 5000])
+@pytest.mark.parametrize("number", ["9007199254740993", "1e400", "1e20", "[" * 5000 + "]" * 5000])
 def test_a_record_that_has_no_canonical_form_is_no_record(store: ImageStore, tmp_path: Path, number: str):
     image = store.put(noise(1, (8, 8)))
     fields = (

@@ -19,6 +19,7 @@ REFERENCES = (
     "https://127.0.0.1/x.png",
     "https://[::1]/x.png",
     "data:image/png;base64,!!!",
+    "data:image/png;base64,%\ud800",
     "data:text/html;base64,QUJD",
     BOMB,
     UNKNOWN_ID,

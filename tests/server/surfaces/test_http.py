@@ -180,7 +180,22 @@ async def test_requests_of_foreign_web_pages_are_refused(
     async with rest(app) as client:
         for url in (GENERATE, "/mcp"):
             given = {"Content-Type": "application/json"} | headers
-            assert (await client.post(url, content=b"{}", headers=given)).status_code == status
+            answer = await client.post(url, content=b"{}", headers=given)
+            assert answer.status_code == status
+            assert set(answer.json()["error"]) == {"code", "message", "advice"}
+
+
+async def test_refusals_of_routes_and_methods_have_the_form_of_all_others(app: App) -> None:
+    async with rest(app) as client:
+        for method, url, status in (
+            ("GET", "/nothing", 404),
+            ("GET", GENERATE, 405),
+            ("DELETE", "/healthz", 405),
+        ):
+            answer = await client.request(method, url)
+            assert answer.status_code == status
+            assert all(answer.json()["error"][part] for part in ("code", "message", "advice"))
+            assert (status == 405) == ("allow" in answer.headers)
 
 
 async def test_beyond_this_machine_any_host_name_leads_here_but_no_foreign_page(app: App) -> None:
@@ -197,7 +212,8 @@ async def test_large_body_is_refused_before_it_is_read(app: App) -> None:
         async with await anyio.connect_tcp(host, int(port)) as stream:
             head = f"POST {GENERATE} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
             await stream.send(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
-            assert (await stream.receive()).startswith(b"HTTP/1.1 413 ")
+            answer = await stream.receive()
+            assert answer.startswith(b"HTTP/1.1 413 ") and b"application/json" in answer
 
 
 async def test_open_address_without_tokens_is_not_served(
