@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import cast
 
 from storage.errors import from_os_error, from_sqlite_error
+from storage.modes import create, make_database, make_folder
 from tools.base import Code, JobState, ToolError
 
+FILE = "jobs.sqlite"
 KEPT = 10_000
 """Jobs that are remembered."""
 
@@ -44,27 +46,26 @@ class Entry:
 class Journal:
     """The journal of one store, as one server writes it. Safe for use by several threads."""
 
-    def __init__(self, store: Path) -> None:
-        """Open the journal of the store in the folder `store`.
+    def __init__(self, store: Path | None) -> None:
+        """Open the journal of the store in the folder `store`; that of a store in memory is there, too.
 
         Raises:
             StoreError: it cannot be written.
         """
-        self.folder = store / "jobs"
+        self.folder = store / "jobs" if store else None
         self._owner = secrets.token_hex(8)
         self._lock = threading.Lock()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for other in self.folder.glob("*.alive"):
-                self._lives(other.stem)  # sweeps away what dead servers left
-            unsigned = self._sign(self._owner).with_suffix(".new")
-            self._alive = os.open(unsigned, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._alive, fcntl.LOCK_EX)
-            unsigned.rename(self._sign(self._owner))  # named once it is locked: nobody sees it unlocked
-        except OSError as error:
-            raise from_os_error(error, store) from error
+        self._alive: int | None = None
+        if self.folder is not None:
+            try:
+                self._sign_in(self.folder)
+            except OSError as error:
+                raise from_os_error(error, self.folder.parent) from error
         self._db = sqlite3.connect(
-            self.folder / "jobs.sqlite", timeout=10, isolation_level=None, check_same_thread=False
+            self.folder / FILE if self.folder else ":memory:",
+            timeout=10,
+            isolation_level=None,
+            check_same_thread=False,
         )
         self._do("PRAGMA journal_mode = WAL")
         self._do("PRAGMA synchronous = OFF")
@@ -73,9 +74,10 @@ class Journal:
     def close(self) -> None:
         """Give the files back; jobs that have not ended count as interrupted from now on."""
         self._db.close()
-        with suppress(OSError):
-            self._sign(self._owner).unlink()
-        os.close(self._alive)
+        if self.folder is not None and self._alive is not None:
+            with suppress(OSError):
+                _sign(self.folder, self._owner).unlink()
+            os.close(self._alive)
 
     def begin(self, job_id: str, principal: str, tool: str) -> None:
         """Write down a new job. Raises StoreError if that is not possible."""
@@ -115,22 +117,36 @@ class Journal:
         except sqlite3.Error as error:
             raise from_sqlite_error(error, self.folder) from error
 
-    def _sign(self, owner: str) -> Path:
-        return self.folder / f"{owner}.alive"
+    def _sign_in(self, folder: Path) -> None:
+        """Make the files, and show that this server lives."""
+        make_folder(folder, folder.parent / "locks")
+        with suppress(OSError):  # SQLite says better what is wrong
+            make_database(folder / FILE, folder)
+        for other in folder.glob("*.alive"):
+            self._lives(other.stem)  # sweeps away what dead servers left
+        unsigned = _sign(folder, self._owner).with_suffix(".new")
+        self._alive = create(unsigned, folder)
+        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        unsigned.rename(_sign(folder, self._owner))  # named once it is locked: nobody sees it unlocked
 
     def _lives(self, owner: str) -> bool:
         """Whether the server of that name still runs; removes its sign of life if not."""
-        if owner == self._owner:
+        if owner == self._owner or self.folder is None:
             return True
+        sign = _sign(self.folder, owner)
         try:
-            with self._sign(owner).open("rb") as file:
+            with sign.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
         except BlockingIOError:
             return True
-        self._sign(owner).unlink(missing_ok=True)
+        sign.unlink(missing_ok=True)
         return False
+
+
+def _sign(folder: Path, owner: str) -> Path:
+    return folder / f"{owner}.alive"
 
 
 def interrupted() -> ToolError:

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from storage.digest import Digest
 from storage.errors import from_os_error
+from storage.modes import BLOB, make_folder, permissions
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{62}")
@@ -74,12 +75,13 @@ class BlobStore(Protocol):
 
 
 class LocalBlobs:
-    """A folder of immutable files: `<folder>/sha256/<2 hex>/<62 hex>`, mode 0444."""
+    """A folder of immutable files: `<folder>/sha256/<2 hex>/<62 hex>`, read by the owner only."""
 
     def __init__(self, folder: Path) -> None:
         """What a crash leaves behind lies in `tmp` beside `folder`."""
         self.folder = folder
         self.staging = folder.parent / "tmp"
+        self._model = folder.parent / "locks"
 
     def put(self, data: bytes) -> Blob:
         try:
@@ -133,11 +135,11 @@ class LocalBlobs:
         return Path(f"{self.folder}/sha256/{digest.hex[:2]}/{digest.hex[2:]}")
 
     def _put(self, data: bytes) -> Blob:
-        self.staging.mkdir(parents=True, exist_ok=True)
+        make_folder(self.staging, self._model)
         temporary = f"{self.staging}/{secrets.token_hex(8)}"
         created = time.time_ns()
         try:
-            digest = _written(temporary, data, created)
+            digest = _written(temporary, data, created, permissions(self._model, BLOB))
             path = self.path(digest)
             folder = path.parent
             if not folder.is_dir():
@@ -156,14 +158,15 @@ class LocalBlobs:
         put wait for the disk once more."""
         if not folder.parent.is_dir():
             self._make_all_folders(folder.parent)
-        _make_durable_folder(folder)
+        _make_durable_folder(folder, self._model)
 
     def _make_all_folders(self, base: Path) -> None:
-        _make_durable_folder(base.parent)
+        _make_durable_folder(base.parent, self._model)
         aside = self.staging / secrets.token_hex(8)  # nobody must trust a folder that is not durable yet
         try:
+            make_folder(aside, self._model)
             for number in range(256):
-                (aside / f"{number:02x}").mkdir(parents=True)
+                make_folder(aside / f"{number:02x}", self._model)
             _sync_folder(aside)
             with contextlib.suppress(OSError):  # somebody else was quicker
                 aside.rename(base)
@@ -184,15 +187,15 @@ def strays(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _written(path: str, data: bytes, created: int) -> Digest:
-    """Write `data` durably, mode 0444, dated `created`, and hash it meanwhile."""
+def _written(path: str, data: bytes, created: int, mode: int) -> Digest:
+    """Write `data` durably, with these permissions, dated `created`, and hash it meanwhile."""
     hashing = _hashing.submit(Digest.of, data) if _hashing and len(data) >= _ALONGSIDE else None
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(handle, rest) :]
-        os.fchmod(handle, 0o444)
+        os.fchmod(handle, mode)
         # The kernel's own clock for files ticks in milliseconds: too coarse to order by.
         os.utime(handle, ns=(created, created))
         os.fsync(handle)
@@ -222,13 +225,12 @@ def _holds(path: Path, data: bytes) -> bool:
         return False
 
 
-def _make_durable_folder(folder: Path) -> None:
+def _make_durable_folder(folder: Path, model: Path) -> None:
     """Create `folder`, and see to it that it survives a power cut before anything in it is named."""
     if folder.is_dir():
         return
-    _make_durable_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
+    _make_durable_folder(folder.parent, model)
+    make_folder(folder, model)
     _sync_folder(folder.parent)
 
 

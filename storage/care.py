@@ -11,6 +11,7 @@ from storage import rows
 from storage.blobs import Blob, BlobStore, strays
 from storage.digest import Digest
 from storage.errors import from_os_error
+from storage.modes import create, make_folder
 from storage.shelf import Progress, Shelf, ticking
 
 
@@ -65,20 +66,23 @@ def rebuild_index(shelf: Shelf, progress: Progress | None) -> None:
 
 
 def _quarantine(shelf: Shelf, wrong: list[tuple[Blob, str]]) -> list[Path]:
+    if shelf.root is None:  # nothing can damage what is in memory
+        return []
     folder = shelf.root / "quarantine"
     moved: list[Path] = []
     try:
         for blob, kind in wrong:
             raw = shelf.raw_blobs if kind == "image" else shelf.raw_records
             if (data := _bytes(raw, blob.digest)) is not None:
-                folder.mkdir(exist_ok=True)
+                make_folder(folder, shelf.root / "locks")
                 place = _free_place(folder / f"{kind}-{blob.digest.hex}")
-                place.write_bytes(data)
+                with open(create(place, folder, os.O_WRONLY), "wb") as file:
+                    file.write(data)
                 raw.delete(blob.digest)
                 moved.append(place)
         for name in ("blobs", "records"):
             for stray in strays(shelf.root / name):
-                folder.mkdir(exist_ok=True)
+                make_folder(folder, shelf.root / "locks")
                 place = _free_place(folder / f"stray-{stray.name}")
                 os.replace(stray, place)
                 moved.append(place)

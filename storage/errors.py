@@ -94,20 +94,21 @@ def from_os_error(error: OSError, folder: Path | str, reading: bool = False) -> 
     return StoreError(f"The image store failed: {_reason(error)}.", advice, str(folder))
 
 
-def from_sqlite_error(error: sqlite3.Error, folder: Path) -> StoreError:
-    """The store's word for a database error met while using the index below `folder`."""
+def from_sqlite_error(error: sqlite3.Error, folder: Path | None) -> StoreError:
+    """The store's word for a database error met while using the index below `folder`; None: in memory."""
+    place = str(folder or "in memory")
     # The low byte is the primary code; the rest only refines it (SQLITE_READONLY_DIRECTORY, ...).
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     # A file-size limit or a lost disk reaches SQLite as a failed write.
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return _full(folder, error)
+        return _full(place, error)
     if code in _SQLITE_NO_WRITING:
-        return _read_only(folder, error)
+        return _read_only(place, error)
     if code == sqlite3.SQLITE_BUSY:
-        return StoreBusy(f"The index of the image store is in use: {error}.", "Try again.", str(folder))
+        return StoreBusy(f"The index of the image store is in use: {error}.", "Try again.", place)
     kind = IndexDamaged if code in _SQLITE_DAMAGED else StoreError
     advice = "Ask the host to run `omnigen2-mcp store rebuild-index`."
-    return kind(f"The index of the image store failed: {error}.", advice, str(folder))
+    return kind(f"The index of the image store failed: {error}.", advice, place)
 
 
 def _full(folder: Path | str, error: Exception) -> StoreFull:

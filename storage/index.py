@@ -7,6 +7,7 @@ records, so there are no migrations.
 
 import contextlib
 import random
+import secrets
 import sqlite3
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from storage.errors import IndexDamaged, from_sqlite_error
+from storage.modes import make_database
 from storage.rows import DERIVED, OWN, SCHEMA, SCHEMA_VERSION, totals
 
 _WAIT_S = 60.0
@@ -23,22 +25,30 @@ _WAIT_S = 60.0
 class Index:
     """The SQLite file of one store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
+        """Without a path the index is in memory, for as long as this object lives."""
         self.path = path
+        self._name = secrets.token_hex(8)
         self._free: deque[sqlite3.Connection] = deque()
+        self._kept = None if path else self._connect()  # what is in memory goes with its last connection
 
     def state(self) -> Literal["ready", "old", "broken"]:
         """Whether the file can be used, must be rebuilt, or must be deleted."""
         try:
-            with self._errors(), self._connection() as db:
-                version = db.execute("PRAGMA user_version").fetchone()[0]
-                return "ready" if version == SCHEMA_VERSION else "old"
+            return "ready" if self.version() == SCHEMA_VERSION else "old"
         except IndexDamaged:
             return "broken"
+
+    def version(self) -> int:
+        """Of the schema; 0 if there is none yet."""
+        with self._errors(), self._connection() as db:
+            return db.execute("PRAGMA user_version").fetchone()[0]
 
     def forget(self) -> None:
         """Delete the file, whatever is in it."""
         self.close()
+        if self.path is None:
+            return
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
@@ -98,7 +108,17 @@ class Index:
         self._free.append(db)
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+        in_memory = f"file:/omnigen2-{self._name}?vfs=memdb"
+        if self.path is not None:
+            with contextlib.suppress(OSError):  # SQLite says better what is wrong
+                make_database(self.path, self.path.parent / "locks")
+        db = sqlite3.connect(
+            self.path or in_memory,
+            timeout=_WAIT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=self.path is None,
+        )
         try:
             _use_wal(db)
             # A power cut may lose the last rows, never damage the file; blobs and records are synced by
@@ -114,7 +134,7 @@ class Index:
         try:
             yield
         except sqlite3.Error as error:
-            raise from_sqlite_error(error, self.path.parent) from error
+            raise from_sqlite_error(error, self.path.parent if self.path else None) from error
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

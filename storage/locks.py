@@ -8,11 +8,13 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 from storage.digest import Digest
 from storage.errors import StoreBusy, from_os_error
+from storage.modes import create, make_folder
 
 
 class Locks:
@@ -25,8 +27,8 @@ class Locks:
 
     def prepare(self) -> None:
         """Create the folders."""
-        self.leases.mkdir(parents=True, exist_ok=True)
-        self.writers.mkdir(exist_ok=True)
+        for folder in (self.leases, self.writers):
+            make_folder(folder, self.folder)
 
     @contextlib.contextmanager
     def writing(self) -> Generator[None]:
@@ -57,10 +59,7 @@ class Locks:
             try:
                 stack.enter_context(self._locked("care.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
             except BlockingIOError:
-                raise StoreBusy(
-                    f"Cannot {work}: another process is collecting or rebuilding this store.",
-                    "Try again when it is done.",
-                ) from None
+                raise _taken(work) from None
             yield
 
     def enlist(self) -> Callable[[], None]:
@@ -127,9 +126,98 @@ class Locks:
 
     def _open(self, path: Path) -> int:
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            return create(path, self.folder)
         except OSError as error:
             raise from_os_error(error, self.folder.parent) from error
+
+
+class MemoryLocks:
+    """The same for a store in memory, which no other process can use. Nobody but this process can die."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._writers = 0
+        self._alone = False
+        self._filling = threading.Lock()
+        self._caring = threading.Lock()
+        self._leases: dict[object, set[Digest]] = {}
+
+    def prepare(self) -> None:
+        """Nothing needs to be prepared."""
+
+    @contextlib.contextmanager
+    def writing(self) -> Generator[None]:
+        """See `Locks`."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._alone)
+            self._writers += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._writers -= 1
+                self._turn.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Generator[None]:
+        """See `Locks`."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._alone and not self._writers)
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._alone = False
+                self._turn.notify_all()
+
+    @contextlib.contextmanager
+    def filling(self) -> Generator[None]:
+        """See `Locks`."""
+        with self._filling:
+            yield
+
+    @contextlib.contextmanager
+    def caring(self, work: str) -> Generator[None]:
+        """See `Locks`."""
+        if not self._caring.acquire(blocking=False):
+            raise _taken(work)
+        try:
+            yield
+        finally:
+            self._caring.release()
+
+    def enlist(self) -> Callable[[], None]:
+        """See `Locks`: there is nobody who could look for a writer that died."""
+        return lambda: None
+
+    def deserted(self) -> bool:
+        """Never."""
+        return False
+
+    def bury(self) -> None:
+        """There is nobody to forget."""
+
+    @contextlib.contextmanager
+    def lease(self, digests: Iterable[Digest]) -> Generator[None]:
+        """See `Locks`."""
+        name = object()
+        self._leases[name] = set(digests)
+        try:
+            yield
+        finally:
+            del self._leases[name]
+
+    def leased(self) -> set[Digest]:
+        """See `Locks`."""
+        return {digest for digests in list(self._leases.values()) for digest in digests}
+
+
+def _taken(work: str) -> StoreBusy:
+    return StoreBusy(
+        f"Cannot {work}: another process is collecting or rebuilding this store.",
+        "Try again when it is done.",
+    )
 
 
 def _take_back(path: Path, handle: int) -> None:

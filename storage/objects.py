@@ -7,9 +7,6 @@ machine, so one machine at a time may write to a bucket.
 
 import contextlib
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -28,24 +25,23 @@ _TIMES = ("LastModified", "last_modified", "updated", "modified", "mtime", "crea
 
 
 def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
-    """The image store at a URL. For an object store the index and the locks lie in this user's data folder,
-    for `memory://` they go when the store does.
+    """The image store at a URL. For an object store the index and the locks lie in this user's data folder;
+    of `memory://` nothing is ever on disk.
 
     Raises:
-        InvalidArgument: no such scheme, or its fsspec package is not installed.
+        InvalidArgument: no such scheme, its fsspec package is not installed, or no bucket is named.
         StoreReadOnly, StoreFull: the folder cannot be written.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("", "file", "local"):
         return ImageStore(unquote(urlsplit(url).path) if scheme else url, quota_bytes)
-    blobs, records = (ObjectBlobs(f"{url.rstrip('/')}/{kind}") for kind in ("blobs", "records"))
-    if scheme != "memory":
-        beside = default_store_path().with_name("indexes") / Digest.of(url.encode()).hex[:16]
-        return ImageStore(beside, quota_bytes, blobs=blobs, records=records)
-    folder = tempfile.mkdtemp(prefix="omnigen2-store-")
-    store = ImageStore(folder, quota_bytes, blobs=blobs, records=records)
-    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
-    return store
+    in_memory, place = scheme == "memory", url.partition("://")[2].rstrip("/")
+    if not (place or in_memory):
+        raise InvalidArgument(f"{url} names no bucket.", f"Give one: {scheme}://BUCKET/FOLDER.")
+    base = f"{scheme}://{place}/" if place else f"{scheme}://"
+    blobs, records = (ObjectBlobs(base + kind) for kind in ("blobs", "records"))
+    beside = default_store_path().with_name("indexes") / Digest.of(url.encode()).hex[:16]
+    return ImageStore(None if in_memory else beside, quota_bytes, blobs=blobs, records=records)
 
 
 class ObjectBlobs:

@@ -31,10 +31,13 @@ from storage.errors import (
     from_os_error,
 )
 from storage.index import Index
-from storage.locks import Locks
+from storage.locks import Locks, MemoryLocks
+from storage.modes import close_up
 from storage.policies import QuotaBlobs, VerifiedBlobs
 from storage.records import Record, parse_record
 
+FOLLOWED_UMASK = 2
+"""Up to this version of the index, what a store made was as open as the umask said."""
 Progress = Callable[[int, int], None]
 """Called with how many of how many are done."""
 NOTED_EVERY = timedelta(hours=1)
@@ -67,22 +70,22 @@ class Shelf:
     """One store's parts, and the few ways to change them together."""
 
     def __init__(
-        self, root: Path, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
+        self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
     ) -> None:
         self.root = root
         self.quota = quota
-        self.locks = Locks(root)
+        self.locks = Locks(root) if root else MemoryLocks()
         self._signing = threading.Lock()
         self._sign_out: weakref.finalize[[], Self] | None = None
-        self.index = Index(root / "index.sqlite")
-        self.raw_blobs = blobs or LocalBlobs(root / "blobs")
-        self.raw_records = records or LocalBlobs(root / "records")
+        self.index = Index(root / "index.sqlite" if root else None)
+        self.raw_blobs = blobs or self._local("blobs")
+        self.raw_records = records or self._local("records")
         self.blobs = self._guarded(self.raw_blobs)
         self.records = self._guarded(self.raw_records)
         try:
             self.locks.prepare()
         except OSError as error:
-            raise from_os_error(error, root) from error
+            raise from_os_error(error, root or "memory://") from error
         self._ready_index()
 
     def put_image(self, png: bytes) -> Digest:
@@ -273,7 +276,14 @@ class Shelf:
         news.images.clear()
         news.records.clear()
 
+    def _local(self, kind: str) -> LocalBlobs:
+        if self.root is None:
+            raise ValueError(f"{kind}: a store without a folder must be told where they lie")
+        return LocalBlobs(self.root / kind)
+
     def _sweep(self) -> None:
+        if self.root is None:
+            return
         try:
             for path in self.root.glob("tmp/*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -292,6 +302,8 @@ class Shelf:
                 if self.index.state() == "broken":
                     self.index.forget()
                 if self.index.state() == "old":  # unless another process was faster
+                    if self.root and 0 < self.index.version() <= FOLLOWED_UMASK:
+                        close_up(self.root)
                     self.rebuild()
         elif self.locks.deserted():
             with self.locks.alone():

@@ -50,7 +50,7 @@ class ImageStore:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | None,
         quota_bytes: int | None = None,
         *,
         limits: Limits | None = None,
@@ -60,12 +60,13 @@ class ImageStore:
         """Open the store at `path`, or begin one there.
 
         `quota_bytes` bounds images and records together, `limits` what one image may be. `blobs` and
-        `records` are where the bytes live, by default below `path`; locks and the index are always there.
+        `records` are where the bytes live, by default below `path`; locks and the index are always
+        there. Without a path they are in memory, and gone with this object.
 
         Raises:
             StoreReadOnly, StoreFull: the folder cannot be written.
         """
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(path).expanduser().absolute() if path is not None else None
         self.quota_bytes = quota_bytes
         self.limits = limits or Limits()
         self._shelf = Shelf(self.path, quota_bytes, blobs, records)

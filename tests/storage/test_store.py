@@ -103,7 +103,7 @@ def test_damaged_bytes_are_an_error_never_an_answer(store: ImageStore):
 def test_files_are_immutable_and_named_by_their_hash(store: ImageStore):
     image = store.put(picture(1))
     path = store.path / "blobs" / "sha256" / image.id.hex[:2] / image.id.hex[2:]
-    assert path.stat().st_mode & 0o777 == 0o444
+    assert path.stat().st_mode & 0o777 == 0o400
     assert Digest.of(path.read_bytes()) == image.id
     assert not list((store.path / "tmp").iterdir())
 
