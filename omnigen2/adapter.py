@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -32,7 +33,13 @@ class Adapter:
         """
         file = locate(Path(path))
         with open_adapter(file) as opened:
-            return cls(file, remembered_hash(opened))
+            return cls.opened(file, opened)
+
+    @classmethod
+    def opened(cls, path: Path, file: BinaryIO) -> Self:
+        """The adapter in an open file, which `path` names. Raises ValueError as `open_adapter`."""
+        _check(file, path.name)
+        return cls(path, remembered_hash(file))
 
     def read(self) -> bytes:
         """The bytes of the file.
@@ -59,12 +66,15 @@ def locate(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.safetensors"))
-    named = [file for file in files if file.name == FILE] or files
+    return path / pick_adapter(sorted(os.listdir(path)))
+
+
+def pick_adapter(names: Sequence[str]) -> str:
+    """The file meant by a folder of these files. Raises ValueError as `locate`."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    named = [name for name in files if name == FILE] or files
     if len(named) != 1:
-        raise ValueError(
-            f"lora: the folder {path.name} holds {len(files)} safetensors files; name one of them"
-        )
+        raise ValueError(f"lora: the folder holds {len(files)} safetensors files; name one of them")
     return named[0]
 
 
@@ -80,10 +90,17 @@ def open_adapter(path: Path) -> BinaryIO:
     except OSError as error:
         raise FileNotFoundError(f"lora: {path.name} cannot be read: {error.strerror}") from error
     file = os.fdopen(handle, "rb")
-    state = os.fstat(handle)
-    if stat.S_ISREG(state.st_mode) and state.st_size <= MAX_BYTES:
-        return file
-    file.close()
+    try:
+        _check(file, path.name)
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def _check(file: BinaryIO, name: str) -> None:
+    state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode):
-        raise ValueError(f"lora: {path.name} is not a regular file")
-    raise ValueError(f"lora: {path.name} has {state.st_size} bytes; a LoRA has at most {MAX_BYTES}")
+        raise ValueError(f"lora: {name} is not a regular file")
+    if state.st_size > MAX_BYTES:
+        raise ValueError(f"lora: {name} has {state.st_size} bytes; a LoRA has at most {MAX_BYTES}")

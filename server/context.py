@@ -11,9 +11,9 @@ from anyio import to_thread
 from omnigen2.card import ModelCard
 from server.caller import Caller
 from server.jobs import Job, Status
-from server.references import allowed_path
+from server.references import open_allowed
 from storage import StoredImage, codec
-from tools.base import Picture, Result, ToolError, Work
+from tools.base import OpenFile, Pick, Picture, Result, ToolError, Work
 
 if TYPE_CHECKING:
     from server.app import App
@@ -47,8 +47,8 @@ class CallContext:
     async def resolve(self, reference: str, field: str) -> StoredImage:
         return await self._app.references.resolve(reference, field, self._caller.folders)
 
-    def allowed_path(self, path: str, field: str) -> str:
-        return str(allowed_path(Path(path), field, self._caller.folders))
+    def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
+        return open_allowed(Path(path), field, self._caller.folders, pick)
 
     async def run(self, work: Work, *, background: bool) -> Result:
         self.card(work.model)  # a model that is not offered gets no lane

@@ -1,9 +1,9 @@
 """The images of a result as ordinary files, with their history inside."""
 
-import os
 from pathlib import Path
 
 from storage import ImageStore
+from storage.opening import write_file
 from storage.transfer import with_history
 from tools.base import Result, ToolError
 
@@ -26,14 +26,15 @@ def save(store: ImageStore, result: Result, output: Path) -> list[Path]:
         files = {f"view-{number}{_suffix(p.mime_type)}": p.data for number, p in enumerate(shown, 1)}
     if not files:
         raise ToolError("invalid_argument", "output: there is no image to write.", "Leave it out.")
+    paths = _paths(output, list(files))
     try:
-        return [
-            _write(path, data) for path, data in zip(_paths(output, list(files)), files.values(), strict=True)
-        ]
+        for path, data in zip(paths, files.values(), strict=True):
+            write_file(path, data)
     except OSError as error:
         raise ToolError(
             "invalid_argument", f"output: {output} cannot be written ({error.strerror}).", "Choose another."
         ) from error
+    return paths
 
 
 def _paths(output: Path, names: list[str]) -> list[Path]:
@@ -46,14 +47,6 @@ def _paths(output: Path, names: list[str]) -> list[Path]:
     if len(names) == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{number}") for number in range(1, len(names) + 1)]
-
-
-def _write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
-    return path
 
 
 def _suffix(mime_type: str) -> str:

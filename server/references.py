@@ -1,12 +1,12 @@
 """From what a caller names to a stored image, and what a caller may name at all.
 
-The spellings are in `tools/references.py`; here is the policy: files only within the caller's folders, by
-where they really are; addresses only if the host allows it; nothing larger than the store takes.
+The spellings are in `tools/references.py`; here is the policy: files only within the caller's folders,
+and never through a link; addresses only if the host allows it; nothing larger than the store takes.
 """
 
 import os
-import stat
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from anyio import to_thread
 from server.errors import as_tool_error
 from storage import ImageStore, StoredImage
 from storage.errors import ImageRejected, StoreError
-from tools.base import ToolError
+from storage.opening import IsLink, NotRegular, names_in, open_file
+from tools.base import OpenFile, Pick, ToolError
 from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 OTHERWISE = (
     "Name a file in an allowed folder, send the picture as a data: URI, or give the id of a stored one."
+)
+ALLOW = (
+    "Give the file itself if this is a link to it. For a file elsewhere ask the host to allow its folder "
+    "(omnigen2-mcp serve --allow-dir FOLDER), or send a picture as a data: URI."
 )
 
 
@@ -61,7 +66,7 @@ class References:
             case DataRef(data=data):
                 return self._store.put(data)
             case FileRef(path):
-                return self._store.put(_read(allowed_path(path, field, folders), reference, field, most))
+                return self._store.put(_read(path, field, folders, most))
             case UrlRef() as address:
                 return address
 
@@ -73,46 +78,71 @@ class References:
         return await self._fetcher.fetch(address.url, field)
 
 
-def allowed_path(path: Path, field: str, folders: Sequence[Path]) -> Path:
-    """Where `path` really is, if that is within one of the folders. A relative one starts in the first.
+def open_allowed(path: Path, field: str, folders: Sequence[Path], pick: Pick | None = None) -> OpenFile:
+    """Open a file that is named by a client, if it lies below one of the folders; where it is, and the file.
+
+    With `pick`, `path` may be a folder: the file in it that `pick` names.
 
     Raises:
-        ToolError: `forbidden`, naming the folders. It does not tell whether there is such a file.
+        ToolError: `forbidden`: it lies elsewhere or behind a link. Whether it exists is not told.
+        OSError: it cannot be read; `NotRegular` if it is no file.
     """
-    homes = [folder.resolve() for folder in folders]
+    real = allowed_path(path, field, folders)
+    try:
+        names = names_in(real) if pick else None
+        real = real if names is None or pick is None else real / pick(names)
+        return real, open_file(real)
+    except IsLink as error:
+        raise _forbidden(
+            path, field, "it is a link or lies behind one, and links are not followed"
+        ) from error
+
+
+def allowed_path(path: Path, field: str, folders: Sequence[Path]) -> Path:
+    """Where `path` is below one of the folders, by its words alone: nothing is looked up.
+
+    A relative path starts in the first folder. The host may give a folder through a link; where that leads is
+    found out once.
+
+    Raises:
+        ToolError: `forbidden`, naming the folders.
+    """
+    homes = {name: real for folder in folders for real in (real_folder(folder),) for name in (real, folder)}
     if homes:
-        try:
-            real = (homes[0] / path).resolve()
-            if any(real.is_relative_to(home) for home in homes):
-                return real
-        except (OSError, RuntimeError, ValueError):  # a loop of links, or no path at all
-            pass
-    within = f"inside {', '.join(map(str, homes))}" if homes else "from no folder"
-    raise ToolError(
-        "forbidden", f"{field}: {shown(str(path))} may not be used; files are read {within}.", OTHERWISE
+        whole = Path("/" + os.path.normpath(next(iter(homes)) / path).lstrip("/"))
+        homes_of = [home for home in homes if whole.is_relative_to(home)]
+        if homes_of:
+            home = max(homes_of, key=lambda home: len(home.parts))
+            return homes[home] / whole.relative_to(home)
+    known = ", ".join(dict.fromkeys(map(str, homes.values())))
+    raise _forbidden(
+        path, field, f"files are read inside {known}" if known else "files are read from no folder"
     )
 
 
-def _read(path: Path, reference: str, field: str, most: int) -> bytes:
-    """The bytes of a regular file. `path` has no links left; one that appears meanwhile is not followed."""
+@cache
+def real_folder(folder: Path) -> Path:
+    """Where a folder that the host allows is, links resolved as they were when it was first asked for."""
+    return folder.resolve()
+
+
+def _forbidden(path: Path, field: str, reason: str) -> ToolError:
+    return ToolError("forbidden", f"{field}: {shown(str(path))} may not be used: {reason}.", ALLOW)
+
+
+def _read(path: Path, field: str, folders: Sequence[Path], most: int) -> bytes:
+    """The bytes of an allowed file of up to `most` bytes."""
+    name = shown(str(path))
     try:
-        # Non-blocking, so that opening a pipe that somebody left there does not wait for its other end.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            state = os.fstat(handle)
-            if not stat.S_ISREG(state.st_mode):
-                raise ToolError("image_rejected", f"{field}: {shown(reference)} is no file.", OTHERWISE)
-            if state.st_size > most:
+        with open_allowed(path, field, folders)[1] as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
                 raise ImageRejected(
-                    f"{shown(reference)} has {state.st_size:,} bytes; at most {most:,} are taken.",
-                    "Send a smaller picture.",
+                    f"{name} has {size:,} bytes; at most {most:,} are taken.", "Send a smaller picture."
                 )
-            with open(handle, "rb", closefd=False) as file:
-                return file.read(most + 1)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ToolError(
-            "image_not_found", f"{field}: {shown(reference)} cannot be read: {reason}.", OTHERWISE
-        ) from error
+            return file.read(most + 1)  # it may have grown: the store refuses one byte too many
+    except NotRegular:
+        raise ToolError("image_rejected", f"{field}: {name} is not a regular file.", OTHERWISE) from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ToolError("image_not_found", f"{field}: {name} cannot be read: {reason}.", OTHERWISE) from error

@@ -4,7 +4,6 @@ Nothing in an imported folder is believed: pictures pass the same gate as every 
 computed, and a record is joined only if every image it names is here.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from storage.digest import Digest
 from storage.embedding import embed, extract
 from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
 from storage.ingest import ingest, is_stored_form
+from storage.opening import open_file, write_file
 from storage.records import Record
 from storage.shelf import Progress, Shelf, ticking
 from storage.values import StoredImage
@@ -70,7 +70,7 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
     images: dict[Digest, StoredImage] = {}
     records: dict[Digest, tuple[Record, Path]] = {}
     skipped: list[Skipped] = []
-    files = list(_files(folder))
+    files = list(_files(folder.resolve()))
     for path in ticking(progress, len(files))(files):
         try:
             image, found = _take(store, shelf, path)
@@ -100,11 +100,8 @@ def with_history(store: "ImageStore", digest: Digest) -> bytes:
 def _write(store: "ImageStore", digest: Digest, folder: Path) -> Path:
     data = with_history(store, digest)
     path = folder / f"{digest.hex[:_NAME_DIGITS]}.png"
-    partial = path.with_suffix(".partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        write_file(path, data)
     except OSError as error:
         raise InvalidArgument(f"Cannot write {path}: {error}.", "Choose another folder.") from error
     return path
@@ -123,7 +120,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, list[Record]]:
     limit = store.limits.bytes
-    with path.open("rb") as file:
+    with open_file(path) as file:
         data = file.read(limit + 1)  # one more than allowed is enough to be refused for it
     carried = extract(data) if len(data) <= limit else None
     if carried is None:

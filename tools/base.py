@@ -4,9 +4,10 @@ A tool is a value. MCP schema, REST route, command line and reference page deriv
 asks which tool it has in hand. This module knows no tool, no server and no model.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import BinaryIO, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -104,6 +105,12 @@ class JobStatus(Protocol):
     error: ToolError | None
 
 
+OpenFile = tuple[Path, BinaryIO]
+"""Where a file is, and the file, open for reading."""
+Pick = Callable[[Sequence[str]], str]
+"""Chooses from the names in a folder."""
+
+
 class Context(Protocol):
     """All that a running tool may use. The server implements it; one is made for every call."""
 
@@ -138,11 +145,14 @@ class Context(Protocol):
         """
         ...
 
-    def allowed_path(self, path: str, field: str) -> str:
-        """The real path of a file or folder that the caller may name.
+    def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
+        """Open a file that the caller may name: no link is followed, and only a regular file is opened.
+
+        With `pick`, `path` may be a folder; `pick` chooses from the names in it.
 
         Raises:
-            ToolError: `forbidden`, naming `field` and the allowed folders.
+            ToolError: `forbidden`, naming `field` and what is allowed.
+            OSError: it cannot be read.
         """
         ...
 

@@ -14,13 +14,14 @@ import anyio.to_thread
 from PIL.Image import Image
 from pydantic import JsonValue
 
-from omnigen2.adapter import Adapter
+from omnigen2.adapter import Adapter, pick_adapter
 from omnigen2.card import Limits, ModelCard
 from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
 from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.base import Context, Request, ToolError
 from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, TextRequest
+from tools.references import shown
 
 DRAWN_SEEDS = 2**32
 """Seeds are drawn below this: short enough to be read out and typed again."""
@@ -199,15 +200,27 @@ async def _adapter(request: LoraIn, context: Context) -> tuple[Adapter | None, s
     if request.lora is None:
         return None, None
     given, pinned, demanded = request.lora.rpartition(PINNED)
-    path = context.allowed_path(given if pinned else request.lora, "lora")
+    path = given if pinned else request.lora
     try:
-        adapter = await anyio.to_thread.run_sync(Adapter.of, path, limiter=_HASHING)
-    except (FileNotFoundError, ValueError) as error:
+        adapter = await anyio.to_thread.run_sync(_opened_adapter, path, context, limiter=_HASHING)
+    except ValueError as error:
         raise ToolError("invalid_argument", f"{error}.", _LORA_ADVICE) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ToolError(
+            "invalid_argument", f"lora: {shown(path)} cannot be read: {reason}.", _LORA_ADVICE
+        ) from error
     if pinned and demanded.lower() != adapter.digest:
         raise ToolError(
             "invalid_argument",
-            f"lora: {given[:200]} is not the file with the SHA-256 {demanded[:64]} any more.",
+            f"lora: {shown(given)} is not the file with the SHA-256 {demanded[:64]} any more.",
             "Leave the digest out to use the file as it is now.",
         )
     return adapter, f"{adapter.path}{PINNED}{adapter.digest}"
+
+
+def _opened_adapter(path: str, context: Context) -> Adapter:
+    """The adapter in a file, or in a folder. Raises ToolError, OSError and ValueError."""
+    file, opened = context.open_file(path, "lora", pick_adapter)
+    with opened:
+        return Adapter.opened(file, opened)

@@ -14,8 +14,9 @@ from anyio import to_thread
 from omnigen2.card import ModelCard
 from omnigen2.engine import Engine
 from omnigen2.task import Outcome
+from server.references import open_allowed
 from storage import ImageStore, StoredImage
-from tools.base import JobState, JobTimes, Picture, Result, Tool, ToolError, Work
+from tools.base import JobState, JobTimes, OpenFile, Pick, Picture, Result, Tool, ToolError, Work
 from tools.core import TOOLS
 from tools.references import DataRef, FileRef, StoredRef, parse_reference
 
@@ -72,15 +73,13 @@ class Studio:
             case DataRef(_, data):
                 return self.store.put(data)
             case FileRef(path):
-                return self.store.put(Path(self.allowed_path(str(path), field)).read_bytes())
+                with self.open_file(str(path), field)[1] as file:
+                    return self.store.put(file.read())
             case _:
                 raise ToolError("forbidden", f"{field}: nothing is fetched.")
 
-    def allowed_path(self, path: str, field: str) -> str:
-        real = (self.folder / path).resolve()
-        if not real.is_relative_to(self.folder.resolve()):
-            raise ToolError("forbidden", f"{field}: {path} is outside {self.folder}.")
-        return str(real)
+    def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
+        return open_allowed(Path(path), field, (self.folder,), pick)
 
     async def run(self, work: Work, *, background: bool) -> Result:
         if background:

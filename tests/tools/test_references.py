@@ -1,13 +1,17 @@
 """The spellings of an image reference, and what is said about everything else."""
 
+import base64
+import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.base import ToolError
-from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference
+from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown, source_of
 
 HEX = "0123456789abcdef" * 4
 
@@ -77,3 +81,55 @@ def test_any_text_is_a_reference_or_an_error_in_words(text: str) -> None:
         parse_reference(text, "image")
     except ToolError as error:
         assert error.code == "invalid_argument" and error.message.startswith("image: ")
+
+
+def seconds(text: str) -> float:
+    """Processor time of reading a reference, the best of three."""
+
+    def once() -> float:
+        begun = time.thread_time()
+        with suppress(ToolError):
+            parse_reference(text, "image")
+        return time.thread_time() - begun
+
+    return min(once() for _ in range(3))
+
+
+@pytest.mark.parametrize("piece", ["%41", "%2541", "%", "%2", "=", ";a", " \n", "://", "é", "\0"])
+def test_data_of_any_kind_is_read_about_as_fast_as_plain_base64(piece: str) -> None:
+    size, head = 4_000_000, "data:image/png;base64,"
+    plain = seconds(head + "A" * size)
+    assert seconds(head + piece * (size // len(piece))) < 15 * plain
+
+
+@pytest.mark.parametrize(
+    "head", ["", "data:image/png", "data:image/png;", "data:", "https://", "file:///", "sha256:"]
+)
+@pytest.mark.parametrize("piece", ["a", ";a", ";", "%41", "0", "a+", "/", "://", "é", "\0", " "])
+def test_a_reference_that_is_too_long_for_a_name_is_refused_unread(head: str, piece: str) -> None:
+    text = head + piece * (4_000_000 // len(piece))
+    assert seconds(text) < 0.05
+    with pytest.raises(ToolError) as error:
+        parse_reference(text, "image")
+    assert len(error.value.message) < 300
+
+
+@given(st.text(alphabet=st.characters(), max_size=400))
+def test_what_is_shown_of_a_reference_has_at_most_100_characters(text: str) -> None:
+    assert len(shown(text)) <= 100 and shown(text).isprintable()
+
+
+@given(st.binary())
+def test_percent_escapes_are_read_as_urllib_reads_them(data: bytes) -> None:
+    encoded = base64.b64encode(data).decode()
+    for text in (quote(encoded, safe=""), "".join(f"%{ord(sign):02x}" for sign in encoded)):
+        assert parse_reference(f"data:image/png;base64,{text}", "image") == DataRef("image/png", data)
+
+
+def test_secrets_of_an_address_are_not_recorded_and_the_rest_is_in_time() -> None:
+    assert source_of("https://a@example.com/x?a=1&Token=2&b&x-sig=3#f") == (
+        "https://example.com/x?a=1&Token=...&b&x-sig=..."
+    )
+    begun = time.thread_time()
+    source_of("https://example.com/?" + "token" * 1600)
+    assert time.thread_time() - begun < 0.1

@@ -1,21 +1,26 @@
 """What a caller may name: the six forms, and hostile input for each."""
 
 import base64
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from socket import AF_UNIX, socket
 
 import pytest
 from PIL import Image
 
+from omnigen2.adapter import pick_adapter
 from server.app import App
 from server.caller import Caller
 from server.context import CallContext
 from server.references import References
 from storage import ImageStore, Limits, StoredImage
-from tests.server.core.conftest import ANN
+from storage.opening import NotRegular
+from tests.server.core.conftest import ANN, SMALL, call
+from tests.swapping import link_in_the_place_of, swapping
 from tools.base import ToolError
 
 pytestmark = pytest.mark.anyio
@@ -79,24 +84,64 @@ async def test_whether_a_forbidden_file_exists_is_not_told(resolve: Callable) ->
     assert str(there).replace("secret", "absent") == str(absent)
 
 
-async def test_links_that_lead_out_are_forbidden_and_those_that_stay_are_followed(
+async def test_no_link_below_an_allowed_folder_is_followed_and_nothing_behind_it_is_told(
     resolve: Callable, home: Path
 ) -> None:
     (home / "out.png").symlink_to(home.parent / "secret.png")
+    (home / "nowhere.png").symlink_to(home.parent / "absent.png")
     (home / "up").symlink_to(home.parent)
     (home / "loop").symlink_to("loop")
     (home / "in.png").symlink_to("red.png")
-    for path in ("out.png", "up/secret.png", "loop"):
-        assert (await refused(resolve, path)).code == "forbidden"
-    assert (await resolve("in.png")).width == 16
+    (home / "proc").symlink_to("/proc/self/fd/0")
+    for path in ("out.png", "up/secret.png", "up/absent.png", "loop", "in.png", "loop/x", "proc"):
+        error = await refused(resolve, path)
+        assert error.code == "forbidden" and "links are not followed" in str(error)
+    there, absent = [await refused(resolve, f"{name}.png") for name in ("out", "nowhere")]
+    assert str(there).replace("out", "nowhere") == str(absent)
+
+
+async def test_no_outside_file_is_read_while_a_folder_is_swapped_for_a_link(
+    app: App, resolve: Callable, home: Path
+) -> None:
+    outside = home.parent / "outside"
+    for folder, colour in ((home / "sub", "red"), (outside, "black")):
+        folder.mkdir()
+        (folder / "x.png").write_bytes(png(colour))
+    red, found = app.store.put(png()), set()
+    with swapping(*link_in_the_place_of(home / "sub", outside)) as ended:
+        while not ended.is_set():
+            try:
+                found.add((await resolve("sub/x.png")).id)
+            except ToolError:
+                pass
+    assert found <= {red.id}
+
+
+async def test_a_folder_may_be_allowed_and_named_through_a_link_that_was_there_when_it_was_allowed(
+    app: App, home: Path
+) -> None:
+    by_link, elsewhere = home.parent / "by-link", home.parent / "elsewhere"
+    by_link.symlink_to(home)
+    elsewhere.mkdir()
+    (elsewhere / "red.png").write_bytes(png("black"))
+    context = CallContext(app, replace(ANN, folders=(by_link,)))
+    names = ("red.png", str(by_link / "red.png"), str(home / "red.png"), f"/{by_link}/./x/../red.png")
+    red = app.store.put(png())
+    assert {(await context.resolve(name, "image")).id for name in names} == {red.id}
+    by_link.unlink()
+    by_link.symlink_to(elsewhere)
+    assert (await context.resolve("red.png", "image")).id == red.id
 
 
 async def test_what_is_no_regular_file_is_refused_without_waiting(resolve: Callable, home: Path) -> None:
     os.mkfifo(home / "pipe")
     (home / "folder").mkdir()
-    for name in ("pipe", "folder"):
-        assert (await refused(resolve, name)).code == "image_rejected"
-    assert (await refused(resolve, "absent.png")).code == "image_not_found"
+    with socket(AF_UNIX) as listener:
+        listener.bind(str(home / "socket"))
+        for name in ("pipe", "folder", "socket", "."):
+            assert (await refused(resolve, name)).code == "image_rejected"
+    for name in ("absent.png", "red.png/x", "a" * 300, "a/" * 3000):
+        assert (await refused(resolve, name)).code == "image_not_found"
 
 
 async def test_without_folders_no_file_is_read(app: App) -> None:
@@ -142,6 +187,8 @@ async def test_a_file_is_measured_before_it_is_read(home: Path, tmp_path: Path) 
         ("", "invalid_argument"),
         ("a\0b", "invalid_argument"),
         ("a" * 5000, "image_not_found"),
+        ("a" * 9000, "invalid_argument"),
+        ("https://example.com/" + "a" * 9000, "invalid_argument"),
     ],
 )
 async def test_what_names_no_image_is_refused_by_its_kind(
@@ -161,8 +208,36 @@ async def test_an_ambiguous_prefix_lists_what_it_could_mean(
     assert all(str(image.id) in str(error) for image in images)
 
 
-async def test_a_lora_outside_the_folders_is_forbidden(app: App, home: Path) -> None:
+async def test_an_adapter_is_opened_as_every_other_file_is(app: App, home: Path) -> None:
     context = CallContext(app, replace(ANN, folders=(home,)))
-    assert context.allowed_path("red.png", "lora") == str(home / "red.png")
-    with pytest.raises(ToolError, match="lora: "):
-        context.allowed_path("../secret.png", "lora")
+    secret = home.parent / "secret.safetensors"
+    secret.write_bytes(b"secret")
+    for name in ("bad", "good"):
+        (home / name).mkdir()
+    (home / "bad" / "x.safetensors").symlink_to(secret)
+    (home / "good" / "x.safetensors").write_bytes(b"good")
+    (home / "good" / "readme").write_bytes(b"")
+    os.mkfifo(home / "pipe")
+    path, file = context.open_file("good", "lora", pick_adapter)
+    with file:
+        assert (path, file.read()) == (home / "good" / "x.safetensors", b"good")
+    for given in ("bad", "bad/x.safetensors", "../secret.safetensors", str(secret)):
+        with pytest.raises(ToolError, match="lora: ") as error:
+            context.open_file(given, "lora", pick_adapter)
+        assert error.value.code == "forbidden"
+    with pytest.raises(NotRegular):
+        context.open_file("pipe", "lora", pick_adapter)
+
+
+async def test_the_refusal_of_an_adapter_tells_nothing_of_a_file_outside(app: App, home: Path) -> None:
+    caller, secret = replace(ANN, folders=(home,)), home.parent / "secret.safetensors"
+    secret.write_bytes(b"secret")
+    (home / "x.safetensors").symlink_to(secret)
+    os.mkfifo(home / "pipe")
+    digest = hashlib.sha256(b"secret").hexdigest()
+    async with app:
+        for lora in (".", "x.safetensors", "x.safetensors@sha256:" + "0" * 64, str(secret), "pipe"):
+            with pytest.raises(ToolError, match="lora: ") as error:
+                await call(app, "generate_image", caller, prompt="x", lora=lora, **SMALL)
+            assert error.value.code == ("invalid_argument" if lora == "pipe" else "forbidden")
+            assert digest not in str(error.value)
