@@ -32,14 +32,14 @@ class Segments:
     @cached_property
     def bounds(self) -> Tensor:
         """Where each sequence starts, and where the last one ends: (n + 1,) int32."""
-        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
+        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32, device="cpu")
         return lengths.cumsum(0, dtype=torch.int32).to(self.device)
 
     @cached_property
     def owner(self) -> Tensor:
         """The sequence that each token belongs to: (total,) int64."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64)
-        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
+        lengths = torch.tensor(self.lengths, dtype=torch.int64, device="cpu")
+        return torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), lengths).to(self.device)
 
     @cached_property
     def groups(self) -> "tuple[Group, ...]":
@@ -65,11 +65,11 @@ class Segments:
     @cached_property
     def places(self) -> Tensor:
         """Where each packed token stands among the padded tokens of all groups: (total,) int64."""
-        places = torch.empty(self.total, dtype=torch.int64)
+        places = torch.empty(self.total, dtype=torch.int64, device="cpu")
         start = 0
         for group in self.groups:
             # Backwards, so that of a repeated token its first place counts: what follows is padding.
-            at = torch.arange(start, start + len(group.rows)).flip(0)
+            at = torch.arange(start, start + len(group.rows), device="cpu").flip(0)
             places[group.rows.cpu().flip(0)] = at
             start += len(group.rows)
         return places.to(self.device)
@@ -90,9 +90,9 @@ class Group:
 
 def _group(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Group:
     longest = max(lengths)
-    offsets = torch.arange(longest)
-    limits = torch.tensor(lengths)[:, None]
-    rows = torch.tensor(starts)[:, None] + torch.minimum(offsets[None, :], limits - 1)
+    offsets = torch.arange(longest, device="cpu")
+    limits = torch.tensor(lengths, device="cpu")[:, None]
+    rows = torch.tensor(starts, device="cpu")[:, None] + torch.minimum(offsets[None, :], limits - 1)
     valid = None if min(lengths) == longest else (offsets[None, :] < limits).to(device)
     return Group(rows.flatten().to(device), valid, (len(lengths), longest))
 

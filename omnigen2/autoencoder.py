@@ -13,6 +13,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from omnigen2.device import isolated
+
 PREVIEW_SIDE = 32  # latent pixels; 256 px for an autoencoder that reduces by 8
 
 
@@ -25,6 +27,11 @@ class Autoencoder:
         self.multiple = self.factor * patch_size
         self.shift: float = vae.config.get("shift_factor") or 0.0
         self.scale: float = vae.config["scaling_factor"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.vae.device
 
     def fit(self, width: int, height: int, max_pixels: int, max_side: int | None = None) -> tuple[int, int]:
         """The (width, height) in pixels at which a picture of that size is made, or encoded (`max_side`).
@@ -44,7 +51,7 @@ class Autoencoder:
             )
         return fitted[0], fitted[1]
 
-    @torch.inference_mode()
+    @isolated
     def encode(self, image: Image.Image, max_pixels: int, max_side: int) -> Tensor:
         """Latents (C, h, w) float32 of a picture."""
         size = self.fit(*image.size, max_pixels, max_side)
@@ -53,7 +60,7 @@ class Autoencoder:
         mode = self.vae.encode(pixels[None]).latent_dist.mode()[0]  # pyright: ignore
         return (mode.float() - self.shift) * self.scale
 
-    @torch.inference_mode()
+    @isolated
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
         """The picture of latents (C, h, w), stretched bilinearly to `size` (width, height) if it differs."""
         latents = (latents / self.scale + self.shift).to(self.vae.device, self.vae.dtype)

@@ -8,8 +8,10 @@ loaded.
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +34,13 @@ from omnigen2.language import IMAGE, LanguageModel
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+ATTEMPTS = 3
+"""Times that a part is loaded while others meddle with it."""
 M = TypeVar("M", bound=ModelMixin)
+N = TypeVar("N", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
+
+_loading = threading.Lock()
 
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> OmniGen2Transformer2DModel:
@@ -52,16 +59,23 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> LanguageModel:
     _read_config(part)  # without it, the library would make a model of its own default size
     config = Qwen2_5_VLConfig.from_pretrained(part, local_files_only=True)
     _check_size(part, config)
-    with _quiet_transformers():
-        mllm, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            part,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and raised below
-            output_loading_info=True,
-            local_files_only=True,
-        )  # pyright: ignore
+    report: dict[str, Any] = {}
+
+    def load() -> Qwen2_5_VLForConditionalGeneration:
+        with _quiet_transformers():
+            loaded, told = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                part,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and raised below
+                output_loading_info=True,
+                local_files_only=True,
+            )  # pyright: ignore
+        report.update(told)
+        return loaded
+
+    mllm = _load_alone(load, part, dtype)
     problems = [
         *(f"missing {name}" for name in sorted(report["missing_keys"])),
         *(f"surplus {name}" for name in sorted(report["unexpected_keys"])),
@@ -162,7 +176,26 @@ def _load_diffusers(kind: type[M], part: Path, dtype: torch.dtype) -> M:
     _raise_problems(part, compare_shapes(wanted, stored_shapes(part)))
     if not any((part / f"{WEIGHTS_NAME}{ending}").is_file() for ending in ("", ".index.json")):
         raise ValueError(f"weights: {part} has neither {WEIGHTS_NAME} nor {WEIGHTS_NAME}.index.json")
-    return kind.from_pretrained(part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    load = partial(kind.from_pretrained, part, use_safetensors=True, local_files_only=True)
+    return _load_alone(partial(load, torch_dtype=dtype), part, dtype)
+
+
+def _load_alone(load: Callable[[], N], part: Path, dtype: torch.dtype) -> N:
+    """What `load` gives, in `dtype` for certain.
+
+    The libraries set the default dtype of the whole process while they load, and take it for that of the
+    weights: two that load at once spoil each other's, and the process's for good.
+    """
+    with _loading, torch.device("cpu"):
+        for _ in range(ATTEMPTS):
+            loaded = load()
+            numbers = [own for own in loaded.parameters() if own.is_floating_point()]
+            if all(own.dtype == dtype for own in numbers):
+                return loaded
+    raise ValueError(
+        f"model: {part} could not be loaded in {dtype}: something else in this process keeps changing "
+        "torch's default dtype; load it before, or again"
+    )
 
 
 def _read_config(part: Path) -> dict[str, Any]:

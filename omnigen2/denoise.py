@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from omnigen2.device import isolated
 from omnigen2.guidance import Branch, Guidance
 from omnigen2.memo import Memo
 from omnigen2.positions import Grid
@@ -93,6 +94,11 @@ class Denoiser:
         self._together = transformer.device.type != "cpu" if together is None else together
         self._layouts: Memo[_Layout] = Memo(LAYOUTS)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.transformer.device
+
     def add(self, samples: Iterable[Sample]) -> None:
         """Let pictures join at the next step."""
         self.samples = [*self.samples, *samples]
@@ -113,7 +119,7 @@ class Denoiser:
         """Tokens of all branches of all pictures in flight."""
         return sum(sample.cost for sample in self.samples)
 
-    @torch.inference_mode()
+    @isolated
     def step(self) -> list[Sample]:
         """Move every picture by one step of its plan; returns and lets go those that are finished.
 
@@ -131,7 +137,8 @@ class Denoiser:
         """Move pictures by one step, in a single forward."""
         layout = self._layout(samples)
         steps = [sample.plan[sample.index] for sample in samples]
-        table = torch.tensor([(s.time, s.keep, s.push, s.recall) for s in steps]).to(layout.owner.device)
+        updates = [(s.time, s.keep, s.push, s.recall) for s in steps]
+        table = torch.tensor(updates, dtype=torch.float32, device="cpu").to(layout.owner.device)
         tokens = torch.cat([sample.tokens for sample in samples])
         before = torch.cat([sample.estimate for sample in samples])
 
@@ -159,17 +166,17 @@ class Denoiser:
 
     def _make_layout(self, samples: list[Sample], active: list[Guidance]) -> _Layout:
         device = samples[0].tokens.device
-        lengths = torch.tensor([len(sample.tokens) for sample in samples])
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        rows = torch.zeros(len(owner), len(Branch), dtype=torch.int64)
-        scales = torch.zeros(len(owner), len(Branch), 1)
+        lengths = torch.tensor([len(sample.tokens) for sample in samples], device="cpu")
+        owner = torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), lengths)
+        rows = torch.zeros(len(owner), len(Branch), dtype=torch.int64, device="cpu")
+        scales = torch.zeros(len(owner), len(Branch), 1, dtype=torch.float32, device="cpu")
         source: list[Tensor] = []
         branches: list[tuple[int, Condition]] = []
         for n, (sample, guidance) in enumerate(zip(samples, active, strict=True)):
             own = (owner == n).nonzero()[:, 0]
             for branch, weight in guidance.weights:
                 first = sum(map(len, source))
-                places = torch.arange(first, first + len(own))
+                places = torch.arange(first, first + len(own), device="cpu")
                 # An absent branch has weight 0 and points at the picture's own full branch, never at
                 # another's.
                 if branch == Branch.FULL:
@@ -181,9 +188,9 @@ class Denoiser:
         return _Layout(
             batch=self.transformer.pack([condition for _, condition in branches]),
             source=torch.cat(source).to(device),
-            sample=torch.tensor([n for n, _ in branches]).to(device),
+            sample=torch.tensor([n for n, _ in branches], device=device),
             rows=rows.to(device),
             weights=scales.to(device),
-            reuse=torch.tensor([guidance.reuse for guidance in active])[owner, None].to(device),
+            reuse=torch.tensor([guidance.reuse for guidance in active], device="cpu")[owner, None].to(device),
             owner=owner.to(device),
         )

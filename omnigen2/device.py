@@ -1,6 +1,23 @@
 """Where a model runs and in which precision."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
 import torch
+
+
+class Placed(Protocol):
+    """What computes on one device."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+S = TypeVar("S", bound=Placed)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -42,3 +59,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def isolated(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that computes without gradients, and as if nobody had changed what torch does by default.
+
+    Libraries make tensors on the default device, and under autocast all is computed in another dtype. The
+    default dtype is left alone: it is the process's, and another thread may change it at any time; whoever
+    makes a tensor says its dtype.
+    """
+
+    @wraps(method)
+    def apart(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        changed = torch.get_default_device().type != "cpu"
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.device("cpu") if changed else nullcontext(),
+        ):
+            return method(self, *args, **kwargs)
+
+    return apart

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from omnigen2.autoencoder import flatten
+from omnigen2.device import isolated
 from omnigen2.params import Decoding
 
 SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
@@ -61,12 +62,17 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mllm.device
+
     def read(self, text: str) -> str:
         """The text as the tokenizer reads it before it is split; nano's reads some words as others."""
         normalizer = self.tokenizer.backend_tokenizer.normalizer  # pyright: ignore
         return normalizer.normalize_str(text) if normalizer else text
 
-    @torch.inference_mode()
+    @isolated
     def encode(self, prompt: str, max_tokens: int) -> Caption:
         """The last hidden state (after the final norm) of the chat string, cut after `max_tokens` tokens."""
         ids = self.tokenizer(generation_chat(prompt))["input_ids"]
@@ -98,7 +104,7 @@ class LanguageModel:
             "mm_token_type_ids": (ids == self.mllm.config.image_token_id).int(),
         }
 
-    @torch.inference_mode()
+    @isolated
     def answer(
         self,
         images: Sequence[Image],
@@ -152,11 +158,11 @@ class _Sampler(LogitsProcessor):
 
     def __init__(self, temperature: float, seed: int):
         self.temperature = temperature
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform = torch.rand(scores.shape, generator=self.generator).clamp_min(1e-20)
-        return scores / self.temperature - (-uniform.log()).log().to(scores)
+        uniform = torch.rand(scores.shape, generator=self.generator, dtype=torch.float32, device="cpu")
+        return scores / self.temperature - (-uniform.clamp_min(1e-20).log()).log().to(scores)
 
 
 class _Report(StoppingCriteria):

@@ -16,6 +16,7 @@ from torch import Tensor
 from omnigen2.autoencoder import Autoencoder, flatten
 from omnigen2.card import Limits, ModelCard
 from omnigen2.denoise import Sample
+from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
 from omnigen2.memo import Memo
@@ -43,6 +44,11 @@ class Pipeline:
         self.card = card
         self._captions: Memo[Caption] = Memo(REMEMBERED_PROMPTS)
         self._references: Memo[Tensor] = Memo(REMEMBERED_IMAGES)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.transformer.device
 
     def prepare(
         self, task: ImageTask, limits: Limits | None = None, noise: Tensor | None = None
@@ -155,7 +161,7 @@ class Pipeline:
         images = [_readable(image) for image in task.images]
         return self.language.answer(images, task.question, task.decoding, on_token)
 
-    @torch.inference_mode()
+    @isolated
     def _conditions(
         self,
         branches: set[Branch],
@@ -239,6 +245,7 @@ def _noise(task: ImageTask, shape: tuple[int, int, int]) -> Tensor:
     """(num_images, C, h, w): each picture's noise from its own generator, on the CPU, the same everywhere."""
     seed, count = task.sampling.seed, task.sampling.num_images
     assert seed is not None and count is not None
+    generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(count)]
     return torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed + index)) for index in range(count)]
+        [torch.randn(shape, generator=own, dtype=torch.float32, device="cpu") for own in generators]
     )

@@ -50,7 +50,7 @@ def rotations(positions: np.ndarray, axes: Sequence[int], device: torch.device) 
     """
     places = torch.from_numpy(positions).to(torch.float64)
     angles = [
-        places[:, axis, None] * THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        places[:, axis, None] * THETA ** (-torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size)
         for axis, size in enumerate(axes)
     ]
     angle = torch.cat(angles, dim=1)
