@@ -35,13 +35,19 @@ class CallContext:
         self._caller = caller
         self.store = app.store
         self.principal = caller.principal
+        self._cards: dict[str | None, ModelCard] = {}
 
     def card(self, model: str | None) -> ModelCard:
-        return self._app.card(model)
+        if model not in self._cards:
+            self._cards[model] = self._app.card(model)
+        return self._cards[model]
 
     async def identify(self, model: str | None, wait: bool = True) -> ModelCard | None:
         with anyio.move_on_after(self._patience):
-            return await self._app.identify(model, wait)
+            card = await self._app.identify(model, wait)
+            if card is not None:
+                self._cards[model] = card
+            return card
         raise _still_loading(model or self._app.settings.model)
 
     async def resolve(self, reference: str, field: str) -> StoredImage:

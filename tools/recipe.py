@@ -94,7 +94,7 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
         ToolError: an image, the adapter or the model is not to be had, or the model cannot do it.
     """
     known = await context.identify(request.model, wait=not request.background)
-    card = known or context.card(request.model)
+    card = known or await anyio.to_thread.run_sync(context.card, request.model)  # it may look through folders
     named, inputs = await _resolved(request, context)
     if len(inputs) > card.limits.max_references:
         raise ToolError(

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from omnigen2.factory import BackendFactory, OneModel
+from omnigen2.model import OmniGen2
 from omnigen2.task import Cancelled, OutOfMemory
 from server.app import App
 from server.hookspecs import AnyTool, hookimpl
@@ -149,3 +152,30 @@ anyio.run(main)
 
 def test_callers_are_who_they_say() -> None:
     assert (ANN.principal, ANN.folders, ANN.patience_s) == ("ann", (), None)
+
+
+@pytest.mark.parametrize("more", [{}, {"background": True}, {"seed": 1}])
+async def test_models_are_looked_for_beside_the_event_loop(
+    make_app: Callable[..., App], engine: HeldEngine, omnigen: OmniGen2, more: dict[str, object]
+) -> None:
+    """Other requests must not wait for a disk with many models."""
+    looking: list[threading.Thread] = []
+
+    class Folder(OneModel):
+        def models(self) -> Sequence[str]:
+            looking.append(threading.current_thread())
+            return super().models()
+
+    plugin = ModuleType("folder")
+
+    @hookimpl
+    def register_backends(register: Callable[[str, BackendFactory], None]) -> None:
+        register("folder", Folder("other", omnigen.card, lambda device, dtype: engine))
+
+    vars(plugin)["register_backends"] = register_backends
+    async with make_app(lambda: engine, [plugin]) as app:
+        looking.clear()
+        result = await call(app, "generate_image", prompt="x", model="other", **SMALL, **more)
+        if result.job_id and not result.images:
+            await call(app, "get_job", job_id=result.job_id, wait_seconds=50)
+    assert looking and threading.current_thread() not in looking
