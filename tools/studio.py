@@ -4,8 +4,10 @@ A recipe that was carried out before is answered from the store; any other one g
 comes out is stored with the record of how it was made.
 """
 
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -19,6 +21,8 @@ from tools.recipe import Recipe, identity
 from tools.results import Answer, ImagesResult, TextResult, effective
 
 R = TypeVar("R", ImagesResult, TextResult)
+_KEEPING = threading.Lock()
+"""Held from looking for an equal record to having stored one."""
 
 
 async def make_images(recipe: Recipe, context: Context) -> ImagesResult:
@@ -66,16 +70,23 @@ def _recall(recipe: Recipe, store: ImageStore, kind: type[R], started: float) ->
 
 
 def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], context: Context) -> Record:
-    """Store what came out, and how it came about: the pictures, and the record that names them."""
-    return context.store.put_made(
-        outcome.pictures,
-        **(recipe.key | identity(outcome.card or recipe.card)),
-        text=outcome.text or None,
-        code=_code_version(),
-        principal=context.principal,
-        timings=timings,
-        notes=outcome.notes or None,
-    )
+    """Store what came out, and how it came about: the pictures, and the record that names them.
+
+    Of equal requests that were under way at once, the first to be stored answers all: on a GPU their pixels
+    may differ by rounding, but the same call must not give two ids.
+    """
+    key = recipe.key | identity(outcome.card or recipe.card)
+    with _KEEPING if recipe.fixed else nullcontext():
+        first = context.store.find_equal(**key) if recipe.fixed else None
+        return first or context.store.put_made(
+            outcome.pictures,
+            **key,
+            text=outcome.text or None,
+            code=_code_version(),
+            principal=context.principal,
+            timings=timings,
+            notes=outcome.notes or None,
+        )
 
 
 def _timings(started: float, stages: Mapping[str, float], times: JobTimes) -> dict[str, float]:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,6 +62,29 @@ async def test_an_equal_request_with_a_seed_is_answered_from_the_store(studio: S
     assert (again.images, again.record, again.parameters) == (first.images, first.record, first.parameters)
     assert len(studio.computed) == 1
     assert "from the store" in again.line()
+
+
+async def test_equal_requests_under_way_at_once_have_one_answer(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model gives other pixels the second time, as a GPU may in other company."""
+    whole, tints, results = studio.engine._pipeline.finish, ["red", "blue", "green"], []
+
+    def finish(*given: Any) -> list[Image.Image]:
+        return [Image.new("RGB", picture.size, tints.pop()) for picture in whole(*given)]
+
+    async def ask() -> None:
+        results.append(await studio.call("generate_image", prompt="a red circle", **QUICK))
+
+    monkeypatch.setattr(studio.engine._pipeline, "finish", finish)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(ask)
+    assert len(studio.computed) == 3  # none of them could be answered from the store when it began
+    assert len({result.images[0].id for result in results}) == 1
+    assert len({result.record for result in results}) == 1
+    again = await studio.call("generate_image", prompt="a red circle", **QUICK)
+    assert again.cached and again.images == results[0].images
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"steps": 3}, {"prompt": "a circle"}, {"num_images": 2}])
