@@ -3,6 +3,7 @@
 `load` is the way in. Importing this package does not import torch; the first use of the model does.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,5 +24,9 @@ def load(source: str = "nano", device: str = "auto", dtype: str = "auto") -> "Om
 
     return OmniGen2.load(source, device=device, dtype=dtype)
 
+
+# The same product of matrices gives the same bits, whatever the threads and the place in memory (Intel MKL,
+# "conditional numerical reproducibility"). Read when torch first multiplies; it costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 __all__ = ["load"]

@@ -61,6 +61,7 @@ class Engine:
     def __init__(self, model: OmniGen2, tokens_in_flight: int = TOKENS_IN_FLIGHT):
         self.card = model.card
         self._pipeline = model.pipeline
+        self._threads = model.threads
         self._whole_budget = self._budget = tokens_in_flight
         self._tickets = Tickets()
         self._denoiser = Denoiser(model.pipeline.transformer)
@@ -142,6 +143,7 @@ class Engine:
     def _tend_pictures(self) -> None:
         """Let pictures join, take one step with all of them, let the finished ones go."""
         try:
+            torch.set_num_threads(self._threads)  # again each time: part of it belongs to the whole process
             self._drop_cancelled()
             while self._preempted and self._fits(self._preempted[0].task):
                 self._join(self._preempted.pop(0))

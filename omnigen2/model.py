@@ -6,6 +6,7 @@ Serving many requests at once is the engine's business (`omnigen2.engine`).
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from omnigen2 import checkpoint, hub, lora
+from omnigen2 import checkpoint, hub, lora, threads
 from omnigen2.adapter import Adapter
 from omnigen2.card import Limits, ModelCard, read_card
 from omnigen2.denoise import Denoiser, Sample
@@ -62,6 +63,14 @@ class OmniGen2:
         if hub.weights_digest(folder) != card.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
         return cls(Pipeline(transformer, autoencoder, language, card))
+
+    @cached_property
+    def threads(self) -> int:
+        """The threads of the CPU that pay for a model of this size, measured at first use; all, on a GPU."""
+        transformer = self.pipeline.transformer
+        if transformer.device.type != "cpu":
+            return threads.ALL
+        return threads.worthwhile(threads.layer_seconds(transformer))
 
     def generate(
         self,
@@ -125,7 +134,8 @@ class OmniGen2:
             tasks.append(ImageTask(text, tuple(own), filled, adapter))
         if output not in ("pil", "latents"):
             raise ValueError(f"output: {output!r} is unknown; allowed: pil, latents")
-        return self._run(tasks, self._limits(max_pixels, max_input_side), noises, output, on_step)
+        with threads.limited_to(self.threads):
+            return self._run(tasks, self._limits(max_pixels, max_input_side), noises, output, on_step)
 
     def describe(
         self,
@@ -145,7 +155,8 @@ class OmniGen2:
         decoding = _checked(Decoding, asked).filled(self.card.defaults.describe)
         if decoding.seed is None:
             decoding = decoding.model_copy(update={"seed": secrets.randbelow(MAX_SEED)})
-        return self.pipeline.write(TextTask(question, tuple(images), decoding))
+        with threads.limited_to(self.threads):
+            return self.pipeline.write(TextTask(question, tuple(images), decoding))
 
     def _run(
         self,

@@ -1,6 +1,14 @@
-"""What holds for every test: those marked `gpu` are skipped where there is no CUDA device."""
+"""What holds for every test: those marked `gpu` are skipped where there is no CUDA device.
+
+Every process that a test starts computes in one thread: the models are small, and on a busy machine threads
+that wait for each other take a hundred times as long.
+"""
+
+import os
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
