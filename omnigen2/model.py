@@ -30,7 +30,8 @@ OnStep = Callable[[int, int, "Tensor | list[Tensor]"], None]
 class Pictures(list[Image]):
     """The pictures of a request, with the `seed` that made the first one and `notes` for the user.
 
-    Picture i was made with the seed `seed + i`: asked for alone with that seed, it comes out the same.
+    Picture i was made with the seed `seed + i`: asked for alone with that seed, it comes out the same (on a
+    GPU, up to rounding).
     """
 
     def __init__(self, pictures: Sequence[Image], seed: int | None, notes: Sequence[str]):
