@@ -9,10 +9,20 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import rfc8785
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from storage.digest import Digest
 from storage.errors import InvalidArgument
@@ -22,9 +32,18 @@ LABEL, PIN = "label_image", "pin_image"
 SEARCHED = ("prompt", "instruction", "question", "label")
 """Parameters whose text is found by a search."""
 
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is not within the years 1 to 9999, UTC") from None
+
+
 Time = Annotated[
     AwareDatetime,
-    PlainSerializer(lambda time: time.astimezone(UTC).isoformat(timespec="microseconds"), return_type=str),
+    AfterValidator(_in_utc),
+    PlainSerializer(lambda time: time.isoformat(timespec="microseconds"), return_type=str),
 ]
 
 
@@ -69,6 +88,16 @@ class Record(BaseModel):
     """Milliseconds by phase."""
     notes: tuple[str, ...] | None = None
     """What was said about the outcome, such as that the prompt was cut."""
+
+    @model_validator(mode="after")
+    def _says_what_the_index_can_hold(self) -> Self:
+        """The index keeps labels and pins as columns, for which only these types will do."""
+        label, pinned = self.parameters.get("label"), self.parameters.get("pinned")
+        if self.tool == LABEL and not (label is None or isinstance(label, str)):
+            raise ValueError("the label of a label_image record must be text")
+        if self.tool == PIN and not (pinned is None or isinstance(pinned, bool)):
+            raise ValueError("pinned of a pin_image record must be true or false")
+        return self
 
     @cached_property
     def canonical(self) -> bytes:

@@ -10,7 +10,7 @@ from benchmarks.fuzz_targets import TARGETS
 COUNT = 20_000
 
 
-@pytest.mark.parametrize("name", ["pictures", "references", "rest", "mcp"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_hostile_input_is_refused_as_documented_quickly_and_in_little_memory(name: str, tmp_path: Path):
     count = round(COUNT * TARGETS[name].share)
     watch = judged(name, count, folder=tmp_path)

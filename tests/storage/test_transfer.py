@@ -1,6 +1,8 @@
 """Export to ordinary PNG files, import from any folder: pictures, history and ids survive the journey."""
 
+import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.store_crash import inspect, noise
-from storage import Digest, ImageStore, Model, embedding
+from storage import Digest, ImageStore, LocalBlobs, Model, embedding
 from storage.embedding import embed, extract
 from storage.errors import InvalidArgument
+from storage.records import canonical
 
 
 @pytest.fixture
@@ -129,6 +132,49 @@ def test_a_record_that_has_no_canonical_form_is_no_record(store: ImageStore, tmp
     found = store.import_(tmp_path / "in")
     assert [taken.id for taken in found.images] == [image.id] * len(found.images) and found.records == ()
     assert store.verify().clean and store.verify().records == 0
+
+
+HOSTILE_RECORDS = (
+    {"tool": "label_image", "parameters": {"label": {"a": 1}}},
+    {"tool": "label_image", "parameters": {"label": ["a"]}},
+    {"tool": "label_image", "parameters": {"label": True}},
+    {"tool": "pin_image", "parameters": {"pinned": {"a": 1}}},
+    {"tool": "pin_image", "parameters": {"pinned": "yes"}},
+    {"tool": "x", "time": "0001-01-01T00:00:00+14:00"},
+    {"tool": "x", "time": "9999-12-31T23:59:59-14:00"},
+)
+
+
+@pytest.mark.parametrize("fields", HOSTILE_RECORDS, ids=str)
+def test_a_record_that_the_index_could_not_hold_never_becomes_durable(
+    store: ImageStore, tmp_path: Path, fields: dict[str, Any]
+):
+    image = store.put(noise(1, (8, 8)))
+    record = json.dumps([{"time": "2026-01-01T00:00:00Z", "inputs": [str(image.id)], **fields}])
+    png = store.read(image.id)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(
+        png[:33] + embedding._text_chunk(embedding.RECORDS, record) + png[33:]
+    )
+    assert store.import_(tmp_path / "in").records == ()
+    assert store.verify().clean and store.verify().records == 0
+    store.rebuild_index()
+    store.collect(dry_run=True)
+
+
+@pytest.mark.parametrize("fields", HOSTILE_RECORDS, ids=str)
+def test_such_a_record_of_an_earlier_version_is_set_aside_and_the_store_opens(
+    tmp_path: Path, fields: dict[str, Any]
+):
+    with ImageStore(tmp_path) as store:
+        image = store.put(noise(1, (8, 8)))
+    body = canonical({"time": "2026-01-01T00:00:00Z", "inputs": [str(image.id)], **fields})
+    LocalBlobs(tmp_path / "records").put(body)
+    with ImageStore(tmp_path) as store:
+        store.rebuild_index()
+        found = store.verify()
+        assert [path.read_bytes() for path in found.quarantined] == [body]
+        assert store.verify().clean and store.get(image.id).id == image.id
 
 
 def test_an_export_folder_that_cannot_be_written_is_an_argument_error(store: ImageStore, tmp_path: Path):
