@@ -16,7 +16,7 @@ from omnigen2.params import explain
 from server.caller import Caller
 from server.context import CallContext
 from server.dispatcher import Dispatcher, not_loaded
-from server.errors import answering
+from server.errors import answering, without_folders
 from server.hookspecs import AnyTool
 from server.journal import Journal
 from server.plugins import Plugins
@@ -102,15 +102,20 @@ class App:
         Raises:
             ToolError: `invalid_argument`, with the models there are.
         """
-        if model is None or model == self.settings.model:
+        model = self.other(model)
+        if model is None:
             return self._default_card
         offered = self.manager.models()
         if model not in offered:
-            names = ", ".join(dict.fromkeys([self.settings.model, *offered]))
+            names = ", ".join(dict.fromkeys([self._default_card.id, *offered]))
             raise ToolError(
                 "invalid_argument", f"model: there is no {model[:100]!r} here.", f"There are: {names}."
             )
         return self.manager.card(model)
+
+    def other(self, model: str | None) -> str | None:
+        """A model by its name; None if it is the default one, whose setting and whose card both name it."""
+        return None if model in (None, self.settings.model, self._default_card.id) else model
 
     async def identify(self, model: str | None, wait: bool) -> ModelCard | None:
         """The card of a model with the digest of its weights as they are now.
@@ -120,11 +125,12 @@ class App:
         Raises:
             ToolError: as `card`; `not_ready` or `out_of_memory` if it cannot be loaded.
         """
+        model = self.other(model)
         card = await to_thread.run_sync(self._identify, model)
         if card is not None or not wait:
-            return card
+            return card and _named(card)
         try:
-            return (await asyncio.wrap_future(self.manager.acquire(model))).card
+            return _named((await asyncio.wrap_future(self.manager.acquire(model))).card)
         except Exception as error:
             raise not_loaded(model or self.manager.default_model, error) from error
 
@@ -142,7 +148,7 @@ class App:
     @cached_property
     def _default_card(self) -> ModelCard:
         try:
-            return self.manager.card()
+            return _named(self.manager.card())
         except (FileNotFoundError, ValueError) as error:
             raise ToolError("not_ready", f"{error}.", "Ask the host to run `omnigen2-mcp doctor`.") from error
 
@@ -180,6 +186,11 @@ def open_store(settings: Settings, plugins: Plugins) -> ImageStore:
         known = ", ".join(f"{name}://" for name in openers)
         raise ValueError(f"store: {settings.store} is no folder, and no plugin opens it; there are {known}")
     return opener(settings.store, settings.quota)
+
+
+def _named(card: ModelCard) -> ModelCard:
+    """A card as callers and records see it: a model in a folder is called as the folder is."""
+    return card.model_copy(update={"id": without_folders(card.id.rstrip("/"))})
 
 
 def _validated(kind: type[Request], arguments: Mapping[str, object]) -> Request:

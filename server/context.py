@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from anyio import to_thread
 
 from omnigen2.card import ModelCard
 from server.caller import Caller
+from server.errors import without_folders
 from server.jobs import Job, Status
 from server.references import open_allowed
 from storage import StoredImage, codec
@@ -58,6 +60,7 @@ class CallContext:
 
     async def run(self, work: Work, *, background: bool) -> Result:
         self.card(work.model)  # a model that is not offered gets no lane
+        work = replace(work, model=self._app.other(work.model))
         job = await self._app.dispatcher.submit(work, self._caller)
         if background:
             return work.accepted(job.id)
@@ -145,6 +148,6 @@ async def _status(job: Job) -> Status:
 def _still_loading(model: str) -> ToolError:
     return ToolError(
         "not_ready",
-        f"The model {model} is still being loaded.",
+        f"The model {without_folders(model)} is still being loaded.",
         "Try again in a minute, or send it with background: true and ask get_job for its result.",
     )

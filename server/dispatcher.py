@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from omnigen2.manager import Manager
 from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, TextTask
 from server.caller import Caller
-from server.errors import as_tool_error
+from server.errors import as_tool_error, without_folders
 from server.jobs import Job, Lane
 from server.journal import Journal, interrupted
 from server.log import get_logger
@@ -290,7 +290,8 @@ class Dispatcher:
 
 def not_loaded(model: str, error: BaseException) -> ToolError:
     """Why nothing can be done with a model."""
+    model, reason = without_folders(model), without_folders(str(error))
     if isinstance(error, OutOfMemory):
-        return ToolError("out_of_memory", f"There is no memory for the model {model}: {error}")
+        return ToolError("out_of_memory", f"There is no memory for the model {model}: {reason}")
     advice = "Ask the host to run `omnigen2-mcp doctor`, which says what is wrong."
-    return ToolError("not_ready", f"The model {model} could not be loaded: {error}.", advice)
+    return ToolError("not_ready", f"The model {model} could not be loaded: {reason}.", advice)

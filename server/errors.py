@@ -1,5 +1,6 @@
 """Every failure as a `ToolError`: the one place where exceptions become words for a caller."""
 
+import re
 import secrets
 import time
 from collections.abc import Generator
@@ -12,6 +13,8 @@ from omnigen2.task import Cancelled, OutOfMemory
 from server.log import get_logger
 from storage.errors import StoreError
 from tools.base import Code, ToolError
+
+_FOLDERS = re.compile(r"(?<![\w:/.~-])(?:/[^\s/:'\"(),;]+)*/(?=[^\s/])")
 
 log = get_logger(__name__)
 
@@ -37,6 +40,11 @@ def answering(what: str, client: str) -> Generator[None]:
             log.info("answered", code=code, ms=round(1000 * (time.monotonic() - started), 1))
 
 
+def without_folders(text: str) -> str:
+    """`text` with only the last part of each absolute path: where things lie is not for callers to know."""
+    return _FOLDERS.sub("", text)
+
+
 def as_tool_error(error: BaseException, field: str = "") -> ToolError:
     """What the caller is told of `error`, which concerns the argument `field` if there is one.
 
@@ -52,7 +60,9 @@ def as_tool_error(error: BaseException, field: str = "") -> ToolError:
             message = f"{field}: {error.message}" if field else error.message
             return ToolError(cast(Code, error.code), message, error.advice)
         case OutOfMemory():
-            return ToolError("out_of_memory", str(error), "Ask for fewer or smaller pictures.")
+            return ToolError(
+                "out_of_memory", without_folders(str(error)), "Ask for fewer or smaller pictures."
+            )
         case Cancelled():
             return ToolError("cancelled", "The request was cancelled; nothing was stored.")
         case _:

@@ -75,7 +75,8 @@ def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], contex
     Of equal requests that were under way at once, the first to be stored answers all: on a GPU their pixels
     may differ by rounding, but the same call must not give two ids.
     """
-    key = recipe.key | identity(outcome.card or recipe.card)
+    card = (outcome.card or recipe.card).model_copy(update={"id": recipe.card.id})  # as it was asked for
+    key = recipe.key | identity(card)
     with _KEEPING if recipe.fixed else nullcontext():
         first = context.store.find_equal(**key) if recipe.fixed else None
         return first or context.store.put_made(

@@ -1,6 +1,7 @@
 """Calls: what is wrong with them is said in one way, whatever it is; torch stays out until it is needed."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ from omnigen2.factory import BackendFactory, OneModel
 from omnigen2.model import OmniGen2
 from omnigen2.task import Cancelled, OutOfMemory
 from server.app import App
+from server.errors import without_folders
 from server.hookspecs import AnyTool, hookimpl
 from storage import errors
-from tests.server.core.conftest import ANN, SMALL, HeldEngine, call
+from tests.server.core.conftest import ANN, CHECKPOINT, SMALL, HeldEngine, call
 from tests.server.core.test_plugins import Greeted, Greeting
 from tools.base import Context, Tool, ToolError
 
@@ -179,3 +181,36 @@ async def test_models_are_looked_for_beside_the_event_loop(
         if result.job_id and not result.images:
             await call(app, "get_job", job_id=result.job_id, wait_seconds=50)
     assert looking and threading.current_thread() not in looking
+
+
+async def test_a_model_in_a_folder_is_known_by_its_name_and_nobody_learns_where_it_is(
+    make_app: Callable[..., App], engine: HeldEngine, tmp_path: Path
+) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "house")
+    asked = {"prompt": "x", "seed": 1, **SMALL}
+    async with make_app(lambda: engine, model=str(tmp_path / "house"), device="cpu") as app:
+        made = await call(app, "generate_image", **asked)
+        assert made.model == "house" and str(tmp_path) not in made.model_dump_json()
+        assert (await call(app, "generate_image", model="house", **asked)).cached
+        fresh = await call(app, "generate_image", model="house", **asked | {"seed": 2})
+        assert fresh.model == "house" and not fresh.cached
+        with pytest.raises(ToolError, match=r"no 'x'.*There are: house, "):
+            await call(app, "generate_image", model="x", **asked)
+    weights = next((tmp_path / "house" / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    error = await failure(
+        make_app(lambda: engine, model=str(tmp_path / "house")), "generate_image", prompt="x"
+    )
+    assert error.code == "not_ready" and str(tmp_path) not in str(error) and "house" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[Errno 2] No such file: '/home/ann/m/x.bin'", "[Errno 2] No such file: 'x.bin'"),
+        ("weights: /a/b.safetensors is damaged (/c)", "weights: b.safetensors is damaged (c)"),
+        ("see https://example.com/a/b, 1/2 and 3 / 4, models pull a/b", None),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_told(text: str, told: str | None) -> None:
+    assert without_folders(text) == (told or text)
