@@ -18,12 +18,29 @@ from anyio import to_thread
 
 from storage.errors import ImageRejected
 from tools.base import ToolError
+from tools.references import shown
 
 MAX_REDIRECTS = 3
 SECONDS = 30.0
 """From the first look-up to the last byte."""
 
 _NAT64 = ip_network("64:ff9b::/96")
+_UNICAST_V6 = ip_network("2000::/3")
+_SPECIAL = tuple(
+    map(
+        ip_network,
+        (
+            "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+            "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
+            "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+            "224.0.0.0/4", "240.0.0.0/4",
+            "168.63.129.16/32",  # not in the registry: Azure's own services, on every machine there
+            "2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3ffe::/16", "3fff::/20",
+        ),
+    )
+)  # fmt: skip
+"""What is not the public internet: the special-purpose registries of IANA (RFC 6890), multicast, reserved
+space, and IPv6 that carries an IPv4 address. Python's own tables differ from one version to the next."""
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "omnigen2-mcp"}
 
 
@@ -91,21 +108,21 @@ class Fetcher:
             body += chunk
             if len(body) > self.max_bytes:
                 raise ImageRejected(
-                    f"The image at {url.host} has more than {self.max_bytes:,} bytes.", "Send a smaller one."
+                    f"The image at {url.host[:100]} has more than {self.max_bytes:,} bytes.",
+                    "Send a smaller one.",
                 )
         return bytes(body)
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the public internet, however it is wrapped."""
+    """Whether an address belongs to the public internet; of a mapped one, whether the inner one does."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            inner = IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+        inner = IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped
+        if inner is None and ip not in _UNICAST_V6:
+            return False
+        ip = inner or ip
+    return not any(ip in network for network in _SPECIAL)
 
 
 def _request(client: httpx.AsyncClient, url: httpx.URL, address: str) -> httpx.Request:
@@ -122,7 +139,7 @@ def _request(client: httpx.AsyncClient, url: httpx.URL, address: str) -> httpx.R
 def _forbidden(url: httpx.URL, field: str, reason: str) -> ToolError:
     return ToolError(
         "forbidden",
-        f"{field}: https access to {url.host or 'no host'!r} is not allowed: {reason}.",
+        f"{field}: https access to {(url.host or 'no host')[:100]!r} is not allowed: {reason}.",
         "Give the address of a picture on the public internet, or send the picture as a data: URI.",
     )
 
@@ -130,6 +147,6 @@ def _forbidden(url: httpx.URL, field: str, reason: str) -> ToolError:
 def _absent(url: str, field: str, reason: str) -> ToolError:
     return ToolError(
         "image_not_found",
-        f"{field}: the image at {url[:200]} could not be fetched: {reason}.",
+        f"{field}: the image at {shown(url)} could not be fetched: {reason[:100]}.",
         "Check the address, or send the picture as a data: URI.",
     )

@@ -4,23 +4,17 @@ Every request passes one guard: it must name this host, come from no foreign web
 token file, carry a token. Without one the server listens on this machine only.
 """
 
-import ipaddress
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio.to_thread
 import structlog
 import uvicorn
 from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
-from mcp.server.transport_security import (
-    RequestBodyLimitMiddleware,
-    TransportSecurityMiddleware,
-    TransportSecuritySettings,
-)
+from mcp.server.transport_security import RequestBodyLimitMiddleware
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -31,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import rest
 from server.app import App
-from server.auth import Tokens
+from server.auth import Tokens, is_loopback, may_ask, names_this_machine
 from server.caller import LOCAL, Caller
 from server.errors import answering
 from server.mcp import Studio
@@ -41,13 +35,9 @@ from tools.base import Code, ToolError
 log = structlog.get_logger()
 
 HEALTH = "/healthz"
+JSON = "application/json"
 SHUTDOWN_S = 10
 """How long requests under way may take to finish once the server is asked to stop."""
-_NAMES = ("127.0.0.1", "localhost", "[::1]")
-_LOOPBACK = TransportSecuritySettings(
-    allowed_hosts=[name + port for name in _NAMES for port in ("", ":*")],
-    allowed_origins=[f"http://{name}{port}" for name in _NAMES for port in ("", ":*")],
-)
 ADVICE = {
     400: "Send JSON with the header Content-Type: application/json.",
     403: "Web pages may call this server only from its own address.",
@@ -55,35 +45,35 @@ ADVICE = {
     421: "Ask for the server by the name it has: 127.0.0.1 or localhost.",
 }
 """What to do about the refusals of the libraries below, by status."""
-_ANY_HOST = TransportSecuritySettings(enable_dns_rebinding_protection=False)
 
 
 class Guard:
     """Middleware that lets a request through, with its principal, or answers why not."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens | None, loopback: bool) -> None:
-        """Behind tokens any host name may lead here; on this machine only its own names."""
+        """Behind tokens any host name may lead here, as of a proxy; without, only names of this machine."""
         self._app = app
         self._tokens = tokens
-        self._loopback = loopback
-        self._security = TransportSecurityMiddleware(_LOOPBACK if loopback else _ANY_HOST)
+        self._any_host = tokens is not None or not loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             request = Request(scope)
-            refused = await self._check(request)
+            refused = self._check(request)
             if refused is not None:
                 await refused(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _check(self, request: Request) -> Response | None:
-        refused = await self._security.validate_request(request, is_post=request.method == "POST")
-        origin, host = request.headers.get("origin"), request.headers.get("host")
-        if refused is None and not self._loopback and origin and urlsplit(origin).netloc != host:
-            refused = PlainTextResponse("Invalid Origin header", 403)
-        if refused is not None:
-            return refused
+    def _check(self, request: Request) -> Response | None:
+        headers = request.headers
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if request.method == "POST" and not headers.get("content-type", "").lower().startswith(JSON):
+            return PlainTextResponse("Invalid Content-Type header", 400)  # a form of any page could send it
+        if not (self._any_host or names_this_machine(host)):
+            return PlainTextResponse("Invalid Host header", 421)
+        if origin is not None and not may_ask(origin, host):
+            return PlainTextResponse("Invalid Origin header", 403)
         request.state.principal = LOCAL
         if self._tokens is not None and request.url.path != HEALTH:
             principal = self._tokens.principal(request.headers.get("authorization"))
@@ -206,14 +196,6 @@ async def serve_http(app: App) -> None:
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         await uvicorn.Server(config).serve([listener])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _image(app: App, request: Request, preview: bool) -> Response:

@@ -1,7 +1,7 @@
 """Logs: structured lines on stderr, with the id of the request they belong to. stdout stays clean.
 
-JSON where a program reads along, aligned text on a terminal. Prompts and images are never logged. Other
-libraries' messages go the same way.
+JSON where a program reads along, aligned text on a terminal. Prompts and images are logged at no level: of
+libraries, therefore, only warnings are.
 """
 
 import logging
@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-CHATTY = ("httpx", "httpcore", "PIL", "mcp", "uvicorn.access")
-"""Libraries that tell at `info` what is of interest only when something is sought."""
+OURS = ("server", "tools", "omnigen2", "storage")
+"""Packages whose messages are known to hold no prompt, no picture and no token, at any level."""
 
 
 _SHARED: list[Any] = [
@@ -35,7 +35,7 @@ structlog.configure(
 
 
 def configure(level: str) -> None:
-    """Show everything of at least `level` (`debug`, `info`, ...). For the process that serves."""
+    """Show everything of at least `level` (`debug`, `info`, ...); of libraries, of at least `warning`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -45,9 +45,11 @@ def configure(level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    chosen = logging.getLevelNamesMapping()[level.upper()]
+    # Libraries tell at `debug` and `info` what passes through them: whole requests, headers, metadata.
+    root.setLevel(max(chosen, logging.WARNING))
+    for name in OURS:
+        logging.getLogger(name).setLevel(chosen)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -6,7 +6,6 @@ and never through a link; addresses only if the host allows it; nothing larger t
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from anyio import to_thread
 from server.errors import as_tool_error
 from storage import ImageStore, StoredImage
 from storage.errors import ImageRejected, StoreError
-from storage.opening import IsLink, NotRegular, names_in, open_file
+from storage.opening import IsLink, NotRegular, names_in, open_file, real_folder
 from tools.base import OpenFile, Pick, ToolError
 from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown
 
@@ -118,12 +117,6 @@ def allowed_path(path: Path, field: str, folders: Sequence[Path]) -> Path:
     raise _forbidden(
         path, field, f"files are read inside {known}" if known else "files are read from no folder"
     )
-
-
-@cache
-def real_folder(folder: Path) -> Path:
-    """Where a folder that the host allows is, links resolved as they were when it was first asked for."""
-    return folder.resolve()
 
 
 def _forbidden(path: Path, field: str, reason: str) -> ToolError:

@@ -5,6 +5,7 @@ are not here: they are the model's (`omnigen2.card`).
 """
 
 import os
+import pwd
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +20,18 @@ from pydantic_settings import (
 
 from omnigen2.hub import NANO
 from storage import default_store_path
+from storage.opening import real_folder
+
+SHARED_FOLDERS = frozenset(
+    Path(folder)
+    for folder in (
+        "/Applications", "/Library", "/System", "/Users", "/Volumes", "/bin", "/boot", "/dev", "/etc",
+        "/home", "/lib", "/media", "/mnt", "/opt", "/private", "/private/etc", "/private/tmp",
+        "/private/var", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin",
+        "/usr/local", "/var", "/var/tmp",
+    )
+)  # fmt: skip
+"""Folders that nobody chose for what is in them, and where a desktop client may start a server."""
 
 
 class Settings(BaseSettings):
@@ -50,7 +63,8 @@ class Settings(BaseSettings):
     queue_size: int = Field(default=64, ge=1)
     """Requests that may wait at once, half of them from one client; more are told when to come back."""
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders that clients may read images from. Over stdio the working directory is one, too."""
+    """Folders that clients may read images from. Over stdio the working directory is one, too, unless it is
+    `/`, the home folder, or one that everybody shares."""
     allow_fetch: bool = False
     """Let clients have images fetched from public https:// addresses."""
     transport: Literal["stdio", "http"] = "stdio"
@@ -67,7 +81,7 @@ class Settings(BaseSettings):
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that clients may read from, as the transport has it."""
-        return (Path.cwd(), *self.allow_dir) if self.transport == "stdio" else self.allow_dir
+        return (*_working_directory(), *self.allow_dir) if self.transport == "stdio" else self.allow_dir
 
     @field_validator("allow_dir", mode="before")
     @classmethod
@@ -78,8 +92,8 @@ class Settings(BaseSettings):
     @field_validator("allow_dir")
     @classmethod
     def _real_folders(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        folders = tuple(folder.expanduser().resolve() for folder in value)
-        if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        folders = tuple(folder.expanduser().absolute() for folder in value)
+        if missing := [str(folder) for folder in folders if not real_folder(folder).is_dir()]:
             raise ValueError(f"no such folder: {', '.join(missing)}")
         return folders
 
@@ -100,3 +114,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = init_settings().get("config") or env_settings().get("config")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file or None)
+
+
+def _working_directory() -> tuple[Path, ...]:
+    """The working directory, if it is narrow enough for somebody to have chosen it."""
+    try:
+        here, homes = Path.cwd(), {Path.home().resolve(), Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()}
+    except (OSError, RuntimeError, KeyError):  # it was deleted, or this user has no home
+        return ()
+    wide = here in SHARED_FOLDERS or any(home.is_relative_to(here) for home in homes)
+    return () if wide else (here,)

@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,12 @@ class IsLink(OSError):
 
 class NotRegular(OSError):
     """A folder, pipe, socket or device where a regular file is needed."""
+
+
+@cache
+def real_folder(folder: Path) -> Path:
+    """Where a folder that the host allows is, links resolved as they were when it was first asked for."""
+    return folder.resolve()
 
 
 @contextmanager

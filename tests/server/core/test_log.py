@@ -29,6 +29,17 @@ def test_a_line_is_json_with_the_request_it_belongs_to(capsys: pytest.CaptureFix
     assert (theirs["event"], theirs["request"]) == ("model nano loaded", "abc")
 
 
+def test_of_libraries_only_warnings_are_shown_at_any_level(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("debug")
+    for name in ("mcp.server", "httpx", "uvicorn.error", "PIL.TiffImagePlugin", "sse_starlette", "any"):
+        logging.getLogger(name).debug("canary")
+        logging.getLogger(name).info("canary")
+        logging.getLogger(name).warning("shown")
+    log.get_logger("server.app").debug("ours")
+    shown = capsys.readouterr().err
+    assert "canary" not in shown and shown.count("shown") == 6 and "ours" in shown
+
+
 def test_a_failure_is_logged_with_its_traceback_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("warning")
     try:

@@ -69,5 +69,23 @@ def test_the_working_directory_may_be_read_over_stdio_only(
     assert Settings(transport="http").folders == ()
 
 
+def test_a_working_directory_that_nobody_chose_is_not_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "users" / "ann"
+    (home / "project").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.setenv("HOME", str(tmp_path / "link"))
+    for folder in (Path("/"), Path("/tmp"), Path("/usr"), home, home.parent, tmp_path, Path("/etc")):
+        monkeypatch.chdir(folder)
+        assert Settings().folders == ()
+        assert Settings(allow_dir=(home,)).folders == (home,)
+    monkeypatch.chdir(home / "project")
+    assert Settings().folders == (home / "project",)
+    (home / "project").rmdir()
+    assert Settings().folders == ()
+    monkeypatch.chdir(tmp_path)
+
+
 def test_every_setting_has_a_sentence() -> None:
     assert all(field.description for field in Settings.model_fields.values())

@@ -1,6 +1,8 @@
 """The HTTP server: MCP, REST and images on a real socket; who may come in; who goes away."""
 
+import base64
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,11 +15,12 @@ from jsonschema import Draft202012Validator
 from mcp import Client
 from PIL import Image
 
+from server import log
 from server.app import App
-from server.auth import Tokens
-from server.http import http_app, is_loopback, serve_http
+from server.auth import Tokens, is_loopback
+from server.http import http_app, serve_http
 from tests.server.core.conftest import HeldEngine
-from tests.server.surfaces.conftest import SMALL, succeeded
+from tests.server.surfaces.conftest import SMALL, Connect, succeeded
 
 pytestmark = pytest.mark.anyio
 TOKENS = Tokens("ann: a-token-of-some-length\n# a comment\n\nbob:another-long-token")
@@ -204,6 +207,56 @@ async def test_beyond_this_machine_any_host_name_leads_here_but_no_foreign_page(
         assert (await client.get("/openapi.json", headers=named)).status_code == 200
         foreign = named | {"Origin": "https://evil.example"}
         assert (await client.get("/openapi.json", headers=foreign)).status_code == 403
+
+
+async def test_behind_tokens_any_name_of_a_proxy_leads_here_also_on_this_machine(app: App) -> None:
+    async with rest(app, tokens=TOKENS) as client:
+        for url in ("/openapi.json", "/healthz"):
+            for named in ({}, {"Origin": "https://gpu.example"}):
+                answer = await client.get(url, headers=ANN | {"Host": "gpu.example"} | named)
+                assert answer.status_code == 200
+        assert (await client.get("/openapi.json", headers={"Host": "gpu.example"})).status_code == 401
+        foreign = ANN | {"Host": "gpu.example", "Origin": "https://evil.example"}
+        assert (await client.get("/openapi.json", headers=foreign)).status_code == 403
+        page = ANN | {"Origin": "http://localhost:5173"}
+        assert (await client.get("/openapi.json", headers=page)).status_code == 200
+
+
+async def test_every_name_of_this_machine_leads_here_without_tokens(app: App) -> None:
+    async with rest(app) as client:
+        for host in ("127.0.0.2:8765", "localhost", "[::1]:9"):
+            assert (await client.get("/openapi.json", headers={"Host": host})).status_code == 200
+
+
+async def test_no_level_of_logging_shows_prompts_pictures_or_tokens(
+    app: App, connect: Connect, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log.configure("debug")
+    data = f"data:image/png;base64,{base64.b64encode(b'CANARY' * 9).decode()}"
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("generate_image", {"prompt": "CANARY words", **SMALL}),
+        ("generate_image", {"prompt": "CANARY words", "steps": "CANARY"}),
+        ("generate_image", {"prompt": ["CANARY"], "CANARY": 1}),
+        ("edit_image", {"image": data, "instruction": "CANARY", **SMALL}),
+        ("import_image", {"image": "/CANARY/x.png", "label": "CANARY"}),
+        ("list_images", {"query": "CANARY", "cursor": "CANARY"}),
+    ]
+    token = {"Authorization": "Bearer CANARY-of-some-length"}
+    async with rest(app, tokens=Tokens("ann:CANARY-of-some-length"), headers=token) as client:
+        for tool, arguments in calls:
+            await client.post(f"/v1/tools/{tool}", json=arguments)
+            body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+            params = {"name": tool, "arguments": arguments}
+            accept = {"Accept": "application/json, text/event-stream"}
+            await client.post("/mcp", json=body | {"params": params}, headers=accept)
+        await client.post("/mcp", content=b'{"CANARY', headers={"Content-Type": "application/json"})
+        await client.post(GENERATE, content=b'{"CANARY', headers={"Content-Type": "application/json"})
+        await client.get("/images/CANARY")
+    shown = capsys.readouterr()
+    assert "answered" in shown.err
+    for secret in ("CANARY", base64.b64encode(b"CANARY" * 9).decode()[:40]):
+        assert secret not in shown.err + shown.out
 
 
 async def test_large_body_is_refused_before_it_is_read(app: App) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mcp.shared.exceptions import MCPError
 from PIL import Image
 
 from omnigen2.model import OmniGen2
+from server import log
 from server.app import App
 from server.mcp import instructions
 from server.prompts import JOBS
@@ -164,6 +166,21 @@ async def test_instructions_claim_what_the_card_says(
     app.__dict__["_default_card"] = app.card().model_copy(update={"vocabulary": ("red", "circle")})
     async with connect(app) as client:
         assert client.instructions is not None and "red, circle" in client.instructions
+
+
+async def test_no_level_of_logging_shows_what_a_conversation_is_about(
+    app: App, connect: Connect, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log.configure("debug")
+    async with connect(app) as client:
+        await client.call_tool("generate_image", {"prompt": "CANARY", **SMALL})
+        await client.call_tool("generate_image", {"prompt": "CANARY", "steps": "CANARY", "CANARY": 1})
+        await client.call_tool(
+            "edit_image", {"image": "data:image/png;base64,CANARY", "instruction": "CANARY"}
+        )
+    shown = capsys.readouterr()
+    assert "answered" in shown.err and "CANARY" not in shown.err + shown.out
 
 
 async def test_tools_are_annotated_as_they_are_declared(app: App, connect: Connect) -> None:
