@@ -23,6 +23,7 @@ from benchmarks.fuzz_values import Choices, arguments
 from storage import Digest, ImageStore, Limits, codec
 from storage.embedding import RECORDS, extract
 from storage.errors import ImageRejected, InvalidArgument
+from storage.ingest import ingest
 from storage.records import Record, make_record, parse_record
 from tools.base import Code, ToolError
 from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference
@@ -74,16 +75,15 @@ class Pictures:
     def __call__(self, data: bytes) -> str:
         extract(data)
         try:
-            picture = codec.decode(data, LIMITS)
+            taken = ingest(data, LIMITS)
         except ImageRejected as error:
             return refused(error.code, error.message, error.advice)
+        picture = codec.open_stored(taken.png, LIMITS)
         assert picture.mode in ("RGB", "RGBA") and not picture.info, (picture.mode, picture.info)
-        assert picture.width * picture.height <= LIMITS.pixels and max(picture.size) <= LIMITS.side
-        png = codec.encode(picture)
-        again = codec.open_stored(png)
-        assert again.size == picture.size == codec.size_of(png) and again.mode == picture.mode
-        assert again.tobytes() == picture.tobytes(), "other pixels are kept than were read"
-        assert codec.encode(codec.decode(png, Limits())) == png, "equal pixels have two ids"
+        assert picture.size == codec.size_of(taken.png)
+        assert all(10 < len(note) < 200 and note.endswith(".") for note in taken.notes), taken.notes
+        again = ingest(taken.png, Limits())
+        assert again.png == taken.png and not again.notes, "equal pixels have two ids"
         return "stored"
 
     def settle(self) -> None:

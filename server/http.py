@@ -205,9 +205,7 @@ def _image(app: App, request: Request, preview: bool) -> Response:
     headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
     if request.headers.get("if-none-match") == tag and app.store.get(digest):
         return Response(status_code=304, headers=headers)
-    data, kind = (
-        codec.preview(app.store.open(digest)) if preview else (app.store.read(digest), codec.MIME_TYPE)
-    )
+    data, kind = app.store.preview(digest) if preview else (app.store.read(digest), codec.MIME_TYPE)
     return Response(data, media_type=kind, headers=headers | {"X-Content-Type-Options": "nosniff"})
 
 

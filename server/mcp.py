@@ -28,7 +28,6 @@ from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
 from server.resources import Resources, link, list_templates
 from server.status import progress_line
-from storage import codec
 from tools.base import JobStatus, Picture, Result, ToolError
 
 Context = ServerRequestContext[Any, Any]
@@ -137,7 +136,7 @@ class Studio:
 
     def _answer(self, result: Result) -> types.CallToolResult:
         store = self.app.store
-        shown = [Picture(*codec.preview(store.open(image))) for image in result.previewed()]
+        shown = [Picture(*store.preview(image)) for image in result.previewed()]
         return types.CallToolResult(
             content=[
                 types.TextContent(text=result.line()),

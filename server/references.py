@@ -6,10 +6,11 @@ and never through a link; addresses only if the host allows it; nothing larger t
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 
 from server.errors import as_tool_error
 from storage import ImageStore, StoredImage
@@ -28,6 +29,8 @@ ALLOW = (
     "Give the file itself if this is a link to it. For a file elsewhere ask the host to allow its folder "
     "(omnigen2-mcp serve --allow-dir FOLDER), or send a picture as a data: URI."
 )
+WAITING = 64
+"""Pictures that are being decoded or wait for it, in threads of their own."""
 
 
 class References:
@@ -36,6 +39,7 @@ class References:
     def __init__(self, store: ImageStore, fetcher: "Fetcher | None") -> None:
         self._store = store
         self._fetcher = fetcher
+        self._decoding = CapacityLimiter(WAITING)
 
     async def resolve(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage:
         """The stored image that `reference` means; one from outside is stored first.
@@ -47,11 +51,14 @@ class References:
             found = await to_thread.run_sync(self._look, reference, field, folders)
             if isinstance(found, StoredImage):
                 return found
-            return await to_thread.run_sync(self._store.put, await self._fetch(found, field))
+            data = found if isinstance(found, bytes) else await self._fetch(found, field)
+            # A caller who has gone has its picture's decoding ended.
+            put = partial(self._store.put, data, checkpoint=from_thread.check_cancelled)
+            return await to_thread.run_sync(put, limiter=self._decoding)
         except StoreError as error:
             raise as_tool_error(error, field) from error
 
-    def _look(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | UrlRef:
+    def _look(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | bytes | UrlRef:
         """What can be found on this machine; only addresses are left."""
         most = self._store.limits.bytes
         if len(reference) > most * 4 // 3 + 1024:  # before base64 is decoded
@@ -63,9 +70,9 @@ class References:
             case StoredRef(digits):
                 return self._store.get(digits)
             case DataRef(data=data):
-                return self._store.put(data)
+                return data
             case FileRef(path):
-                return self._store.put(_read(path, field, folders, most))
+                return _read(path, field, folders, most)
             case UrlRef() as address:
                 return address
 

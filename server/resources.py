@@ -64,7 +64,7 @@ class Resources:
 
     def _bytes(self, uri: str) -> tuple[bytes, str]:
         if uri.endswith(PREVIEW):
-            return codec.preview(self._store.open(uri.removesuffix(PREVIEW)))
+            return self._store.preview(uri.removesuffix(PREVIEW))
         return self._store.read(uri), codec.MIME_TYPE
 
     def _ids(self, typed: str, prefix: str) -> list[str]:

@@ -97,8 +97,13 @@ def size_of(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-def open_stored(png: bytes) -> Image.Image:
-    """The picture in bytes that this module encoded and whose digest was checked."""
+def open_stored(png: bytes, limits: Limits) -> Image.Image:
+    """The picture in bytes that this module encoded and whose digest was checked.
+
+    Raises:
+        ImageRejected: it is beyond `limits`.
+    """
+    check_size(size_of(png), limits)
     image = Image.open(io.BytesIO(png), formats=("PNG",))
     image.load()
     return image
@@ -109,6 +114,8 @@ def preview(image: Image.Image, max_side: int = 512, max_bytes: int = 150_000) -
 
     The longest side is at most `max_side` pixels; quality, then size, give way until `max_bytes` are kept.
     """
+    if image.mode in ("RGB", "RGBA") and (shrink := max(image.size) // (2 * max_side)) > 1:
+        image = image.reduce(shrink)  # before it is copied
     small = normal(image)
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     kind, mime = ("WEBP", "image/webp") if small.mode == "RGBA" else ("JPEG", "image/jpeg")

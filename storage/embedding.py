@@ -6,11 +6,13 @@ picture come out exactly as they went in, so its id survives the journey.
 """
 
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from pydantic import TypeAdapter, ValidationError
 
+from storage import containers
+from storage.containers import PNG_SIGNATURE
 from storage.digest import Digest
 from storage.errors import InvalidArgument
 from storage.records import Record, canonical
@@ -20,7 +22,8 @@ PARAMETERS = "parameters"
 XMP = "XML:com.adobe.xmp"
 
 _record_list = TypeAdapter(list[Record])
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_BYTES = 4_000_000
+"""Of the records in a file; an image has a handful of a few kilobytes."""
 _CUSTOMARY = {
     "steps": "Steps",
     "scheduler": "Sampler",
@@ -52,12 +55,16 @@ def extract(data: bytes) -> tuple[bytes, list[Record]] | None:
 
     What comes back as the picture consists of header, pixels and end only. Nothing is believed: neither
     that it decodes, nor that the records speak of it.
+
+    Raises:
+        ImageRejected: it has more chunks than any honest file.
     """
-    if not data.startswith(_SIGNATURE):
+    if not data.startswith(PNG_SIGNATURE):
         return None
-    picture = [_SIGNATURE]
+    picture = [PNG_SIGNATURE]
     records: list[Record] | None = None
-    for name, chunk in _chunks(data):
+    for name, at, end in containers.chunks(data):
+        chunk = data[at:end]
         if name == b"iTXt":
             keyword, _, rest = chunk[8:-4].partition(b"\0")
             if keyword == RECORDS.encode():
@@ -111,7 +118,7 @@ def _as_list(records: Sequence[Record]) -> str:
 
 def _from_list(rest: bytes) -> list[Record] | None:
     # After the keyword: compression flag and method, two empty texts (language, translation), the text.
-    if not rest.startswith(b"\0\0\0\0"):
+    if not rest.startswith(b"\0\0\0\0") or len(rest) > _MOST_BYTES:
         return None
     try:
         records = _record_list.validate_json(rest[4:])
@@ -125,12 +132,3 @@ def _from_list(rest: bytes) -> list[Record] | None:
 def _text_chunk(keyword: str, text: str) -> bytes:
     body = b"iTXt" + keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()
     return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
-
-
-def _chunks(data: bytes) -> Generator[tuple[bytes, bytes]]:
-    """Names and whole chunks, up to the end or to where the file stops making sense."""
-    at = len(_SIGNATURE)
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        yield data[at + 4 : at + 8], data[at:end]
-        at = end

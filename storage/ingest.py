@@ -39,17 +39,26 @@ class Ingested:
     """What was dropped, reduced or converted; sentences."""
 
 
-def ingest(data: bytes, limits: Limits) -> Ingested:
+class Larger(Exception):
+    """The picture has more pixels than was expected."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__(pixels)
+        self.pixels = pixels
+
+
+def ingest(data: bytes, limits: Limits, expected: int | None = None) -> Ingested:
     """The picture in `data`, first frame, as stored.
 
     Raises:
         ImageRejected: too large, broken, or of an unknown format; it says which.
+        Larger: it has more than `expected` pixels, and was not decoded.
     """
     check_bytes(data, limits)
     try:
-        picture, notes = decode(data, limits)
+        picture, notes = decode(data, limits, limits.pixels if expected is None else expected)
         return Ingested(encode(picture), tuple(notes))
-    except ImageRejected:
+    except (ImageRejected, Larger):
         raise
     except Image.DecompressionBombError as error:
         raise ImageRejected(f"The image is too large: {error}.", "Send a smaller picture.") from error
@@ -82,8 +91,8 @@ def check_bytes(data: bytes, limits: Limits) -> None:
         check_size(size, limits)
 
 
-def decode(data: bytes, limits: Limits) -> tuple[Image.Image, list[str]]:
-    """The picture in `data`, normalised, and notes. Raises ImageRejected, and whatever Pillow does."""
+def decode(data: bytes, limits: Limits, expected: int) -> tuple[Image.Image, list[str]]:
+    """The picture in `data`, normalised, and notes. Raises what `ingest` does, and whatever Pillow does."""
     facts = survey(data, "PNG") if data.startswith(PNG_SIGNATURE) else Survey()
     if data.startswith(PNG_SIGNATURE):
         source = containers.picture_chunks(data)
@@ -92,6 +101,8 @@ def decode(data: bytes, limits: Limits) -> tuple[Image.Image, list[str]]:
     # One reader per format: Pillow would otherwise try all of its formats, the obscure ones too.
     with Image.open(io.BytesIO(source), formats=_known_formats()) as image:
         check_size(image.size, limits)
+        if image.width * image.height > expected:
+            raise Larger(image.width * image.height)
         kind = image.format or ""
         if kind != "PNG":
             facts = survey(data, kind)

@@ -17,12 +17,13 @@ from typing import Any, Self
 from PIL import Image
 from pydantic import JsonValue
 
-from storage import care, codec, gc, rows, search, transfer
+from storage import care, codec, decoder, gc, rows, search, transfer
 from storage.blobs import BlobStore
+from storage.budget import Checkpoint, no_checkpoint
 from storage.codec import Limits
 from storage.digest import Digest, hex_digits
 from storage.errors import ImageNotFound, InvalidArgument
-from storage.ingest import Ingested, ingest
+from storage.ingest import Ingested
 from storage.records import LABEL, PIN, Model, Record, make_record, memo, parse_record
 from storage.rows import ImageRow
 from storage.shelf import NOTED_EVERY, Progress, Shelf
@@ -86,13 +87,21 @@ class ImageStore:
 
     # -- images ---------------------------------------------------------------------------------------
 
-    def put(self, image: Image.Image | bytes, label: str | None = None) -> StoredImage:
+    def put(
+        self,
+        image: Image.Image | bytes,
+        label: str | None = None,
+        *,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> StoredImage:
         """Store a picture; when this returns, it is durable. Equal pixels have one id.
 
-        The `notes` of what is returned say what of the given bytes was dropped, reduced or converted.
+        The `notes` of what is returned say what of the given bytes was dropped, reduced or converted. Bytes
+        are decoded in another process; `checkpoint` is called meanwhile, and ends it by raising.
 
         Raises:
-            ImageRejected: no picture, broken, or too large.
+            ImageRejected: no picture, broken, too large, or too slow to decode.
+            StoreBusy: too many pictures are being decoded.
             StoreFull, StoreReadOnly: nothing was stored.
             InvalidArgument: the label is too long.
         """
@@ -101,7 +110,7 @@ class ImageStore:
         if isinstance(image, Image.Image):
             taken = Ingested(codec.encode(codec.admit(image, self.limits)))
         else:
-            taken = ingest(image, self.limits)
+            taken = decoder.decode(image, self.limits, checkpoint)
         digest = self._shelf.put_image(taken.png)
         stored = self.label(digest, label) if label is not None else self.get(digest)
         return replace(stored, notes=taken.notes)
@@ -131,8 +140,30 @@ class ImageStore:
             self.read(ref)
 
     def open(self, ref: Reference) -> Image.Image:
-        """The pixels of an image, verified, as RGB or RGBA. Raises what `read` does."""
-        return codec.open_stored(self.read(ref))
+        """The pixels of an image, verified, as RGB or RGBA.
+
+        Raises what `read` does, and:
+            ImageRejected: the image is beyond the limits of this store.
+            StoreBusy: too many large images are being opened.
+        """
+        png = self.read(ref)
+        with decoder.opening(codec.size_of(png)):
+            return codec.open_stored(png, self.limits)
+
+    def preview(
+        self, ref: Reference, max_side: int = 512, *, region: tuple[int, int, int, int] | None = None
+    ) -> tuple[bytes, str]:
+        """A small copy of an image, or of a region of it [x, y, width, height], as `codec.preview` makes it.
+
+        Of large images, few are held in memory at once. Raises what `open` does.
+        """
+        png = self.read(ref)
+        with decoder.opening(codec.size_of(png)):
+            image = codec.open_stored(png, self.limits)
+            if region is not None:
+                x, y, width, height = region
+                image = image.crop((x, y, x + width, y + height))
+            return codec.preview(image, max_side)
 
     def label(self, ref: Reference, text: str | None) -> StoredImage:
         """Name an image, or take its name away with None. A labelled image is never collected."""

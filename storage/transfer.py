@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from storage.decoder import decode
 from storage.digest import Digest
 from storage.embedding import embed, extract
 from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
-from storage.ingest import ingest, is_stored_form
 from storage.opening import open_file, write_file
 from storage.records import Record
 from storage.shelf import Progress, Shelf, ticking
@@ -126,10 +126,9 @@ def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, l
     if carried is None:
         return store.put(data), []
     png, records = carried
-    taken = ingest(png, store.limits)
     digest = Digest.of(png)
     # Another build of the encoder may have packed the same pixels otherwise. Keep its bytes, and with them
     # the id that the records know.
     known = any(digest in (*record.inputs, *record.outputs) for record in records)
-    stored = shelf.put_image(png if known and is_stored_form(png, taken.png) else taken.png)
-    return replace(store.get(stored), notes=taken.notes), records
+    taken = decode(png, store.limits, keep_own=known)
+    return replace(store.get(shelf.put_image(taken.png)), notes=taken.notes), records

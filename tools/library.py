@@ -5,10 +5,9 @@ from datetime import datetime
 from functools import partial
 
 from anyio import to_thread
-from PIL.Image import Image
 from pydantic import AwareDatetime, Field, JsonValue
 
-from storage import Ancestor, ImageStore, Record, StoredImage, codec
+from storage import Ancestor, ImageStore, Record, StoredImage
 from tools.base import Context, Picture, Request, Result, Tool, ToolError
 from tools.fields import ImageIn
 from tools.references import names_stored, source_of
@@ -36,9 +35,12 @@ class ImportResult(Result):
 
     image: ImageInfo
     label: str | None
+    notes: tuple[str, ...] = ()
+    """What of the file was dropped, reduced or converted."""
 
     def line(self) -> str:
-        return f"Image {self.image.id}, {self.image.width}x{self.image.height}{_named(self.label)}."
+        taken = f"Image {self.image.id}, {self.image.width}x{self.image.height}{_named(self.label)}."
+        return " ".join([taken, *self.notes])
 
     def linked(self) -> tuple[str, ...]:
         return (self.image.id,)
@@ -54,15 +56,16 @@ async def import_image(request: ImportImage, context: Context) -> ImportResult:
 
 
 def _take_in(image: StoredImage, request: ImportImage, context: Context) -> ImportResult:
-    store = context.store
+    store, notes = context.store, image.notes
     if names_stored(request.image):
         store.check([image.id])  # the answer says that it is here
     elif store.origin(image.id).record is None:
         source: dict[str, JsonValue] = {"source": source_of(request.image)}
-        store.record(tool=IMPORT, parameters=source, outputs=[image.id], principal=context.principal)
+        who = context.principal
+        store.record(tool=IMPORT, parameters=source, outputs=[image.id], principal=who, notes=notes or None)
     if request.label is not None:
         image = store.label(image.id, request.label)
-    return ImportResult(image=ImageInfo.of(image), label=image.label)
+    return ImportResult(image=ImageInfo.of(image), label=image.label, notes=notes)
 
 
 IMPORT_IMAGE = Tool(
@@ -215,14 +218,9 @@ async def view_image(request: ViewImage, context: Context) -> ViewResult:
             f"region: {list(region)} given; the image has {image.width}x{image.height} pixels.",
             "Give [x, y, width, height] that lies inside.",
         )
-    look = partial(_look, context.store, image, region, request.max_side)
-    return ViewResult(image=ImageInfo.of(image), region=region, shown=await to_thread.run_sync(look))
-
-
-def _look(store: ImageStore, image: StoredImage, region: tuple[int, int, int, int], side: int) -> Picture:
-    x, y, width, height = region
-    part: Image = store.open(image.id).crop((x, y, x + width, y + height))
-    return Picture(*codec.preview(part, side))
+    look = partial(context.store.preview, image.id, request.max_side, region=region)
+    shown = Picture(*await to_thread.run_sync(look))
+    return ViewResult(image=ImageInfo.of(image), region=region, shown=shown)
 
 
 VIEW_IMAGE = Tool(

@@ -219,11 +219,13 @@ def import_folder(folder: Path, /, *, store: Folder = HERE, as_json: AsJson = Fa
     value = {
         "images": [_image(image) for image in found.images],
         "records": [str(digest) for digest in found.records],
+        "notes": {str(image.id): image.notes for image in found.images if image.notes},
         "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in found.skipped],
     }
+    notes = [f"{image.id}: {note}" for image in found.images for note in image.notes]
     skipped = [f"Skipped {each.path}: {each.reason}" for each in found.skipped]
     total = f"{len(found.images):,} images and {len(found.records):,} records are stored."
-    show(value, *skipped, total, as_json=as_json)
+    show(value, *notes, *skipped, total, as_json=as_json)
 
 
 @app.command

@@ -188,7 +188,7 @@ def test_pixels_of_any_size_and_mode_come_back(data: st.DataObject):
     seed = data.draw(st.integers(0, 2**32 - 1))
     picture = _noise(mode, size, seed)
     png = codec.encode(codec.admit(picture, Limits()))
-    again = codec.open_stored(png)
+    again = codec.open_stored(png, Limits())
     assert again.size == size == codec.size_of(png)
     wanted = picture.convert("RGBA" if "A" in mode else "RGB")
     assert again.convert("RGBA").tobytes() == wanted.convert("RGBA").tobytes()
