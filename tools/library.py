@@ -92,7 +92,7 @@ class ListImages(Request):
     """Which images to list."""
 
     query: str | None = Field(default=None, max_length=500)
-    """Words that all occur in the prompt, the instruction or the label."""
+    """Words that all occur in the prompt, instruction or label; in scripts without spaces, any part of it."""
     tool: str | None = Field(default=None, max_length=100)
     """Only images made by the tool of this name."""
     since: AwareDatetime | None = None
