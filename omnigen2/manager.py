@@ -21,6 +21,8 @@ State = Literal["absent", "loading", "ready", "failed"]
 IN_HAND_S = 10.0
 """Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
 
+CLOSE_S = 2.0
+"""Seconds that all models together get to end their steps when the process stops."""
 POLL_S = 0.05
 """Seconds between looks at whether a model that is replaced has done its tasks."""
 
@@ -151,13 +153,23 @@ class Manager:
         return max((each.stalled_s() for each in backends if isinstance(each, Watched)), default=0.0)
 
     def close(self) -> None:
-        """Unload every model; what is running fails with `Cancelled`."""
+        """Unload every model; what is running fails with `Cancelled`.
+
+        A device gets `CLOSE_S` to end its step, and is left to itself after that; so is a model that loads.
+        """
         self._closed.set()
         with self._lock:
             residents = list(self._residents.values())
             self._residents.clear()
-        for resident in residents:
-            resident.backend.add_done_callback(_close)
+        closing = [
+            threading.Thread(target=resident.backend.add_done_callback, args=(_close,), daemon=True)
+            for resident in residents
+        ]
+        for thread in closing:
+            thread.start()
+        until = time.monotonic() + CLOSE_S
+        for thread in closing:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _describe(self, name: str, resident: _Resident | None) -> ModelStatus:
         status = partial(ModelStatus, name, device=self.device, dtype=self.dtype)

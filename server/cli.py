@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from omnigen2.params import explain
 from server import log
 from server.commands.options import given, parameters
+from server.ending import leave
 from server.errors import as_tool_error
 from server.settings import Settings
 from tools.base import ToolError
@@ -34,7 +35,7 @@ USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 def run(words: Sequence[str]) -> int:
@@ -44,6 +45,11 @@ def run(words: Sequence[str]) -> int:
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as ending:  # a plugin's command may do that, too
+        if ending.code is None or isinstance(ending.code, int):
+            return ending.code or 0
+        print(ending.code, file=sys.stderr)
+        return FAILED
     except Exception as error:  # a plugin's command may fail in any way
         return report(error, as_json="--json" in words)
 

@@ -5,7 +5,6 @@ affair. Full-size pixels never travel inside a result: a picture is a small prev
 """
 
 import asyncio
-import os
 import signal
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
@@ -24,6 +23,7 @@ from mcp.shared.exceptions import MCPError
 from server import prompts, schema
 from server.app import App
 from server.caller import LOCAL, Caller
+from server.ending import leave
 from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
 from server.resources import Resources, link, list_templates
@@ -163,7 +163,7 @@ async def serve_stdio(app: App) -> None:
         serving, stopped = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
-        os._exit(0)  # a thread waits for a line on stdin, and nothing wakes it
+        leave(0)  # a thread waits for a line on stdin, and nothing wakes it
     stopped.cancel()
     serving.result()
 
