@@ -27,6 +27,8 @@ class Defaults(Params):
 class Limits(Params):
     """What the model can take."""
 
+    # The values are inference.py's and its pipeline's: max_input_image_pixels and max_pixels are 1024 x 1024,
+    # max_input_image_side_length is 1024, and a prompt is cut after max_sequence_length = 1024 tokens.
     max_pixels: int = Field(default=1024 * 1024, ge=256)
     """Pixels of the denoised picture; a larger request is denoised at this size and enlarged afterwards."""
     max_input_side: int = Field(default=1024, ge=16)
@@ -90,30 +92,50 @@ def read_card(folder: Path, model_id: str) -> ModelCard:
         raise ValueError(f"model: {path} is not JSON ({error})") from None
 
 
+NEGATIVE_PROMPT = (
+    "(((deformed))), blurry, over saturation, bad anatomy, disfigured, poorly drawn face, mutation, mutated, "
+    "(extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, broken legs censor, censored, "
+    "censor_bar"
+)
+"""Default of `--negative_prompt` in the authors' `inference.py`; their usage tips advise keeping it."""
+
+
 def published_card(model_id: str) -> ModelCard:
-    """The card of OmniGen2 as published: the defaults of its authors' command line and README."""
+    """The card of OmniGen2 as published, with the defaults of its authors.
+
+    Those are the defaults of their command line, `inference.py`; it has one set for every ability, so where
+    the usage tips of their README advise otherwise for one of them, the tips count.
+    """
     text_to_image = ReferenceSampling(
-        negative_prompt="",
-        width=1024,
+        negative_prompt=NEGATIVE_PROMPT,
+        width=1024,  # inference.py: --width, --height
         height=1024,
-        num_images=1,
-        steps=50,
-        text_guidance_scale=4.0,
-        image_guidance_scale=1.0,
-        cfg_range=(0.0, 1.0),
-        scheduler="euler",
-        speed="exact",
+        num_images=1,  # inference.py: --num_images_per_prompt
+        steps=50,  # inference.py: --num_inference_step
+        text_guidance_scale=5.0,  # inference.py: --text_guidance_scale
+        image_guidance_scale=1.0,  # without images their pipeline counts it as 1, whatever is asked for
+        cfg_range=(0.0, 1.0),  # inference.py: --cfg_range_start, --cfg_range_end
+        scheduler="euler",  # inference.py: --scheduler
+        speed="exact",  # inference.py has no approximation
     )
-    compose = text_to_image.model_copy(update={"text_guidance_scale": 5.0, "image_guidance_scale": 2.5})
-    as_input = {"width": None, "height": None, "image_guidance_scale": 2.0}
+    edit = text_to_image.model_copy(
+        update={
+            "width": None,  # usage tips: a single image decides the size
+            "height": None,
+            "image_guidance_scale": 2.0,  # inference.py; usage tips: 1.2 to 2.0
+        }
+    )
+    # Usage tips: 2.5 to 3.0 where images are put together, to keep their details; inference.py has 2.0.
+    compose = text_to_image.model_copy(update={"image_guidance_scale": 2.5})
     return ModelCard(
         id=model_id,
         title="OmniGen2",
         about="Makes, edits and composes pictures from text in any style, and describes images.",
         defaults=Defaults(
             text_to_image=text_to_image,
-            edit=compose.model_copy(update=as_input),
+            edit=edit,
             compose=compose,
+            # Their chat generates at most 256 tokens; greedily here, so that a question has one answer.
             describe=Decoding(max_tokens=256, temperature=0.0),
         ),
     )

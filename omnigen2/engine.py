@@ -311,6 +311,8 @@ class Engine:
 
     def _write(self, ticket: Ticket) -> None:
         """Write the text of one task, taking turns with the pictures in flight."""
+        task = ticket.task
+        assert isinstance(task, TextTask)
         started = time.perf_counter()
         self._writing = True
         answer: Outcome | Exception
@@ -320,7 +322,8 @@ class Engine:
                 lambda: self._write_text(ticket, take_turns=False),
             )
             timings = {"write_ms": 1000 * (time.perf_counter() - started)}
-            answer = Outcome(text=text, timings=timings, card=self.card)
+            notes = tuple(self._pipeline.text_notes(task))
+            answer = Outcome(text=text, notes=notes, timings=timings, card=self.card)
         except BaseException as error:
             answer = _explained(error)
         self._writing = False

@@ -20,8 +20,10 @@ from omnigen2.adapter import Adapter
 from omnigen2.card import Limits, ModelCard, read_card
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.guidance import without_effect
 from omnigen2.params import MAX_SEED, Decoding, P, ReferenceSampling, explain
-from omnigen2.pipeline import Pipeline
+from omnigen2.pipeline import Pipeline, readable
+from omnigen2.sizes import sized
 from omnigen2.task import ImageTask, TextTask
 
 OnStep = Callable[[int, int, "Tensor | list[Tensor]"], None]
@@ -99,7 +101,8 @@ class OmniGen2:
         """Make pictures: no image is text to image, one is an edit, two to five are a composition.
 
         What is None is the model card's default (for OmniGen2: 50 steps, 1024 x 1024; an edit has its input's
-        size). `prompt` may be a list, `images` then holds one list per prompt; all are made together.
+        size, or if `max_pixels` or `max_input_side` is given the size within it). `prompt` may be a list,
+        `images` then holds one list per prompt; all are made together.
         `noise` (n, C, h, w) float32 overrides `seed`, and gives the size if none is asked for.
         `on_step(index, total, latents)` is called after every step and may raise to cancel.
         `output="latents"` gives the final latents instead of pictures. Latents are (n, C, h, w) float32, or a
@@ -127,16 +130,17 @@ class OmniGen2:
         if noises[0] is not None:
             asked |= self._as_noise(noises[0], num_images, width, height)
         sampling = _checked(ReferenceSampling, asked)
-        tasks = []
+        limits = self._limits(max_pixels, max_input_side)
         adapter = None if lora is None else Adapter.of(lora)
+        tasks, notes = [], list[str]()
         for text, own in zip(prompts, image_lists, strict=True):
-            self._check_images(own)
-            filled = sampling.filled(self.card.defaults_for(len(own)))
+            filled, said = self._filled(sampling, own, limits, within=bool(max_pixels or max_input_side))
             tasks.append(ImageTask(text, tuple(own), filled, adapter))
+            notes += said
         if output not in ("pil", "latents"):
             raise ValueError(f"output: {output!r} is unknown; allowed: pil, latents")
         with threads.limited_to(self.threads):
-            return self._run(tasks, self._limits(max_pixels, max_input_side), noises, output, on_step)
+            return self._run(tasks, limits, noises, notes, output, on_step)
 
     def describe(
         self,
@@ -164,12 +168,12 @@ class OmniGen2:
         tasks: Sequence[ImageTask],
         limits: Limits,
         noises: Sequence[Tensor | None],
+        notes: list[str],
         output: str,
         on_step: OnStep | None,
     ) -> "Pictures | Tensor | list[Tensor]":
         lora.use(self.pipeline.transformer, tasks[0].lora)
         prepared: list[list[Sample]] = []
-        notes: list[str] = []
         for task, noise in zip(tasks, noises, strict=True):
             samples, said = self.pipeline.prepare(task, limits, noise)
             prepared.append(samples)
@@ -200,6 +204,20 @@ class OmniGen2:
         given = {name: value for name, value in asked.items() if value is not None}
         return _checked(Limits, self.card.limits.model_dump() | given)
 
+    def _filled(
+        self, asked: ReferenceSampling, images: Sequence[Image], limits: Limits, within: bool
+    ) -> tuple[ReferenceSampling, list[str]]:
+        """What was asked, completed, and notes. `within`: an edit is no larger than its input is encoded."""
+        self._check_images(images)
+        filled = asked.filled(self.card.defaults_for(len(images)))
+        sizes = [image.size for image in images]
+        if within and images and filled.width is None and filled.height is None:
+            bounds = (limits.max_pixels, limits.max_input_side)
+            width, height = self.pipeline.autoencoder.fit(*sizes[0], *bounds)
+            filled = filled.model_copy(update={"width": width, "height": height})
+        filled, notes = sized(filled, sizes, limits)
+        return filled, [*without_effect(asked, filled, bool(images)), *notes]
+
     def _as_noise(
         self, noise: Tensor, num_images: int | None, width: int | None, height: int | None
     ) -> dict[str, object]:
@@ -216,6 +234,8 @@ class OmniGen2:
         most = self.card.limits.max_references
         if len(images) > most:
             raise ValueError(f"images: {len(images)} given; at most {most} are allowed")
+        for image in images:
+            readable(image)
 
 
 def _checked(kind: type[P], asked: Mapping[str, object]) -> P:

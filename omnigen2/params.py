@@ -16,6 +16,7 @@ Scheduler = Literal["euler", "dpmsolver++"]
 Speed = Literal["exact", "balanced", "fast"]
 
 P = TypeVar("P", bound="Params")
+S = TypeVar("S", bound="Sampling")
 
 
 class Params(BaseModel):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from omnigen2.autoencoder import Autoencoder, flatten
@@ -20,7 +20,9 @@ from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
 from omnigen2.memo import Memo
+from omnigen2.notes import Size, about_inputs, about_prompt, about_result
 from omnigen2.schedule import plan
+from omnigen2.sizes import reduced, sized
 from omnigen2.task import ImageTask, TextTask
 from omnigen2.transformer import Condition, OmniGen2Transformer2DModel, patchify, unpatchify
 
@@ -63,14 +65,13 @@ class Pipeline:
         limits = limits or self.card.limits
         sampling = task.sampling
         _check_text("prompt", task.prompt)
-        references = self.encode_references([_readable(image) for image in task.images], limits)
-        height, width = self._latent_size(task, references, limits)
+        references = self.encode_references([readable(image) for image in task.images], limits)
+        width, height = (side // self.autoencoder.factor for side in self._sizes(task, limits)[1])
         guidance = guide(sampling, bool(references))
-        captions = {
-            True: self.caption(task.prompt, limits),
-            False: self.caption(sampling.negative_prompt or "", limits),
-        }
         branches = {branch for step in guidance for branch, _ in step.weights}
+        captions = {True: self.caption(task.prompt, limits)}
+        if branches != {Branch.FULL}:
+            captions[False] = self.caption(sampling.negative_prompt or "", limits)
         conditions = self._conditions(branches, captions, references, (height, width))
         channels = self.transformer.config["in_channels"]
         start = _noise(task, (channels, height, width)) if noise is None else noise.float()
@@ -82,11 +83,12 @@ class Pipeline:
         steps = plan(sampling.scheduler or "euler", len(guidance), height * width)
         patch = self.transformer.config["patch_size"]
         tokens = patchify(start, patch).to(self.transformer.device)
-        return [Sample(own, conditions, guidance, steps) for own in tokens], self._notes(task, captions[True])
+        notes = self._notes(task, limits, captions)
+        return [Sample(own, conditions, guidance, steps) for own in tokens], notes
 
     def finish(self, task: ImageTask, samples: Sequence[Sample], limits: Limits | None = None) -> list[Image]:
         """Decode finished samples to pictures of the size that was asked for."""
-        size = self._requested_size(task, limits or self.card.limits)
+        size, _ = self._sizes(task, limits or self.card.limits)
         return [self.autoencoder.decode(self.latents(sample), size) for sample in samples]
 
     def latents(self, sample: Sample) -> Tensor:
@@ -108,8 +110,7 @@ class Pipeline:
         fit, area = self.autoencoder.fit, self.autoencoder.multiple**2
         bounds = (limits.max_pixels, limits.max_input_side)
         sizes = [fit(*image.size, *bounds) for image in task.images]
-        size = self._requested_size(task, limits)
-        made = fit(*size, limits.max_pixels) if size else sizes[0]
+        _, made = self._sizes(task, limits)
         references = sum(math.prod(size) for size in sizes) // area
         text = min(limits.max_text_tokens, 40 + len(task.prompt) // 3)
         branches = {branch for step in guide(task.sampling, bool(sizes)) for branch, _ in step.weights}
@@ -158,8 +159,19 @@ class Pipeline:
             ValueError: no question, or an unreadable image.
         """
         _check_text("question", task.question)
-        images = [_readable(image) for image in task.images]
+        images = [
+            image.resize(size, Resampling.LANCZOS) if size != image.size else image
+            for image, size in zip(map(flatten, task.images), self._seen(task), strict=True)
+        ]
         return self.language.answer(images, task.question, task.decoding, on_token)
+
+    def text_notes(self, task: TextTask) -> list[str]:
+        """Notes on a task that `write` does."""
+        return about_inputs(task.images, self._seen(task))
+
+    def _seen(self, task: TextTask) -> list[Size]:
+        """The (width, height) at which each image is looked at."""
+        return [reduced(*readable(image).size, self.card.limits) for image in task.images]
 
     @isolated
     def _conditions(
@@ -180,40 +192,26 @@ class Pipeline:
         )
         return dict(zip(order, made, strict=True))
 
-    def _requested_size(self, task: ImageTask, limits: Limits) -> tuple[int, int] | None:
-        """The (width, height) asked for, in pixels, or None where the reference image decides.
+    def _sizes(self, task: ImageTask, limits: Limits) -> tuple[Size, Size]:
+        """The (width, height) in pixels of the picture, and those at which it is computed."""
+        sampling, _ = sized(task.sampling, [image.size for image in task.images], limits)
+        assert (
+            sampling.width is not None and sampling.height is not None
+        )  # an edit's at the latest by `sized`
+        size = sampling.width, sampling.height
+        return size, self.autoencoder.fit(*size, limits.max_pixels)
 
-        With one side given for an edit, the other one follows the input's shape.
-        """
-        width, height = task.sampling.width, task.sampling.height
-        ratio = task.images[0].width / task.images[0].height if task.images else 1.0
-        if width is None:
-            if height is None:
-                return None
-            width = round(height * ratio)
-        elif height is None:
-            height = round(width / ratio)
-        if max(width, height) > limits.max_side:
-            raise ValueError(
-                f"size: {width} x {height} pixels asked for; a side may have at most {limits.max_side} pixels"
-            )
-        return width, height
-
-    def _latent_size(self, task: ImageTask, references: list[Tensor], limits: Limits) -> tuple[int, int]:
-        """Height and width of the latents to make."""
-        size = self._requested_size(task, limits)
-        if size is None:
-            return references[0].shape[-2], references[0].shape[-1]
-        width, height = self.autoencoder.fit(*size, limits.max_pixels)
-        return height // self.autoencoder.factor, width // self.autoencoder.factor
-
-    def _notes(self, task: ImageTask, caption: Caption) -> list[str]:
-        notes = []
-        if caption.cut:
-            limit = self.card.limits.max_text_tokens
-            notes.append(f"The prompt was longer than {limit} tokens; what came after was ignored.")
-        unknown = self.card.unknown_words(self.language.read(task.prompt))
-        if unknown:
+    def _notes(self, task: ImageTask, limits: Limits, captions: dict[bool, Caption]) -> list[str]:
+        """Notes on a task; `captions` has the negative prompt's only if it counts."""
+        bounds = (limits.max_pixels, limits.max_input_side)
+        size, made = self._sizes(task, limits)
+        seen = [self.autoencoder.fit(*image.size, *bounds) for image in task.images]
+        notes = [*about_inputs(task.images, seen), *about_result(made, size)]
+        for is_prompt, caption in captions.items():
+            if caption.cut:
+                field = "prompt" if is_prompt else "negative prompt"
+                notes.append(about_prompt(field, limits.max_text_tokens))
+        if unknown := self.card.unknown_words(self.language.read(task.prompt)):
             notes.append(f"{self.card.title} does not know: {', '.join(unknown)}. {self.card.about}")
         return notes
 
@@ -229,7 +227,8 @@ def _check_text(field: str, text: str) -> None:
         ) from None
 
 
-def _readable(image: Image) -> Image:
+def readable(image: Image) -> Image:
+    """The image, decoded. Raises ValueError if it is none, damaged or empty."""
     if not isinstance(image, Image):
         raise ValueError(f"images: {type(image).__name__} given; each must be a PIL image")
     try:

@@ -16,7 +16,9 @@ from pydantic import JsonValue
 
 from omnigen2.adapter import Adapter, pick_adapter
 from omnigen2.card import Limits, ModelCard
-from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
+from omnigen2.guidance import without_effect
+from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, S, Sampling
+from omnigen2.sizes import sized
 from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.base import Context, Request, ToolError
@@ -25,15 +27,12 @@ from tools.references import shown
 
 DRAWN_SEEDS = 2**32
 """Seeds are drawn below this: short enough to be read out and typed again."""
-LEAST_SIDE = 16
-"""Fewest pixels of a side that can be asked for."""
 PINNED = "@sha256:"
 """Stands between the path of an adapter and the digest that its file must have."""
 _HASHING = anyio.CapacityLimiter(2)
 """Threads that read adapters: never those that everything else waits for."""
 _LORA_ADVICE = "Give the path of a safetensors file, or of a folder that holds just one."
 
-S = TypeVar("S", bound=Sampling)
 Q = TypeVar("Q", bound=Request)
 
 
@@ -50,6 +49,8 @@ class Recipe:
     card: ModelCard
     """Of the model, with the digest of its weights."""
     lora: Adapter | None = None
+    notes: tuple[str, ...] = ()
+    """On what this call asked for or brought along; an equal call may have others."""
     fixed: bool = False
     """Whether the request itself fixes the outcome, so that an earlier one answers it."""
 
@@ -129,18 +130,21 @@ async def _image_recipe(
     defaults = card.defaults_for(len(inputs))
     kind = ReferenceSampling if isinstance(request, ReferenceSampling) else Sampling
     asked = request.part(kind)
-    sampling = _sized(asked.filled(defaults), inputs, card)
+    sampling, notes = _sized(asked.filled(defaults), inputs, card)
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
     _check_seeds(sampling)
     adapter, lora = await _adapter(request, context)
+    complete = ReferenceSampling.model_construct(**dict(sampling)).filled(defaults)
+    notes += without_effect(asked, complete, bool(inputs))
     return Recipe(
         tool,
         request.model_copy(update={**dict(sampling), "lora": lora}),
-        ReferenceSampling.model_construct(**dict(sampling)).filled(defaults),
+        complete,
         inputs,
         card,
         adapter,
+        notes=(*_taken_in(inputs), *notes),
         fixed=asked.seed is not None,
     )
 
@@ -148,35 +152,31 @@ async def _image_recipe(
 def _text_recipe(tool: str, request: TextRequest, inputs: tuple[StoredImage, ...], card: ModelCard) -> Recipe:
     decoding = request.part(Decoding).filled(card.defaults.describe)
     fixed = decoding.temperature == 0 or request.seed is not None
+    notes = _taken_in(inputs)
     if decoding.temperature == 0:
+        if request.seed is not None:
+            notes.append("seed changed nothing: at temperature 0 the answer is always the same.")
         decoding = decoding.model_copy(update={"seed": None})  # the most likely answer: no seed changes it
     elif decoding.seed is None:
         decoding = decoding.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
-    return Recipe(tool, request.model_copy(update=dict(decoding)), decoding, inputs, card, fixed=fixed)
+    named = request.model_copy(update=dict(decoding))
+    return Recipe(tool, named, decoding, inputs, card, notes=tuple(notes), fixed=fixed)
 
 
-def _sized(sampling: S, inputs: Sequence[StoredImage], card: ModelCard) -> S:
-    """`sampling` with both sides: what is still open follows the shape of the first input."""
-    width, height, most = sampling.width, sampling.height, card.limits.max_side
-    if inputs and width is None and height is None:
-        scale = min(1.0, most / max(inputs[0].width, inputs[0].height))
-        width, height = round(inputs[0].width * scale), round(inputs[0].height * scale)
-    elif inputs and width is None and height is not None:
-        width = _follow(height, inputs[0].width / inputs[0].height, most)
-    elif inputs and height is None and width is not None:
-        height = _follow(width, inputs[0].height / inputs[0].width, most)
-    for side, value in (("width", width), ("height", height)):
-        if value is not None and value > most:
-            raise ToolError(
-                "invalid_argument",
-                f"{side}: {value} pixels asked for; {card.title} makes at most {most}.",
-                "Ask for a smaller picture.",
-            )
-    return sampling.model_copy(update={"width": width, "height": height})
+def _taken_in(inputs: Sequence[StoredImage]) -> list[str]:
+    """What the store says of images that came with this call, by their place among several."""
+    return [
+        f"Image {number}: {note}" if len(inputs) > 1 else note
+        for number, image in enumerate(inputs, 1)
+        for note in image.notes
+    ]
 
 
-def _follow(side: int, ratio: float, most: int) -> int:
-    return min(most, max(LEAST_SIDE, round(side * ratio)))
+def _sized(sampling: S, inputs: Sequence[StoredImage], card: ModelCard) -> tuple[S, list[str]]:
+    try:
+        return sized(sampling, [(image.width, image.height) for image in inputs], card.limits)
+    except ValueError as error:
+        raise ToolError("invalid_argument", f"{error}.", "Ask for a smaller picture.") from error
 
 
 def _check_seeds(sampling: Sampling) -> None:

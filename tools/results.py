@@ -91,6 +91,8 @@ class Answer:
     """Milliseconds by phase."""
     job_id: str | None = None
     cached: bool = False
+    notes: tuple[str, ...] = ()
+    """On this call; the record has those on its outcome."""
 
     def facts(self) -> dict[str, object]:
         """The fields of `Made`."""
@@ -101,7 +103,7 @@ class Answer:
             "record": str(record.id),
             "cached": self.cached,
             "job_id": self.job_id,
-            "notes": record.notes or (),
+            "notes": tuple(dict.fromkeys((*self.notes, *(record.notes or ())))),
         }
 
 

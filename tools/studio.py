@@ -50,7 +50,7 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
     def finish(outcome: Outcome, times: JobTimes) -> Result:
         timings = _timings(started, outcome.timings, times)
         record = _keep(recipe, outcome, timings, context)
-        return kind.of(Answer(record, timings, times.job_id), store)
+        return kind.of(Answer(record, timings, times.job_id, notes=recipe.notes), store)
 
     def accepted(job_id: str) -> Result:
         return kind.accepted(job_id, recipe.card.id, effective(recipe.parameters, recipe.params.seed))
@@ -66,7 +66,8 @@ def _recall(recipe: Recipe, store: ImageStore, kind: type[R], started: float) ->
     record = store.find_equal(**recipe.key)
     if record is None:
         return None
-    return kind.of(Answer(record, {"total_ms": _ms_since(started)}, cached=True), store)
+    timings = {"total_ms": _ms_since(started)}
+    return kind.of(Answer(record, timings, cached=True, notes=recipe.notes), store)
 
 
 def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], context: Context) -> Record:

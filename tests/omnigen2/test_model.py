@@ -81,7 +81,9 @@ def test_equal_requests_give_equal_pictures(omnigen: OmniGen2, case: Any) -> Non
 
 
 def test_an_edit_has_the_size_of_its_input(omnigen: OmniGen2) -> None:
-    assert omnigen.generate("make it green", [picture(40, 56)], steps=1)[0].size == (32, 48)
+    assert omnigen.generate("make it green", [picture(40, 56)], steps=1)[0].size == (40, 56)
+    within = omnigen.generate("make it green", [picture(40, 56)], steps=1, max_input_side=40)
+    assert within[0].size == (16, 32), "as the reference, which has bounds and enlarges no edit"
     assert omnigen.generate("make it green", [picture(32, 64)], steps=1, width=64)[0].size == (64, 128)
     assert omnigen.generate("make it green", [picture(32, 64)], steps=1, height=32)[0].size == (16, 32)
 

@@ -181,6 +181,47 @@ async def test_what_the_model_remarks_reaches_the_caller_also_from_the_store(stu
     assert again.cached and again.notes == first.notes
 
 
+async def test_what_was_changed_about_the_inputs_of_a_call_is_said_also_of_a_repeat(studio: Studio) -> None:
+    frames = [picture(1100, 32, seed=seed) for seed in (1, 2)]
+    frames[0].save(studio.folder / "two.gif", save_all=True, append_images=frames[1:])
+    asked = {"instruction": "brighter", "steps": 1, "seed": 3, "cfg_range": (0.0, 0.0)}
+    first = await studio.call("edit_image", image="two.gif", **asked)
+    again = await studio.call("edit_image", image="two.gif", **asked)
+    stored = await studio.call("edit_image", image=first.parameters["image"], **asked)
+    assert (first.images[0].width, first.images[0].height) == (1100, 32)
+    assert any("frame" in note for note in first.notes)
+    assert "The image was reduced from 1100x32 to 1024x16 for the model." in first.notes
+    assert "The result was computed at 1088x32 and enlarged to 1100x32." in first.notes
+    assert again.cached and set(again.notes) == set(first.notes)
+    assert stored.cached and set(stored.notes) == {note for note in first.notes if "frame" not in note}
+
+
+async def test_of_several_images_a_note_says_which(studio: Studio) -> None:
+    clear = picture()
+    clear.putalpha(Image.linear_gradient("L").resize((32, 32)))
+    clear.save(studio.folder / "clear.png")
+    picture(1100, 32).save(studio.folder / "long.png")
+    images = ["clear.png", "long.png"]
+    made = await studio.call("compose_from_references", images=images, instruction="both", **QUICK)
+    assert made.notes == (
+        "Image 1 has transparent parts; they were put on white.",
+        "Image 2 was reduced from 1100x32 to 1024x16 for the model.",
+    )
+    told = await studio.call("describe_image", images=images, question="what?", max_tokens=2, seed=1)
+    assert told.notes[0].startswith("seed changed nothing") and told.notes[1] == made.notes[0]
+    assert told.notes[2] == "Image 2 was reduced from 1100x32 to 1024x29 for the model."
+    assert (await studio.call("describe_image", images=images, question="what?", max_tokens=2)).cached
+
+
+async def test_a_parameter_without_effect_is_named(studio: Studio) -> None:
+    asked = {"prompt": "a star", **QUICK}
+    quiet = await studio.call("generate_image", **asked, text_guidance_scale=1.0)
+    loud = await studio.call("generate_image", **asked, text_guidance_scale=1.0, negative_prompt="blur")
+    assert quiet.notes == () and "negative_prompt changed nothing" in loud.notes[0]
+    used = await studio.call("generate_image", **asked, negative_prompt="blur")
+    assert used.notes == () and used.images[0].id != quiet.images[0].id
+
+
 async def test_a_background_job_answers_at_once_and_is_followed_by_its_id(studio: Studio) -> None:
     studio.hold_jobs = True
     accepted = await studio.call("generate_image", prompt="a star", background=True, **QUICK)

@@ -1,0 +1,41 @@
+"""Notes on what a model does not use, or does not make, as it was given. Needs no torch."""
+
+from collections.abc import Iterable, Sequence
+
+from PIL.Image import Image
+
+Size = tuple[int, int]
+
+
+def about_inputs(images: Sequence[Image], sizes: Iterable[Size]) -> list[str]:
+    """Notes on input images that the model sees at these (width, height), on white."""
+    notes = []
+    for number, (image, size) in enumerate(zip(images, sizes, strict=True), 1):
+        name = "The image" if len(images) == 1 else f"Image {number}"
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            notes.append(f"{name} has {frames} frames; the model saw one.")
+        if _is_transparent(image):
+            notes.append(f"{name} has transparent parts; they were put on white.")
+        if image.size != size:
+            notes.append(f"{name} was reduced from {_named(image.size)} to {_named(size)} for the model.")
+    return notes
+
+
+def about_result(made: Size, wanted: Size) -> list[str]:
+    """A note if a picture is computed at another size than it is given out at."""
+    if made == wanted:
+        return []
+    return [f"The result was computed at {_named(made)} and enlarged to {_named(wanted)}."]
+
+
+def about_prompt(field: str, most: int) -> str:
+    """The note that a text was cut."""
+    return f"The {field} was longer than {most} tokens; what came after was ignored."
+
+
+def _is_transparent(image: Image) -> bool:
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def _named(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
