@@ -1,13 +1,13 @@
 """Full attention inside each sequence of a packed tensor: one call, one signature, on every device.
 
-Sequences of different lengths lie one after the other along the token axis. On CUDA the variable-length flash
-kernel takes their bounds. Elsewhere sequences of similar length are gathered into padded groups, so that no
-Python loop runs over the samples. Callers never ask which.
+Sequences of different lengths lie one after the other along the token axis. On CUDA, in half precision, the
+variable-length flash kernel takes their bounds. Elsewhere sequences of similar length are gathered into
+padded groups, so that no Python loop runs over the samples. Callers never ask which.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -103,18 +103,33 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Ten
     `query` (T, heads, head_dim); `key`, `value` (T, kv_heads, head_dim), each kv head serving
     heads / kv_heads query heads (grouped-query attention, Ainslie et al. 2023). Returns (T, heads, head_dim).
     """
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and half and _has_flash(query.device):
         return _attend_flash(query, key, value, segments)
     return _attend_grouped(query, key, value, segments)
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether the flash kernel runs on a GPU: from compute capability 8.0 on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend_flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     longest = max(segments.lengths)
-    out = varlen_attn(query, key, value, segments.bounds, segments.bounds, longest, longest)
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        segments.bounds,
+        segments.bounds,
+        longest,
+        longest,
+        enable_gqa=True,
+        num_splits=1,  # so that a sequence is summed up the same way in any company
+    )
     assert isinstance(out, Tensor)  # a tuple only when auxiliary outputs are asked for
     return out
 
@@ -139,7 +154,11 @@ def _attend_padded(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | No
     """(m, L, heads, head_dim) each; `valid` (m, L) masks keys."""
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     mask = None if valid is None else valid[:, None, None, :]
-    if query.shape[2] <= SHORT and not query.is_cuda:
+    if query.is_cuda:
+        # Repeated here, as a kernel that never holds the scores of all pairs knows no groups of heads.
+        key, value = _repeated(query, key, value)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    elif query.shape[2] <= SHORT:
         out = _attend_plainly(query, key, value, mask)
     else:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
@@ -148,10 +167,16 @@ def _attend_padded(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | No
 
 def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax of products, written out: on short sequences a CPU does this several times faster."""
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    key, value = _repeated(query, key, value)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1) @ value
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """`key` and `value` (m, kv_heads, L, head_dim) with as many heads as `query` has."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats == 1:
+        return key, value
+    return key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)

@@ -154,13 +154,17 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
         except ToolError as error:
             return rest.refusal(error)
 
+    async def health(_: Request) -> Response:
+        """That the server answers, and for how long the model has not got further with its work."""
+        return JSONResponse({"status": "ok", "stalled_s": round(app.manager.stalled_s(), 1)})
+
     return Starlette(
         routes=[
             Route("/mcp", StreamableHTTPASGIApp(sessions)),
             *rest.routes(app, caller),
             Route("/images/{digest}", image),
             Route("/images/{digest}/preview", image),
-            Route(HEALTH, lambda _: JSONResponse({"status": "ok"})),
+            Route(HEALTH, health),
         ],
         middleware=[
             Middleware(JsonRefusals),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnigen2.attention import MAX_PADDING, Segments, attend
+from omnigen2.attention import MAX_PADDING, Segments, _has_flash, attend
 from tests.omnigen2.golden import PIPELINE, error, model
 
 CPU = torch.device("cpu")
@@ -54,6 +54,25 @@ def test_the_flash_kernel_agrees(lengths: tuple[int, ...]) -> None:
     query, key, value = (tokens(lengths, heads, device).bfloat16() for heads in (6, 3, 3))
     ours = attend(query, key, value, Segments(lengths, device))
     assert error(ours.cpu(), plain(query, key, value, lengths).cpu()) < 1e-2
+
+
+@pytest.mark.gpu
+def test_company_changes_nothing_in_the_flash_kernel() -> None:
+    device, lengths = torch.device("cuda"), (700, 33, 2100, 5)
+    query, key, value = (tokens(lengths, heads, device).bfloat16() for heads in (6, 3, 3))
+    together = attend(query, key, value, Segments(lengths, device)).split(lengths)
+    for n, (q, k, v) in enumerate(zip(*(x.split(lengths) for x in (query, key, value)), strict=True)):
+        assert torch.equal(attend(q, k, v, Segments(lengths[n : n + 1], device)), together[n])
+
+
+@pytest.mark.parametrize(
+    ("capability", "has"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)]
+)
+def test_a_gpu_too_old_for_the_flash_kernel_is_known(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert _has_flash.__wrapped__(torch.device("cuda")) is has
 
 
 @pytest.mark.gpu

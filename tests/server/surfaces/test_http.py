@@ -86,7 +86,7 @@ async def test_rest_answers_with_the_result_and_serves_the_image(app: App) -> No
         assert again.status_code == 304 and not again.content
         small = await client.get(f"{full.request.url.path}/preview")
         assert small.headers["content-type"] == "image/jpeg"
-        assert (await client.get("/healthz")).json() == {"status": "ok"}
+        assert (await client.get("/healthz")).json() == {"status": "ok", "stalled_s": 0.0}
 
 
 async def test_rest_streams_progress_and_ends_with_the_result_or_the_error(app: App) -> None:
@@ -152,6 +152,17 @@ async def test_full_queue_is_answered_with_when_to_come_back(
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused and int(refused[0].headers["retry-after"]) > 0
     assert refused[0].json()["error"]["code"] == "busy"
+
+
+async def test_health_tells_for_how_long_the_model_stands_still(app: App, engine: HeldEngine) -> None:
+    engine.hold_at = 1
+    async with rest(app) as client:
+        await client.post(GENERATE, json={"prompt": "x", "background": True, **SMALL})
+        await engine.is_held()
+        with anyio.fail_after(30):
+            while not (await client.get("/healthz")).json()["stalled_s"]:
+                pass
+        engine.released.set()
 
 
 async def test_only_a_known_token_comes_in_and_names_its_principal(app: App, engine: HeldEngine) -> None:
