@@ -66,6 +66,23 @@ class TestQuotaBlobs(BlobStoreSuite):
         return lambda: QuotaBlobs(ObjectBlobs(memory), 10**9, lambda: 0)
 
 
+def test_damaged_bytes_of_the_same_length_are_put_right(tmp_path: Path, memory: str):
+    objects, files = ObjectBlobs(memory), LocalBlobs(tmp_path / "blobs")
+    digest = objects.put(b"right").digest
+    objects._files.pipe_file(objects._path(digest), b"wrong")
+    path = files.path(files.put(b"right").digest)
+    path.unlink()
+    path.write_bytes(b"wrong")
+    for blobs in (objects, files):
+        assert blobs.get(digest) == b"wrong"
+        assert blobs.put(b"right").digest == digest and blobs.get(digest) == b"right"
+
+
+def test_only_a_store_in_memory_needs_no_bucket():
+    with pytest.raises(InvalidArgument, match=r"s3:// names no bucket.*s3://BUCKET"):
+        open_store("s3://")
+
+
 def test_a_url_opens_the_store_in_a_folder(tmp_path: Path):
     for url in ((tmp_path / "with space").as_uri(), str(tmp_path / "with space")):
         with open_store(url) as store:
