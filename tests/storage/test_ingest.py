@@ -217,10 +217,10 @@ def test_any_bytes_are_a_picture_or_refused(data: bytes):
     assert caught.value.message and caught.value.advice
 
 
-def test_twenty_thousand_hostile_files(tmp_path: Path):
-    target = fuzz_ingest.fuzz(tmp_path, 20_000)
-    assert target.stored > 2_000 and target.refused.total() > 10_000
-    assert target.stored + target.refused.total() == 20_000
+def test_thousands_of_hostile_files_through_workers_and_store(tmp_path: Path):
+    target = fuzz_ingest.fuzz(tmp_path, 3_000)  # many more of them in tests/attacks, without a store
+    assert target.stored > 300 and target.refused.total() > 1_500
+    assert target.stored + target.refused.total() == 3_000
 
 
 def _noise(mode: str, size: tuple[int, int], seed: int) -> Image.Image:

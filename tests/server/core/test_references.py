@@ -9,21 +9,31 @@ from io import BytesIO
 from pathlib import Path
 from socket import AF_UNIX, socket
 
+import anyio
+import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.decoding import scans_bomb
 from omnigen2.adapter import pick_adapter
 from server.app import App
 from server.caller import Caller
 from server.context import CallContext
 from server.references import References
-from storage import ImageStore, Limits, StoredImage
+from storage import ImageStore, Limits, StoredImage, decoder
 from storage.opening import NotRegular
 from tests.server.core.conftest import ANN, SMALL, call
 from tests.swapping import link_in_the_place_of, swapping
 from tools.base import ToolError
 
 pytestmark = pytest.mark.anyio
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, longer than any machine needs."""
+    with anyio.fail_after(60):
+        while not condition():
+            await anyio.sleep(0.01)
 
 
 def png(colour: str = "red") -> bytes:
@@ -241,3 +251,25 @@ async def test_the_refusal_of_an_adapter_tells_nothing_of_a_file_outside(app: Ap
                 await call(app, "generate_image", caller, prompt="x", lora=lora, **SMALL)
             assert error.value.code == ("invalid_argument" if lora == "pipe" else "forbidden")
             assert digest not in str(error.value)
+
+
+async def test_a_caller_who_leaves_ends_the_decoding_of_its_picture(resolve: Callable, home: Path) -> None:
+    (home / "slow.jpg").write_bytes(scans_bomb(5000, 90))
+    decoder._workers.close()  # those of other tests
+    await resolve("red.png")  # so that there is a worker
+    [pid] = decoder._workers.pids()
+    before = psutil.Process(pid).cpu_times().user
+    async with anyio.create_task_group() as calls:
+        calls.start_soon(resolve, "slow.jpg")
+        await until(lambda: psutil.Process(pid).cpu_times().user > before + 0.1)
+        calls.cancel_scope.cancel()
+    assert pid not in decoder._workers.pids()
+
+
+async def test_an_import_says_what_it_left_out(app: App, home: Path) -> None:
+    (home / "phone.png").write_bytes(png() + b"left over")
+    result = await call(app, "import_image", caller=replace(ANN, folders=(home,)), image="phone.png")
+    assert result.notes == ("9 bytes that follow the picture in the file were dropped.",)
+    assert result.notes[0] in result.line()
+    [made] = app.store.lineage(result.image.id)
+    assert made.record is not None and made.record.notes == result.notes
