@@ -6,9 +6,13 @@ inside the functions that need them: `serve` must answer at once, and help needs
 
 import inspect
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,6 +26,7 @@ from server.commands.options import given, parameters
 from server.ending import leave
 from server.errors import as_tool_error
 from server.settings import Settings
+from storage.errors import StoreError
 from tools.base import ToolError
 
 if TYPE_CHECKING:
@@ -35,6 +40,10 @@ USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """The console script."""
+    _mend_streams()
+    level = os.environ.get("OMNIGEN2_LOG_LEVEL", "").upper()
+    # A person gets a failure as a sentence; who wants the traceback, too, says so.
+    log.configure(level if level in logging.getLevelNamesMapping() else "critical")
     leave(run(sys.argv[1:]))
 
 
@@ -42,6 +51,7 @@ def run(words: Sequence[str]) -> int:
     """Run a command line; its exit status."""
     try:
         status = command_line(words)(list(words))
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -51,7 +61,38 @@ def run(words: Sequence[str]) -> int:
         print(ending.code, file=sys.stderr)
         return FAILED
     except Exception as error:  # a plugin's command may fail in any way
+        if _stdout_is_gone() and isinstance(error, BrokenPipeError):
+            return FAILED  # whoever read along, such as `head`, has seen enough
         return report(error, as_json="--json" in words)
+    finally:
+        _stdout_is_gone()
+
+
+def _mend_streams() -> None:
+    """Make stdin, stdout and stderr fit to be used: open, and able to take any text."""
+    # If one were closed, the next file that is opened would take its place.
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _stdout_is_gone() -> bool:
+    """Whether stdout takes nothing any more; if so, what is left goes nowhere, rather than failing again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return True
+    return False
 
 
 def command_line(words: Sequence[str] = ()) -> Command:
@@ -111,15 +152,26 @@ def report(error: Exception, *, as_json: bool = False) -> int:
             failure = ToolError("invalid_argument", str(error), f"See {NAME} --help.")
         case ValidationError():
             failure = ToolError("invalid_argument", f"{explain(error)}.")
-        case ValueError() | OSError():
+        case ValueError():
             failure = ToolError("invalid_argument", str(error))
+        case OSError():
+            failure = ToolError("invalid_argument", f"{error}.")
         case _:
             failure = as_tool_error(error)
+    cause = error.__cause__ if isinstance(error, ToolError) else error
+    # Whoever typed the command is the host, so nothing is kept from them.
+    if isinstance(cause, StoreError) and cause.place:
+        failure.advice = f"{failure.advice} The store is {cause.place}.".strip()
+    elif failure.code == "internal" and cause is not None:
+        failure.message = f"Unforeseen failure: {type(cause).__name__}: {cause}"
+        failure.advice = "OMNIGEN2_LOG_LEVEL=error in the environment shows where."
     if as_json:
         from server.schema import dump_error
 
         print(json.dumps(dump_error(failure), indent=2))
-    print(f"{NAME}: {failure}", file=sys.stderr)
+    from server.commands.output import printable
+
+    print(printable(f"{NAME}: {failure}"), file=sys.stderr)
     return USAGE if failure.code == "invalid_argument" else FAILED
 
 

@@ -13,6 +13,7 @@ from rich.progress import track
 import omnigen2
 from omnigen2.hub import NANO
 from server.commands.output import AsJson, show, table
+from server.files import check_writable
 
 if TYPE_CHECKING:
     from omnigen2.shapeworld.evaluate import Score
@@ -57,6 +58,8 @@ def shapeworld(
     """
     if count < 1:
         raise ValueError(f"count: {count} given; at least 1 is needed")
+    if output is not None:
+        check_writable(output, output)
     from omnigen2.shapeworld import TASKS
     from omnigen2.shapeworld.evaluate import answers, contact_sheet, scores
 

@@ -4,13 +4,14 @@ Results go to stdout, progress and errors to stderr, so that output can be piped
 """
 
 import json
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,7 +23,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+_BIDI = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document.")]
 
 
@@ -33,7 +36,22 @@ def show(value: Any, *text: RenderableType, as_json: bool) -> None:
         return
     console = Console(soft_wrap=True)
     for part in text:
-        console.print(part, highlight=False)
+        console.print(Text(printable(part)) if isinstance(part, str) else part, highlight=False)
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """`text` as a terminal can show it: what would control the terminal, or stdout cannot encode, is escaped.
+
+    Control characters other than those to `keep` could move the cursor, set colours or the title; others
+    reverse the direction of writing.
+    """
+    plain = "".join(sign if sign in keep or not _controls(sign) else ascii(sign)[1:-1] for sign in text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _controls(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(sign) in _BIDI
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
@@ -42,7 +60,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(_cell(cell) for cell in row))
     return made
 
 
@@ -52,8 +70,12 @@ def facts(pairs: Mapping[str, object]) -> Table:
     made.add_column(style="bold")
     made.add_column(overflow="fold")
     for name, value in pairs.items():
-        made.add_row(escape(name), escape(str(value)))
+        made.add_row(_cell(name), _cell(value))
     return made
+
+
+def _cell(value: object) -> Text:
+    return Text(printable(str(value), keep=""))
 
 
 def _frameless(show_header: bool = True) -> Table:
@@ -78,7 +100,7 @@ def counting_bar() -> Iterator[Progress]:
 def _bar(*amounts: ProgressColumn) -> Iterator[Progress]:
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *amounts,
         TimeRemainingColumn(),

@@ -5,20 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.filesize import decimal
 
 from server.commands.output import AsJson, counting_bar, facts, show, table
-from storage import Ancestor, ImageStore, StoredImage, default_store_path, embedding
+from server.commands.stores import Store, open_typed, settings_with
+from storage import Ancestor, ImageStore, StoredImage, embedding
 
 app = App(name="store", help="Look at stored images and their history, and look after the store.")
 
-Folder = Annotated[
-    Path, Parameter(name="--store", env_var="OMNIGEN2_STORE", help="The store's folder.", show_default=True)
-]
-HERE = default_store_path()
 SHORT = 12
 """Hex digits of an id in a table: enough to name the image again."""
 
@@ -31,7 +28,7 @@ def list_images(
     since: datetime | None = None,
     limit: int = 20,
     cursor: str | None = None,
-    store: Folder = HERE,
+    store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """List images, newest first.
@@ -51,7 +48,7 @@ def list_images(
     """
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
-    with ImageStore(store) as images:
+    with open_typed(store) as images:
         page = images.list(query=query, tool=tool, since=since, limit=limit, cursor=cursor)
         usage = images.usage()
     rows = [
@@ -64,7 +61,7 @@ def list_images(
         )
         for image in page.images
     ]
-    total = f"{usage.images:,} images, {decimal(usage.bytes)} in {store}"
+    total = f"{usage.images:,} images, {decimal(usage.bytes)} in {settings_with(store).store}"
     more = [f"There are more: add --cursor {page.cursor}"] if page.cursor else []
     found = table(("id", "size", "bytes", "stored", "label"), rows) if rows else "No image is stored or fits."
     value = {"images": [_image(image) for image in page.images], "cursor": page.cursor}
@@ -72,7 +69,7 @@ def list_images(
 
 
 @app.command(name="show")
-def show_image(ref: str, /, *, store: Folder = HERE, as_json: AsJson = False) -> None:
+def show_image(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> None:
     """Show an image's facts and how it was made, back to its first ancestors.
 
     Parameters
@@ -80,7 +77,7 @@ def show_image(ref: str, /, *, store: Folder = HERE, as_json: AsJson = False) ->
     ref
         Its id, a prefix of it with at least 8 hex digits, or its URI.
     """
-    with ImageStore(store) as images:
+    with open_typed(store) as images:
         image = images.get(ref)
         lineage = images.lineage(image.id)
     about = {
@@ -106,12 +103,12 @@ def show_image(ref: str, /, *, store: Folder = HERE, as_json: AsJson = False) ->
 
 
 @app.command
-def verify(*, store: Folder = HERE, as_json: AsJson = False) -> None:
+def verify(*, store: Store = None, as_json: AsJson = False) -> None:
     """Read and hash everything. What is wrong is moved to `quarantine/`; nothing is deleted.
 
     Fails if anything was wrong.
     """
-    with ImageStore(store) as images, _bar("reading") as report:
+    with open_typed(store) as images, _bar("reading") as report:
         found = images.verify(report)
     value = {
         "clean": found.clean,
@@ -133,9 +130,9 @@ def verify(*, store: Folder = HERE, as_json: AsJson = False) -> None:
 
 
 @app.command
-def rebuild_index(*, store: Folder = HERE, as_json: AsJson = False) -> None:
+def rebuild_index(*, store: Store = None, as_json: AsJson = False) -> None:
     """Build the index again from images and records."""
-    with ImageStore(store) as images:
+    with open_typed(store) as images:
         with _bar("indexing") as report:
             images.rebuild_index(report)
         usage = images.usage()
@@ -152,7 +149,7 @@ def collect(
     dry_run: bool = False,
     grace_days: float = 1,
     keep_days: float = 30,
-    store: Folder = HERE,
+    store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete images that nothing keeps: no label, no pin, no running job, nobody asked lately.
@@ -169,7 +166,7 @@ def collect(
         Keep what was asked for within so many days.
     """
     grace, keep = timedelta(days=grace_days), timedelta(days=keep_days)
-    with ImageStore(store) as images:
+    with open_typed(store) as images:
         found = images.collect(dry_run=dry_run, grace=grace, keep_accessed=keep)
     value = {
         "dry_run": found.dry_run,
@@ -188,7 +185,7 @@ def collect(
 
 
 @app.command
-def export(ref: str, /, *more: str, to: Path, store: Folder = HERE, as_json: AsJson = False) -> None:
+def export(ref: str, /, *more: str, to: Path, store: Store = None, as_json: AsJson = False) -> None:
     """Write images as PNG files that carry their history, ancestors to `lineage/` below.
 
     Parameters
@@ -200,13 +197,13 @@ def export(ref: str, /, *more: str, to: Path, store: Folder = HERE, as_json: AsJ
     to
         The folder to write to.
     """
-    with ImageStore(store) as images, _bar("writing") as report:
+    with open_typed(store) as images, _bar("writing") as report:
         paths = images.export([ref, *more], to, report)
     show([str(path) for path in paths], *(str(path) for path in paths), as_json=as_json)
 
 
 @app.command(name="import")
-def import_folder(folder: Path, /, *, store: Folder = HERE, as_json: AsJson = False) -> None:
+def import_folder(folder: Path, /, *, store: Store = None, as_json: AsJson = False) -> None:
     """Store every picture below a folder, with the history that exported ones carry.
 
     Parameters
@@ -214,7 +211,7 @@ def import_folder(folder: Path, /, *, store: Folder = HERE, as_json: AsJson = Fa
     folder
         Any folder of pictures; links in it are not followed.
     """
-    with ImageStore(store) as images, _bar("reading") as report:
+    with open_typed(store) as images, _bar("reading") as report:
         found = images.import_(folder, report)
     value = {
         "images": [_image(image) for image in found.images],
@@ -229,25 +226,25 @@ def import_folder(folder: Path, /, *, store: Folder = HERE, as_json: AsJson = Fa
 
 
 @app.command
-def pin(ref: str, /, *, store: Folder = HERE, as_json: AsJson = False) -> None:
+def pin(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> None:
     """Keep an image from ever being collected."""
     _change(store, lambda images: images.pin(ref), as_json)
 
 
 @app.command
-def unpin(ref: str, /, *, store: Folder = HERE, as_json: AsJson = False) -> None:
+def unpin(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> None:
     """Take the pin off an image."""
     _change(store, lambda images: images.pin(ref, False), as_json)
 
 
 @app.command
-def label(ref: str, text: str | None = None, /, *, store: Folder = HERE, as_json: AsJson = False) -> None:
+def label(ref: str, text: str | None = None, /, *, store: Store = None, as_json: AsJson = False) -> None:
     """Name an image, which also keeps it from being collected; without a text, take its name away."""
     _change(store, lambda images: images.label(ref, text), as_json)
 
 
-def _change(store: Path, change: Callable[[ImageStore], StoredImage], as_json: bool) -> None:
-    with ImageStore(store) as images:
+def _change(store: str | None, change: Callable[[ImageStore], StoredImage], as_json: bool) -> None:
+    with open_typed(store) as images:
         image = change(images)
     state = f"label {image.label or '-'}, {'pinned' if image.pinned else 'not pinned'}"
     show(_image(image), f"{image.id}: {state}", as_json=as_json)

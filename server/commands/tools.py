@@ -4,6 +4,7 @@ Works without a running server: the command is one itself, for a single call.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,14 @@ from server.app import App, build_app
 from server.caller import LOCAL, Caller
 from server.commands.options import given, parameters
 from server.commands.output import AsJson, show
-from server.files import save
+from server.commands.stores import Store, settings_with
+from server.files import check, save
 from server.hookspecs import AnyTool
 from server.settings import Settings
 from server.status import progress_line
-from tools.base import JobStatus, Result
+from tools.base import JobStatus, Result, ToolError
+from tools.recipe import PINNED
+from tools.references import FileRef, parse_reference
 
 Output = Annotated[
     Path | None,
@@ -36,13 +40,19 @@ Output = Annotated[
 def tool_command(tool: AnyTool, card: ModelCard | None) -> Command:
     """The command of a tool; help shows the defaults of `card`."""
     described = schema.input_schema(tool, card)
-    own = [_option("output", Output, None), _option("as_json", AsJson, False)]
+    own = [
+        _option("output", Output, None),
+        _option("store", Store, None),
+        _option("as_json", AsJson, False),
+    ]
     signature = inspect.Signature([*parameters(tool.request, described), *own])
 
     def call(*arguments: Any, **options: Any) -> None:
         typed = signature.bind(*arguments, **options).arguments
         output, as_json = typed.pop("output", None), typed.pop("as_json", False)
-        settings = Settings()
+        settings = settings_with(typed.pop("store", None))
+        if output:
+            check(output, tool.result)
         app = build_app(settings)
         result = anyio.run(_call, app, tool, given(typed), settings)
         files = save(app.store, result, output) if output else []
@@ -61,27 +71,36 @@ async def _call(app: App, tool: AnyTool, arguments: dict[str, Any], settings: Se
         async def on_progress(status: JobStatus) -> None:
             report(status)
 
-        folders = (*settings.folders, *_folders(arguments))
+        folders = (Path.cwd(), *settings.allow_dir, *_typed_paths(arguments))
         caller = Caller(LOCAL, "command line", folders, on_progress)
         async with app:
             return await app.call(tool, arguments, caller)
 
 
-def _folders(arguments: dict[str, Any]) -> Iterator[Path]:
-    """The folders of the files that were typed: whoever types a path means that file to be read."""
+def _typed_paths(arguments: dict[str, Any]) -> Iterator[Path]:
+    """The files and folders that were typed: whoever types a path means it, also if it is a link."""
     for value in arguments.values():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and len(text) < 4096 and "\0" not in text:
-                path = Path(text.removeprefix("file://")).expanduser()
-                if path.exists():
-                    yield path.resolve().parent
+            if path := _path(text):
+                yield path
+
+
+def _path(text: object) -> Path | None:
+    if not isinstance(text, str) or text[:5].lower() == "data:":
+        return None
+    try:
+        named = parse_reference(text.partition(PINNED)[0], "file")
+        path = Path(os.path.abspath(named.path)) if isinstance(named, FileRef) else None
+        return path if path and path.exists() else None
+    except (ToolError, OSError, ValueError):  # a prompt, or a name that no file can have
+        return None
 
 
 @contextmanager
 def _bar() -> Iterator[Callable[[JobStatus], None]]:
     """A progress bar on stderr; gone when it is done, silent where stderr is no terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         line = progress.add_task("loading", total=None)
 
