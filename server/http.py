@@ -14,7 +14,6 @@ import structlog
 import uvicorn
 from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
-from mcp.server.transport_security import RequestBodyLimitMiddleware
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -27,6 +26,7 @@ from server import rest
 from server.app import App
 from server.auth import Tokens, is_loopback, may_ask, names_this_machine
 from server.caller import LOCAL, Caller
+from server.connections import Connection, WholeBody
 from server.errors import answering
 from server.mcp import Studio
 from storage import Digest, codec
@@ -169,7 +169,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
         middleware=[
             Middleware(JsonRefusals),
             Middleware(Guard, tokens, loopback),
-            Middleware(RequestBodyLimitMiddleware, max_body),
+            Middleware(WholeBody, max_body),
         ],
         lifespan=lifespan,
     )
@@ -191,15 +191,21 @@ async def serve_http(app: App) -> None:
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening", url=f"http://{name}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            http_app(app, tokens, loopback=loopback),
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
-        await uvicorn.Server(config).serve([listener])
+        await uvicorn.Server(uvicorn_config(http_app(app, tokens, loopback=loopback))).serve([listener])
+
+
+def uvicorn_config(asgi: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        asgi,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
 
 
 def _image(app: App, request: Request, preview: bool) -> Response:

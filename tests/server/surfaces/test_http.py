@@ -18,7 +18,7 @@ from PIL import Image
 from server import log
 from server.app import App
 from server.auth import Tokens, is_loopback
-from server.http import http_app, serve_http
+from server.http import http_app, serve_http, uvicorn_config
 from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL, Connect, succeeded
 
@@ -32,9 +32,8 @@ GENERATE = "/v1/tools/generate_image"
 @asynccontextmanager
 async def served(app: App, tokens: Tokens | None = None, loopback: bool = True) -> AsyncGenerator[str]:
     """Serve an app on a free port of this machine; its address."""
-    config = uvicorn.Config(
-        http_app(app, tokens, loopback=loopback), port=0, log_config=None, lifespan="on", ws="none"
-    )
+    config = uvicorn_config(http_app(app, tokens, loopback=loopback))
+    config.port = 0
     server = uvicorn.Server(config)
     with anyio.fail_after(120):
         async with anyio.create_task_group() as group:

@@ -1,0 +1,137 @@
+"""What a connection may cost before it has asked for anything: time, places and memory.
+
+uvicorn waits for the rest of a request for ever. `Connection` ends connections that do not send one, and
+`WholeBody` reads a body before anybody is called, within a size, a time and a budget of all bodies.
+"""
+
+import asyncio
+from typing import Any
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server import rest
+from tools.base import ToolError
+
+HEAD_S = 10.0
+"""Seconds for the head of a request, from the connection or the last answer on."""
+DRAIN_S = 30.0
+"""Seconds for a client to read the rest of an answer after which the connection closes."""
+BODY_S = 20.0
+"""Seconds for the body of a request, and one more for every"""
+BODY_RATE = 100_000
+"""bytes of it."""
+CONNECTIONS = 900
+"""Connections at once; files and the index want descriptors, too, of which there are commonly 1024."""
+BODIES = 400_000_000
+"""Bytes of the bodies of all requests under way."""
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when no request comes; when there are too many, one that waits goes."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request; beyond `CONNECTIONS`, in the place of whoever waits longest."""
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait()
+        if len(self.connections) > CONNECTIONS:
+            others = [other for other in self.connections if isinstance(other, Connection) and other.waits]
+            min(others, key=lambda other: other.since, default=self).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._wait()
+        super().on_response_complete()
+
+    @property
+    def waits(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self.since = self.loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(HEAD_S, self._end)
+
+    def _end(self) -> None:
+        if self.waits and not self.transport.is_closing():
+            self.transport.close()
+            self._timer = self.loop.call_later(DRAIN_S, self.transport.abort)
+
+
+class WholeBody:
+    """Middleware that reads the body first: one too large, too slow or cut short goes no further."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        """`most`: bytes of one body."""
+        self._app, self._most = app, most
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        try:
+            whole = await self._read(body, int(Headers(scope=scope).get("content-length", 0)), receive)
+            if whole:
+                await self._app(scope, _replayed(body, receive), send)
+        except _Refused as refused:
+            await rest.refusal(refused.error, refused.status)(scope, receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, body: bytearray, declared: int, receive: Receive) -> bool:
+        """Fill `body`; False if the client went away before its end."""
+        started = anyio.current_time()
+        self._check(declared, declared)
+        try:
+            with anyio.fail_after(BODY_S) as patience:
+                while (message := await receive())["type"] == "http.request":
+                    part = message.get("body", b"")
+                    self._check(len(body) + len(part), len(part))
+                    body += part
+                    self._held += len(part)
+                    patience.deadline = started + BODY_S + len(body) / BODY_RATE
+                    if not message.get("more_body"):
+                        return True
+        except TimeoutError:
+            advice = "Send the request again, faster or with a smaller picture."
+            raise _Refused(408, ToolError("invalid_argument", "The body came too slowly.", advice)) from None
+        return False
+
+    def _check(self, size: int, more: int) -> None:
+        if size > self._most:
+            message = f"The body has more than {self._most:,} bytes."
+            raise _Refused(413, ToolError("invalid_argument", message, "Send a smaller picture."))
+        if self._held + more > BODIES:
+            message = "Too many large requests are under way."
+            raise _Refused(429, ToolError("busy", message, "Send it again in a few seconds."))
+
+
+class _Refused(Exception):
+    """A body that is not taken."""
+
+    def __init__(self, status: int, error: ToolError) -> None:
+        super().__init__(error)
+        self.status, self.error = status, error
+
+
+def _replayed(body: bytearray, receive: Receive) -> Receive:
+    """The whole body as one message, then whatever else comes."""
+    messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def replay() -> Any:
+        return messages.pop() if messages else await receive()
+
+    return replay
