@@ -25,6 +25,7 @@ SETTLED_NS = 2_000_000_000
 Stamp = tuple[int, int, int, int, int]
 
 _known: dict[Stamp, str] = {}
+_keeping = threading.Lock()
 _writing = threading.Lock()
 
 
@@ -85,9 +86,10 @@ def _hash(file: BinaryIO, start: bytes = b"", kind: str = "sha256") -> str:
 
 
 def _keep(stamp: Stamp, digest: str) -> None:
-    if len(_known) >= REMEMBERED:
-        _known.pop(next(iter(_known)), None)
-    _known[stamp] = digest
+    with _keeping:
+        if len(_known) >= REMEMBERED:
+            del _known[next(iter(_known))]
+        _known[stamp] = digest
 
 
 def _named(stamp: Stamp) -> str:

@@ -53,7 +53,8 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
         return kind.of(Answer(record, timings, times.job_id, notes=recipe.notes), store)
 
     def accepted(job_id: str) -> Result:
-        return kind.accepted(job_id, recipe.card.id, effective(recipe.parameters, recipe.params.seed))
+        queued = kind.accepted(job_id, recipe.card.id, effective(recipe.parameters, recipe.params.seed))
+        return queued.model_copy(update={"notes": recipe.notes})
 
     work = Work(recipe.tool, recipe.request.model, recipe.task(pictures), recipe.inputs, finish, accepted)
     result = await context.run(work, background=recipe.request.background)

@@ -188,6 +188,8 @@ async def test_what_was_changed_about_the_inputs_of_a_call_is_said_also_of_a_rep
     first = await studio.call("edit_image", image="two.gif", **asked)
     again = await studio.call("edit_image", image="two.gif", **asked)
     stored = await studio.call("edit_image", image=first.parameters["image"], **asked)
+    queued = await studio.call("edit_image", image="two.gif", background=True, **asked | {"seed": 4})
+    assert any("frame" in note for note in queued.notes)
     assert (first.images[0].width, first.images[0].height) == (1100, 32)
     assert any("frame" in note for note in first.notes)
     assert "The image was reduced from 1100x32 to 1024x16 for the model." in first.notes
