@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from omnigen2.filehash import remembered_hash
+from omnigen2.params import InvalidTask
 
 FILE = "pytorch_lora_weights.safetensors"
 """Name of the file that the reference's trainer writes."""
@@ -51,7 +52,7 @@ class Adapter:
         with open_adapter(self.path) as file:
             data = file.read(os.fstat(file.fileno()).st_size + 1)
         if hashlib.sha256(data).hexdigest() != self.digest:
-            raise ValueError(
+            raise InvalidTask(
                 "lora: the file was changed after it was asked for; ask again to use it as it is"
             )
         return data
@@ -74,7 +75,7 @@ def pick_adapter(names: Sequence[str]) -> str:
     files = [name for name in names if name.endswith(".safetensors")]
     named = [name for name in files if name == FILE] or files
     if len(named) != 1:
-        raise ValueError(f"lora: the folder holds {len(files)} safetensors files; name one of them")
+        raise InvalidTask(f"lora: the folder holds {len(files)} safetensors files; name one of them")
     return named[0]
 
 
@@ -101,6 +102,6 @@ def open_adapter(path: Path) -> BinaryIO:
 def _check(file: BinaryIO, name: str) -> None:
     state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode):
-        raise ValueError(f"lora: {name} is not a regular file")
+        raise InvalidTask(f"lora: {name} is not a regular file")
     if state.st_size > MAX_BYTES:
-        raise ValueError(f"lora: {name} has {state.st_size} bytes; a LoRA has at most {MAX_BYTES}")
+        raise InvalidTask(f"lora: {name} has {state.st_size} bytes; a LoRA has at most {MAX_BYTES}")

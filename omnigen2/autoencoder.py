@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnigen2.device import isolated
+from omnigen2.params import InvalidTask
 
 PREVIEW_SIDE = 32  # latent pixels; 256 px for an autoencoder that reduces by 8
 
@@ -45,7 +46,7 @@ class Autoencoder:
         fitted = tuple(int(side * ratio) // self.multiple * self.multiple for side in (width, height))
         if min(fitted) == 0:
             field = "size" if max_side is None else "images"
-            raise ValueError(
+            raise InvalidTask(
                 f"{field}: {width} x {height} pixels leaves a side under {self.multiple} pixels; "
                 f"both sides need at least {self.multiple} within {max_pixels} pixels"
             )

@@ -23,7 +23,7 @@ from transformers import (
 
 from omnigen2.autoencoder import flatten
 from omnigen2.device import isolated
-from omnigen2.params import Decoding
+from omnigen2.params import Decoding, InvalidTask
 
 SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
 STOPS = ("<|im_end|>", "<|img|>", "<|endoftext|>")
@@ -89,7 +89,7 @@ class LanguageModel:
         try:
             pictures = self.image_processor(images=[flatten(image) for image in images], return_tensors="pt")
         except ValueError as error:  # a picture far too long for its width
-            raise ValueError(f"images: {error}") from error
+            raise InvalidTask(f"images: {error}") from error
         merged = self.image_processor.merge_size**2
         pieces = chat.split(IMAGE)
         text = pieces[0]

@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from omnigen2.adapter import Adapter
+from omnigen2.params import InvalidTask
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 A, B = ".lora_A.weight", ".lora_B.weight"
@@ -32,13 +33,13 @@ def read(adapter: Adapter) -> dict[str, Tensor]:
     try:
         stored = load(adapter.read())
     except SafetensorError as error:
-        raise ValueError(f"lora: {name} is damaged or not a safetensors file ({error})") from error
+        raise InvalidTask(f"lora: {name} is damaged or not a safetensors file ({error})") from error
     weights = {
         key.removeprefix("transformer.").replace(".default.", "."): tensor for key, tensor in stored.items()
     }
     strange = [key for key in weights if not key.endswith((A, B))]
     if strange or not weights:
-        raise ValueError(
+        raise InvalidTask(
             f"lora: {name} is not a LoRA for the transformer; it holds {', '.join(strange[:3]) or 'nothing'}"
         )
     return weights
@@ -52,10 +53,12 @@ def check(transformer: OmniGen2Transformer2DModel, weights: Mapping[str, Tensor]
         if isinstance(layer, BaseTunerLayer):
             layer = layer.get_base_layer()
         if not isinstance(layer, nn.Linear) or down is None or up is None:
-            raise ValueError(f"lora: {name} is no layer of this model, or one of its two matrices is missing")
+            raise InvalidTask(
+                f"lora: {name} is no layer of this model, or one of its two matrices is missing"
+            )
         shape, wanted = (up.shape[0], down.shape[1]), (layer.out_features, layer.in_features)
         if shape != wanted or up.shape[1] != down.shape[0]:
-            raise ValueError(f"lora: {name} was made for a layer of {shape}, this model's is {wanted}")
+            raise InvalidTask(f"lora: {name} was made for a layer of {shape}, this model's is {wanted}")
 
 
 def use(transformer: OmniGen2Transformer2DModel, adapter: Adapter | None) -> None:

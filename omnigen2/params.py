@@ -19,6 +19,13 @@ P = TypeVar("P", bound="Params")
 S = TypeVar("S", bound="Sampling")
 
 
+class InvalidTask(ValueError):
+    """The model cannot do what was asked; the message names the field and what is allowed.
+
+    Any other ValueError is a fault of the program, of a library or of a plugin.
+    """
+
+
 class Params(BaseModel):
     """A frozen group of parameters that can be cut out of a larger request and completed with defaults."""
 

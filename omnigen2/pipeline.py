@@ -21,9 +21,10 @@ from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
 from omnigen2.memo import Memo
 from omnigen2.notes import Size, about_inputs, about_prompt, about_result
+from omnigen2.params import InvalidTask
 from omnigen2.schedule import plan
 from omnigen2.sizes import reduced, sized
-from omnigen2.task import ImageTask, TextTask
+from omnigen2.task import HasSize, ImageTask, TextTask
 from omnigen2.transformer import Condition, OmniGen2Transformer2DModel, patchify, unpatchify
 
 REMEMBERED_PROMPTS = 256
@@ -65,7 +66,7 @@ class Pipeline:
         limits = limits or self.card.limits
         sampling = task.sampling
         _check_text("prompt", task.prompt)
-        references = self.encode_references([readable(image) for image in task.images], limits)
+        references = self.encode_references(decoded(task), limits)
         width, height = (side // self.autoencoder.factor for side in self._sizes(task, limits)[1])
         guidance = guide(sampling, bool(references))
         branches = {branch for step in guidance for branch, _ in step.weights}
@@ -76,7 +77,7 @@ class Pipeline:
         channels = self.transformer.config["in_channels"]
         start = _noise(task, (channels, height, width)) if noise is None else noise.float()
         if start.shape != (sampling.num_images, channels, height, width):
-            raise ValueError(
+            raise InvalidTask(
                 f"noise: shape {list(start.shape)} given; "
                 f"this request needs {[sampling.num_images, channels, height, width]}"
             )
@@ -109,7 +110,7 @@ class Pipeline:
         limits = self.card.limits
         fit, area = self.autoencoder.fit, self.autoencoder.multiple**2
         bounds = (limits.max_pixels, limits.max_input_side)
-        sizes = [fit(*image.size, *bounds) for image in task.images]
+        sizes = [fit(image.width, image.height, *bounds) for image in task.images]
         _, made = self._sizes(task, limits)
         references = sum(math.prod(size) for size in sizes) // area
         text = min(limits.max_text_tokens, 40 + len(task.prompt) // 3)
@@ -161,17 +162,17 @@ class Pipeline:
         _check_text("question", task.question)
         images = [
             image.resize(size, Resampling.LANCZOS) if size != image.size else image
-            for image, size in zip(map(flatten, task.images), self._seen(task), strict=True)
+            for image, size in zip(map(flatten, decoded(task)), self._seen(task), strict=True)
         ]
         return self.language.answer(images, task.question, task.decoding, on_token)
 
     def text_notes(self, task: TextTask) -> list[str]:
         """Notes on a task that `write` does."""
-        return about_inputs(task.images, self._seen(task))
+        return about_inputs(decoded(task), self._seen(task))
 
     def _seen(self, task: TextTask) -> list[Size]:
         """The (width, height) at which each image is looked at."""
-        return [reduced(*readable(image).size, self.card.limits) for image in task.images]
+        return [reduced(*image.size, self.card.limits) for image in decoded(task)]
 
     @isolated
     def _conditions(
@@ -194,7 +195,7 @@ class Pipeline:
 
     def _sizes(self, task: ImageTask, limits: Limits) -> tuple[Size, Size]:
         """The (width, height) in pixels of the picture, and those at which it is computed."""
-        sampling, _ = sized(task.sampling, [image.size for image in task.images], limits)
+        sampling, _ = sized(task.sampling, [(image.width, image.height) for image in task.images], limits)
         assert (
             sampling.width is not None and sampling.height is not None
         )  # an edit's at the latest by `sized`
@@ -205,8 +206,9 @@ class Pipeline:
         """Notes on a task; `captions` has the negative prompt's only if it counts."""
         bounds = (limits.max_pixels, limits.max_input_side)
         size, made = self._sizes(task, limits)
-        seen = [self.autoencoder.fit(*image.size, *bounds) for image in task.images]
-        notes = [*about_inputs(task.images, seen), *about_result(made, size)]
+        images = decoded(task)
+        seen = [self.autoencoder.fit(*image.size, *bounds) for image in images]
+        notes = [*about_inputs(images, seen), *about_result(made, size)]
         for is_prompt, caption in captions.items():
             if caption.cut:
                 field = "prompt" if is_prompt else "negative prompt"
@@ -218,25 +220,30 @@ class Pipeline:
 
 def _check_text(field: str, text: str) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{field}: {text!r} given; it must be a text that is not empty")
+        raise InvalidTask(f"{field}: {text!r} given; it must be a text that is not empty")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise InvalidTask(
             f"{field}: the character at {error.start} is half of a pair; send whole ones"
         ) from None
 
 
-def readable(image: Image) -> Image:
+def decoded(task: ImageTask | TextTask) -> list[Image]:
+    """The images of a task. Raises InvalidTask as `readable`."""
+    return [readable(image) for image in task.images]
+
+
+def readable(image: HasSize) -> Image:
     """The image, decoded. Raises ValueError if it is none, damaged or empty."""
     if not isinstance(image, Image):
-        raise ValueError(f"images: {type(image).__name__} given; each must be a PIL image")
+        raise InvalidTask(f"images: {type(image).__name__} given; each must be a PIL image")
     try:
         image.load()
     except Exception as error:  # decoders raise whatever they like on broken bytes
-        raise ValueError(f"images: an image cannot be read ({error}); give a complete image") from error
+        raise InvalidTask(f"images: an image cannot be read ({error}); give a complete image") from error
     if 0 in image.size:
-        raise ValueError(f"images: an image of {image.width} x {image.height} pixels is empty")
+        raise InvalidTask(f"images: an image of {image.width} x {image.height} pixels is empty")
     return image
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from omnigen2.card import Limits
-from omnigen2.params import S
+from omnigen2.params import InvalidTask, S
 
 LEAST_SIDE = 16
 """Fewest pixels of a side that can be asked for."""
@@ -36,7 +36,7 @@ def sized(sampling: S, inputs: Sequence[tuple[int, int]], limits: Limits) -> tup
             height = _follow(width, own_height / own_width, most)
     for side, value in (("width", width), ("height", height)):
         if value is not None and value > most:
-            raise ValueError(f"{side}: {value} pixels asked for; this model makes at most {most}")
+            raise InvalidTask(f"{side}: {value} pixels asked for; this model makes at most {most}")
     return sampling.model_copy(update={"width": width, "height": height}), notes
 
 

@@ -1,6 +1,6 @@
 """What a model is asked and what it answers, and the protocol every model backend follows.
 
-Tasks hold PIL images and filled parameters, never ids: the engine knows nothing of requests, jobs or the
+Tasks hold pictures and filled parameters, never ids: the engine knows nothing of requests, jobs or the
 store. Nothing here imports torch.
 """
 
@@ -20,12 +20,22 @@ NUMERICS_VERSION = 2
 """Raised whenever the same recipe would give other pixels; part of the key of remembered results."""
 
 
+class HasSize(Protocol):
+    """A picture, or what stands for one that is not decoded yet: for `has_room` its size is enough."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class ImageTask:
     """Make pictures: no image is text to image, one is an edit, more are a composition."""
 
     prompt: str
-    images: tuple[Image, ...]
+    images: tuple[HasSize, ...]  # PIL images, where the task is to be done
     sampling: ReferenceSampling  # filled; only the seed, and the size of an edit, may be None
     lora: Adapter | None = None
 
@@ -35,7 +45,7 @@ class TextTask:
     """Write text about images."""
 
     question: str
-    images: tuple[Image, ...]
+    images: tuple[HasSize, ...]  # as of an ImageTask
     decoding: Decoding  # filled
 
 
@@ -78,7 +88,10 @@ class OutOfMemory(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """A task under way: `future` gives its `Outcome` or raises `Cancelled`, `OutOfMemory`, `ValueError`."""
+    """A task under way: `future` gives its `Outcome` or raises `Cancelled`, `OutOfMemory`, `InvalidTask`.
+
+    Anything else it raises is a fault, which is logged, and of which the caller is told nothing.
+    """
 
     task: Task
     on_progress: Callable[[Progress], None]
@@ -101,7 +114,10 @@ class Backend(Protocol):
         ...
 
     def has_room(self, task: Task) -> bool:
-        """Whether the task would be computed at once if it were submitted now."""
+        """Whether the task would be computed at once if it were submitted now.
+
+        Its images may be values that have a width and a height only (`HasSize`).
+        """
         ...
 
     def busy(self) -> bool:

@@ -69,7 +69,7 @@ class CallContext:
         finally:
             job.stop("cancelled")
         if job.error is not None:
-            raise job.error
+            raise job.error.copy()
         assert job.result is not None
         return job.result
 

@@ -1,23 +1,25 @@
 """Brings jobs to the model: lets them wait in turn, watches them, ends them, and writes down how they ended.
 
-One task per job. A job waits in the lane of its model and kind, is handed to the model when that has room,
-and is finished on a worker thread. Everything here happens on the event loop; what a model says on its own
-thread is passed over to the loop.
+One task per job. A job waits in the lane of its model and kind, with the sizes of its pictures only. When the
+model has room they are decoded and handed over, and what comes out is stored; both on worker threads.
+Everything else happens on the event loop; what a model says on its own thread is passed over to the loop.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
+from typing import TypeVar, TypeVarTuple
 
 import anyio
 from anyio import to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from omnigen2.manager import Manager
-from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, TextTask
+from omnigen2.params import InvalidTask
+from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, Task, TextTask
 from server.caller import Caller
 from server.errors import as_tool_error, without_folders
 from server.jobs import Job, Lane
@@ -32,9 +34,15 @@ NEWS_S = 0.1
 """Seconds between steps that are told: each takes the model a moment of its processor."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
-GRACE_S = 10.0
+GRACE_S = 6.0
 """Seconds that running jobs get to finish when the server stops."""
+PIXELS_AT_WORK = 128_000_000
+"""Pixels of decoded input pictures that models may have at once; a job that has more gets its turn alone."""
+TRIES = 3
+"""Models that may be unloaded under a job before it is given up."""
 
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 log = get_logger(__name__)
 
 
@@ -49,6 +57,10 @@ class Dispatcher:
         self._ended: deque[str] = deque()
         self._lanes: dict[tuple[str, bool], Lane] = {}
         self._closing = False
+        self._pixels_at_work = 0
+        # Threads of their own, so that jobs go on while requests keep all other threads busy.
+        self._threads = anyio.CapacityLimiter(8)
+        self._decoding = anyio.CapacityLimiter(2)
 
     @asynccontextmanager
     async def running(self, journal: Journal) -> AsyncGenerator[None]:
@@ -60,7 +72,7 @@ class Dispatcher:
                 yield
             finally:
                 with anyio.CancelScope(shield=True):
-                    await self._close()
+                    await self.stop()
 
     # -- for callers ----------------------------------------------------------------------------------
 
@@ -74,10 +86,10 @@ class Dispatcher:
         self._refuse_if_full(caller.client)
         job = Job(work, caller.principal, caller.client, self._lane(work))
         self._jobs[job.id] = job
-        self._tasks.start_soon(self._see_through, job, name=job.id)
+        self._tasks.start_soon(self._see_through, job, work, name=job.id)
         with anyio.CancelScope(shield=True):
             try:
-                await to_thread.run_sync(self.journal.begin, job.id, job.principal, work.tool)
+                await self._thread(self.journal.begin, job.id, job.principal, work.tool)
             except BaseException:
                 job.stop("cancelled")
                 raise
@@ -92,10 +104,10 @@ class Dispatcher:
 
     # -- one job, from begin to end -------------------------------------------------------------------
 
-    async def _see_through(self, job: Job) -> None:
+    async def _see_through(self, job: Job, work: Work) -> None:
         with job.scope:
             try:
-                result = await self._carry_out(job)
+                result = await self._carry_out(job, work)
                 job.end("done", result)
             except Exception as error:
                 self._end_badly(job, error)
@@ -104,28 +116,26 @@ class Dispatcher:
         if job.state != "done":
             with anyio.CancelScope(shield=True):
                 await job.noted.wait()
-                await to_thread.run_sync(self._write_down, job.id, job.state, None, job.error)
-        log.info(
-            "job ended", job=job.id, tool=job.work.tool, state=job.state, queued_s=round(job.queued_s, 3)
-        )
+                await self._thread(self._write_down, job.id, job.state, None, job.error)
+        log.info("job ended", job=job.id, tool=job.tool, state=job.state, queued_s=round(job.queued_s, 3))
         job.ended.set()
         job.touch()
         self._ended.append(job.id)
         if len(self._ended) > KEPT_JOBS:
             del self._jobs[self._ended.popleft()]
 
-    async def _carry_out(self, job: Job) -> Result:
-        async with self._held(job.work.holds):
-            outcome = await self._compute(job)
+    async def _carry_out(self, job: Job, work: Work) -> Result:
+        async with self._held(work.holds):
+            outcome = await self._compute(job, work)
             await job.noted.wait()
             await checkpoint_if_cancelled()
             with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
-                result = await to_thread.run_sync(self._finish, job, outcome)
+                result = await self._thread(self._finish, job, work, outcome)
         return result
 
-    def _finish(self, job: Job, outcome: Outcome) -> Result:
+    def _finish(self, job: Job, work: Work, outcome: Outcome) -> Result:
         """Store what came out, and write down that it is done. Runs on a worker thread."""
-        result = job.work.finish(outcome, job.times())
+        result = work.finish(outcome, job.times())
         self._write_down(job.id, "done", result, None)
         return result
 
@@ -137,35 +147,57 @@ class Dispatcher:
             return
         with ExitStack() as stack:
             hold = self._store.hold([image.id for image in images])
-            await to_thread.run_sync(stack.enter_context, hold)
+            await self._thread(stack.enter_context, hold)
             try:
                 yield
             finally:
                 with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(stack.close)
+                    await self._thread(stack.close)
 
-    async def _compute(self, job: Job) -> Outcome:
+    async def _compute(self, job: Job, work: Work) -> Outcome:
         """Wait for the job's turn and for the model. When this is cancelled, so is the task of the model."""
         lane = job.lane
-        lane.queue.push(job, job.client, job.cost)
-        self._pump(lane)
         try:
+            await self._begin(job, work)
             await job.landed.wait()
         except anyio.get_cancelled_exc_class():
             if job.ticket is not None:
-                job.ticket.cancel()
-                with anyio.CancelScope(shield=True):
-                    await job.landed.wait()
+                job.ticket.cancel()  # the model drops it when it can; nobody has to wait for that
             raise
         finally:
             lane.catch_up()
             lane.queue.discard(job)
             lane.running.discard(job)
+            if job.ticket is None:
+                self._leave(job)
             self._pump(lane)
         try:
             return job.outcome()
-        except ValueError as error:  # what a model refuses, it explains
+        except InvalidTask as error:
             raise ToolError("invalid_argument", str(error)) from error
+
+    async def _begin(self, job: Job, work: Work) -> None:
+        """Wait for the job's turn, decode its pictures, and give it to the model."""
+        for _ in range(TRIES):
+            job.lane.queue.push(job, job.client, job.cost)
+            self._pump(job.lane)
+            backend = await job.turn()
+            try:
+                # One without pictures has nothing to decode, and needs no thread.
+                task = await self._thread(work.load, limiter=self._decoding) if work.holds else work.load()
+                self._start(job, task, backend)
+                return
+            except Cancelled:  # unloaded since it was asked for: the next turn loads it again
+                self._leave(job)
+        raise not_loaded(job.lane.model, Cancelled("it was unloaded again and again"))
+
+    def _leave(self, job: Job) -> None:
+        """The job's pictures are gone from the memory, or never came."""
+        if job.lane.entering is job:
+            job.lane.entering = None
+        if job.at_work:
+            self._pixels_at_work -= job.pixels
+            job.at_work = False
 
     def _end_badly(self, job: Job, error: Exception) -> None:
         if job.stopped == "interrupted":
@@ -191,21 +223,38 @@ class Dispatcher:
         return self._lanes.setdefault((model, isinstance(work.task, TextTask)), Lane(model))
 
     def _pump(self, lane: Lane) -> None:
-        """Hand the model as much of what waits as it has room for."""
-        while lane.queue and (backend := self._backend(lane)) is not None:
-            if not backend.has_room(lane.queue.order()[0].work.task):
-                self._pump_again(lane)
-                break
-            self._start(lane, lane.queue.pop(), backend)
+        """Call the next of those that wait, if the model has room; one at a time, until it has been given."""
+        while lane.queue and lane.entering is None:
+            job = lane.queue.order()[0]
+            try:
+                backend = self._backend(lane)
+                if backend is None:
+                    break
+                if not (self._affordable(job) and backend.has_room(job.task)):
+                    self._pump_again(lane)
+                    break
+            except Exception as error:  # a plugin's backend may fail in any way
+                lane.queue.discard(job)
+                job.fail(error)
+                continue
+            lane.entering = lane.queue.pop()
+            self._pixels_at_work += job.pixels
+            job.at_work = True
+            job.call(backend)
         lane.place()
+
+    def _affordable(self, job: Job) -> bool:
+        """Whether the job's pictures may be decoded beside those that models have."""
+        return self._pixels_at_work == 0 or self._pixels_at_work + job.pixels <= PIXELS_AT_WORK
 
     def _pump_again(self, lane: Lane) -> None:
         """Look again soon: a step or an end is news of room, but room may also come without any news."""
         if lane.retry is None or lane.retry.when() <= self._loop.time():
             lane.retry = self._loop.call_later(RETRY_S, self._pump, lane)
 
-    def _start(self, lane: Lane, job: Job, backend: Backend) -> None:
-        stage, told = "", 0.0
+    def _start(self, job: Job, task: Task, backend: Backend) -> None:
+        """Give a job that was called to the model. Raises Cancelled if that was unloaded."""
+        lane, stage, told = job.lane, "", 0.0
 
         def on_progress(progress: Progress) -> None:
             nonlocal stage, told
@@ -215,14 +264,17 @@ class Dispatcher:
                 if lane.tell(job, progress, now):
                     self._loop.call_soon_threadsafe(self._listen, lane)
 
-        try:
-            ticket = backend.submit(job.work.task, on_progress)
-        except Cancelled:  # unloaded since it was asked for: the next turn loads it again
-            lane.queue.push(job, job.client, job.cost)
-            return
+        ticket = backend.submit(task, on_progress)
+        ticket.future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._land, job))
         lane.running.add(job)
+        lane.entering = None
         job.start(ticket)
-        ticket.future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(job.landed.set))
+        self._pump(lane)
+
+    def _land(self, job: Job) -> None:
+        """The model is done with the job."""
+        self._leave(job)
+        job.landed.set()
 
     def _listen(self, lane: Lane) -> None:
         lane.catch_up()
@@ -256,15 +308,15 @@ class Dispatcher:
 
     def _refuse_if_full(self, client: str) -> None:
         if self._closing:
-            raise ToolError("busy", "The server is stopping.", "Send the request again in a minute.", 60)
+            raise stopping()
         waiting = [job for job in self._jobs.values() if job.state == "queued"]
         own = sum(job.client == client for job in waiting)
-        share = max(1, self._queue_size // 2)
-        if len(waiting) < self._queue_size and own < share:
+        # A client may have as many as are free: one alone gets half, and every other one still finds room.
+        if own < self._queue_size - len(waiting):
             return
         waits = [lane.wait_s() or 0.0 for lane in self._lanes.values()]
         seconds = max(5, round(max(waits) / 2))
-        whose = f"{own} requests of yours are" if own >= share else f"{len(waiting)} requests are"
+        whose = f"{own} requests of yours are" if own else f"{len(waiting)} requests are"
         raise ToolError(
             "busy",
             f"{whose} waiting already, as many as are taken at once.",
@@ -272,7 +324,8 @@ class Dispatcher:
             seconds,
         )
 
-    async def _close(self) -> None:
+    async def stop(self) -> None:
+        """End all jobs: running ones may finish for `GRACE_S` seconds, those that wait are handed back."""
         self._closing = True
         for job in list(self._jobs.values()):
             if job.state == "queued":
@@ -283,9 +336,22 @@ class Dispatcher:
             job.stop("interrupted")
         await self._all_ended()
 
+    async def _thread(
+        self,
+        work: Callable[[*Args], T],
+        *given: *Args,
+        limiter: anyio.CapacityLimiter | None = None,
+    ) -> T:
+        return await to_thread.run_sync(work, *given, limiter=limiter or self._threads)
+
     async def _all_ended(self) -> None:
         for job in list(self._jobs.values()):
             await job.ended.wait()
+
+
+def stopping() -> ToolError:
+    """Why nothing more is taken on."""
+    return ToolError("busy", "The server is stopping.", "Send the request again in a minute.", 60)
 
 
 def not_loaded(model: str, error: BaseException) -> ToolError:

@@ -11,16 +11,19 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import anyio
 from PIL.Image import Image
 
 from omnigen2.task import Backend, Outcome, Progress, TextTask, Ticket
-from server.cost import cost
+from server.cost import cost, pixels
+from server.log import get_logger
 from server.queue import FairQueue
 from tools.base import JobState, JobTimes, Picture, Result, ToolError, Work
+
+log = get_logger(__name__)
 
 LOADING = "load"
 """The stage of a job that waits for its model to be loaded."""
@@ -52,7 +55,7 @@ class Status:
 class Job:
     """One piece of work, whose it is, and how far it has come."""
 
-    work: Work
+    work: InitVar[Work]
     principal: str
     client: str
     lane: "Lane"
@@ -64,21 +67,29 @@ class Job:
     steps: int = 0
     preview: Image | None = None
     ticket: Ticket | None = None
-    failure: ToolError | None = None
+    backend: Backend | None = None
+    """The model that calls it."""
+    failure: Exception | None = None
     """Why it could not even begin."""
     result: Result | None = None
     error: ToolError | None = None
     stopped: Literal["cancelled", "interrupted", None] = None
     """What it was told to become, if it was told to stop."""
 
-    def __post_init__(self) -> None:
-        self.cost = cost(self.work.task)
-        self.is_text = isinstance(self.work.task, TextTask)
+    def __post_init__(self, work: Work) -> None:
+        self.tool, self.task = work.tool, work.task
+        self.cost = cost(work.task)
+        self.pixels = pixels(work.task)
+        self.is_text = isinstance(work.task, TextTask)
         self.scope = anyio.CancelScope(shield=True)  # only `stop` ends it
+        self.at_work = False
+        """Whether its pictures count among those that models have."""
         self.noted = anyio.Event()
         """The journal knows that it began, or could not be told."""
+        self.called = anyio.Event()
+        """The model has room for it, or it cannot begin."""
         self.landed = anyio.Event()
-        """The model is done with it, or could not begin."""
+        """The model is done with it."""
         self.ended = anyio.Event()
         self.created = time.monotonic()
         self.load_s = 0.0
@@ -166,7 +177,9 @@ class Job:
         self.touch()
 
     def advance(self, progress: Progress, when: float) -> None:
-        """The model got further, at `when` on the monotonic clock."""
+        """The model got further, at `when` on the monotonic clock; after its end it cannot."""
+        if self.state != "running":
+            return
         if self._step_at is not None and progress.step > max(1, self.step):
             took = (when - self._step_at) / (progress.step - self.step)
             self._step_s = smoothed(self._step_s, took)
@@ -180,17 +193,34 @@ class Job:
             self.touch()
             self._told.append((self.version, self._status()))
 
-    def fail(self, error: ToolError) -> None:
+    def call(self, backend: Backend) -> None:
+        """The model has room for it."""
+        self.backend = backend
+        self.called.set()
+
+    def fail(self, error: Exception) -> None:
         """It cannot begin."""
         self.failure = error
-        self.landed.set()
+        self.called.set()
+
+    async def turn(self) -> Backend:
+        """Wait until a model calls it; raises why it cannot begin."""
+        await self.called.wait()
+        self.called = anyio.Event()
+        if self.failure is not None:
+            raise self.failure
+        assert self.backend is not None
+        return self.backend
 
     def outcome(self) -> Outcome:
         """What the model made, once it landed; raises what went wrong."""
-        if self.failure is not None:
-            raise self.failure
         assert self.ticket is not None
-        return self.ticket.future.result()
+        error = self.ticket.future.exception()
+        if error is None:
+            return self.ticket.future.result()
+        if isinstance(error, Exception):
+            raise error
+        raise RuntimeError("the model's backend failed as if the process were to end") from error
 
     def stop(self, state: Literal["cancelled", "interrupted"]) -> None:
         """Make it end as `state` before the next step. Once its result is being stored, it is too late."""
@@ -200,10 +230,11 @@ class Job:
 
     def end(self, state: JobState, result: Result | None = None, error: ToolError | None = None) -> None:
         """It is over; it keeps nothing but its result. `ended` is set when that was written down."""
-        self.state, self.result, self.error = state, result, error
+        self.state, self.result, self.error = state, result, error and error.copy()
         if state == "done" and self.is_text:
             self.lane.length = smoothed(self.lane.length, self.step)
-        self.preview = self.ticket = None
+        self.preview = self.ticket = self.backend = self.failure = None
+        self._told.clear()
         self.position, self.stage = 0, ""
         self.ended_at = time.monotonic()
 
@@ -224,6 +255,8 @@ class Lane:
     running: set[Job] = field(default_factory=set)
     loading: "Future[Backend] | None" = None
     """The model, while it is being loaded."""
+    entering: Job | None = None
+    """The job that the model called and does not have yet."""
     retry: TimerHandle | None = None
     """When the model is asked again whether it has room."""
     length: float | None = None
@@ -247,7 +280,10 @@ class Lane:
         """Take in what the model said, in the order in which it did."""
         while self.unheard:
             job, progress, when = self.unheard.popleft()
-            job.advance(progress, when)
+            try:
+                job.advance(progress, when)
+            except Exception as error:  # a plugin's backend may say anything
+                log.warning("progress of a job is ignored", job=job.id, reason=repr(error)[:200])
 
     def measure(self, step_s: float) -> None:
         """Learn the pace from a step that took so long and served all that are running."""

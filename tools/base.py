@@ -44,6 +44,10 @@ class ToolError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
 
+    def copy(self) -> "ToolError":
+        """The same without a traceback: its frames would keep alive all that was worked on."""
+        return ToolError(self.code, self.message, self.advice, self.retry_after_s)
+
 
 OUTLIVES_THE_CALL = "outlives the call"
 """Mark of a parameter that makes sense only where the server goes on after the call."""
@@ -190,6 +194,9 @@ class Work:
     model: str | None
     """Which model is to do it; None is the default model."""
     task: Task
+    """What is to be done, with values in the place of its pictures that have their sizes only."""
+    load: Callable[[], Task]
+    """Makes the task with its pictures; called once, on a worker thread, when the model has room for it."""
     holds: tuple[StoredImage, ...]
     """Images that must not be collected before it is done."""
     finish: Callable[[Outcome, "JobTimes"], Result]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio.to_thread
-from PIL.Image import Image
 from pydantic import JsonValue
 
 from omnigen2.adapter import Adapter, pick_adapter
@@ -19,7 +18,7 @@ from omnigen2.card import Limits, ModelCard
 from omnigen2.guidance import without_effect
 from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, S, Sampling
 from omnigen2.sizes import sized
-from omnigen2.task import NUMERICS_VERSION, ImageTask, Task, TextTask
+from omnigen2.task import NUMERICS_VERSION, HasSize, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.base import Context, Request, ToolError
 from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, TextRequest
@@ -71,8 +70,8 @@ class Recipe:
             **identity(self.card),
         }
 
-    def task(self, pictures: Sequence[Image]) -> Task:
-        """The task for the model; `pictures` are the inputs."""
+    def task(self, pictures: Sequence[HasSize]) -> Task:
+        """The task for the model; `pictures` are the inputs, or have their sizes."""
         words, images = self.request.words, tuple(pictures)
         if isinstance(self.params, Decoding):
             return TextTask(words, images, self.params)

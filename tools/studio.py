@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from anyio import to_thread
 
-from omnigen2.task import Outcome
+from omnigen2.task import Outcome, Task
 from storage import ImageStore, Record
 from tools.base import Context, JobTimes, Result, Work
 from tools.recipe import Recipe, identity
@@ -45,7 +45,9 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
     store = context.store
     if recipe.fixed and (found := await to_thread.run_sync(partial(_recall, recipe, store, kind, started))):
         return found
-    pictures = [await to_thread.run_sync(store.open, image.id) for image in recipe.inputs]
+
+    def load() -> Task:
+        return recipe.task([store.open(image.id) for image in recipe.inputs])
 
     def finish(outcome: Outcome, times: JobTimes) -> Result:
         timings = _timings(started, outcome.timings, times)
@@ -56,7 +58,8 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
         queued = kind.accepted(job_id, recipe.card.id, effective(recipe.parameters, recipe.params.seed))
         return queued.model_copy(update={"notes": recipe.notes})
 
-    work = Work(recipe.tool, recipe.request.model, recipe.task(pictures), recipe.inputs, finish, accepted)
+    outline = recipe.task(recipe.inputs)
+    work = Work(recipe.tool, recipe.request.model, outline, load, recipe.inputs, finish, accepted)
     result = await context.run(work, background=recipe.request.background)
     assert isinstance(result, kind)
     return result

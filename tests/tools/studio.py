@@ -111,7 +111,7 @@ class Studio:
             job.state, job.error = "failed", ToolError("invalid_argument", str(error), "Correct it.")
 
     async def _compute(self, work: Work, job_id: str) -> Result:
-        future: Future[Outcome] = self.engine.submit(work.task).future
+        future: Future[Outcome] = self.engine.submit(work.load()).future
         outcome = await to_thread.run_sync(future.result, 60)
         self.computed.append(work)
         return await to_thread.run_sync(work.finish, outcome, JobTimes(job_id, queued_ms=1.0, load_ms=0.0))

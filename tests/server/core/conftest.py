@@ -45,6 +45,7 @@ class HeldEngine(Engine):
         self.reached, self.released = threading.Event(), threading.Event()
         self.started: list[Task] = []
         self.steps: list[int] = []
+        self.submitted = 0
         super().__init__(*args, **more)
 
     def submit(self, task: Task, on_progress: Callable[[Progress], None] = lambda _: None) -> Ticket:
@@ -58,6 +59,7 @@ class HeldEngine(Engine):
                 self.reached.set()
                 assert self.released.wait(60)
 
+        self.submitted += 1
         return super().submit(task, held)
 
     async def is_held(self) -> None:

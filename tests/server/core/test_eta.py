@@ -13,7 +13,12 @@ pytestmark = pytest.mark.anyio
 def writing(lane: Lane) -> Job:
     """A job that writes at most 100 words, one a second, and has written two."""
     task = TextTask("What is it?", (), Decoding(max_tokens=100, temperature=0.0))
-    job = Job(Work("describe_image", None, task, (), lambda *_: None, lambda _: None), "ann", "ann", lane)  # type: ignore[arg-type]
+    job = Job(
+        Work("describe_image", None, task, lambda: task, (), lambda *_: None, lambda _: None),
+        "ann",
+        "ann",
+        lane,
+    )  # type: ignore[arg-type]
     job.state = "running"
     for step in (1, 2):
         job.advance(Progress("write", step, 100), float(step))

@@ -202,10 +202,11 @@ async def test_more_than_can_wait_is_refused_with_when_to_come_back(
             await call(app, "generate_image", prompt="x", **SMALL)
         assert own.value.code == "busy" and "2 requests of yours" in str(own.value)
         assert f"about {own.value.retry_after_s} seconds" in own.value.advice
-        for caller in (BOB, BOB):
-            await call(app, "generate_image", caller, prompt="x", background=True, **SMALL)
+        for client in ("bob", "third"):
+            other = replace(BOB, client=client)
+            await call(app, "generate_image", other, prompt="x", background=True, **SMALL)
         with pytest.raises(ToolError) as all_of_it:
-            await call(app, "generate_image", replace(ANN, client="third"), prompt="x", **SMALL)
+            await call(app, "generate_image", replace(ANN, client="fourth"), prompt="x", **SMALL)
         assert "4 requests are waiting" in str(all_of_it.value) and "seconds" in str(all_of_it.value)
         engine.released.set()
         for job in [running, *jobs]:

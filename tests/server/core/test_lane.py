@@ -1,5 +1,7 @@
 """What a model says on its own thread: who is woken for it, and what is known of it later."""
 
+from typing import Any
+
 import pytest
 from PIL import Image
 
@@ -8,12 +10,18 @@ from omnigen2.task import ImageTask, Progress
 from server.jobs import UNHEARD, Job, Lane
 from tools.base import Work
 
+UNGUIDED: dict[str, Any] = {"cfg_range": (0.0, 1.0), "speed": "exact"}
 pytestmark = pytest.mark.anyio
 
 
 def running(lane: Lane) -> Job:
-    task = ImageTask("x", (), ReferenceSampling(width=32, height=32, steps=4, num_images=1))
-    job = Job(Work("generate_image", None, task, (), lambda *_: None, lambda _: None), "ann", "ann", lane)  # type: ignore[arg-type]
+    task = ImageTask("x", (), ReferenceSampling(width=32, height=32, steps=4, num_images=1, **UNGUIDED))
+    job = Job(
+        Work("generate_image", None, task, lambda: task, (), lambda *_: None, lambda _: None),
+        "ann",
+        "ann",
+        lane,
+    )  # type: ignore[arg-type]
     job.state = "running"
     lane.running.add(job)
     return job
