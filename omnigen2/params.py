@@ -5,10 +5,12 @@ is `None` means "the model decides"; the values it decides on live in the model 
 nowhere else. Nothing here imports torch.
 """
 
+from reprlib import Repr
 from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+MAX_EXPLAINED = 10  # wrong fields that an error names
 MAX_SEED = 2**53 - 1  # the largest integer that survives JSON in every client
 MAX_REFERENCES = 5  # rows of the checkpoint's image_index_embedding
 
@@ -95,15 +97,22 @@ class Decoding(Params):
 
 
 def explain(error: ValidationError) -> str:
-    """One sentence per wrong field: its name, what was given, what is allowed."""
+    """One sentence per wrong field, of at most ten: its name, what was given, what is allowed."""
+    problems = error.errors(include_url=False, include_context=False)
     sentences = []
-    for problem in error.errors(include_url=False, include_context=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "request"
+    for problem in problems[:MAX_EXPLAINED]:
+        field = ".".join(str(part)[:100] for part in problem["loc"]) or "request"
         given = "" if problem["type"] == "missing" else f" (given: {_short(problem['input'])})"
         sentences.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    if more := len(problems) - len(sentences):
+        sentences.append(f"and {more:,} more")
     return "; ".join(sentences)
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    text = _EXCERPT.repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+_EXCERPT = Repr()  # looks at the beginning of a value only, however large it is
+_EXCERPT.maxstring = _EXCERPT.maxlong = _EXCERPT.maxother = 100

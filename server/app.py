@@ -28,6 +28,8 @@ from tools.base import Request, Result, ToolError
 if TYPE_CHECKING:
     from server.fetch import Fetcher
 
+MAX_UNKNOWN = 20
+"""Unknown arguments of a call that are looked at one by one."""
 WARM_UP_S = 3.0
 """Seconds after the start at which the default model is loaded, if nothing asked for it sooner."""
 
@@ -194,6 +196,13 @@ def _named(card: ModelCard) -> ModelCard:
 
 
 def _validated(kind: type[Request], arguments: Mapping[str, object]) -> Request:
+    unknown = [name for name in arguments if name not in kind.model_fields]
+    if len(unknown) > MAX_UNKNOWN:  # more than a mistake: not worth a sentence each
+        raise ToolError(
+            "invalid_argument",
+            f"{unknown[0][:100]}: Extra inputs are not permitted, nor are {len(unknown) - 1:,} more.",
+            "Give the parameters of the tool and no others.",
+        )
     try:
         return kind.model_validate(dict(arguments))
     except ValidationError as error:

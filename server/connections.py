@@ -25,6 +25,8 @@ BODY_RATE = 100_000
 """bytes of it."""
 CONNECTIONS = 900
 """Connections at once; files and the index want descriptors, too, of which there are commonly 1024."""
+VALUES = 20_000
+"""Commas in a body; an honest one has a few, and those of its words."""
 BODIES = 400_000_000
 """Bytes of the bodies of all requests under way."""
 
@@ -104,6 +106,7 @@ class WholeBody:
                     self._held += len(part)
                     patience.deadline = started + BODY_S + len(body) / BODY_RATE
                     if not message.get("more_body"):
+                        self._check_values(body)
                         return True
         except TimeoutError:
             advice = "Send the request again, faster or with a smaller picture."
@@ -117,6 +120,12 @@ class WholeBody:
         if self._held + more > BODIES:
             message = "Too many large requests are under way."
             raise _Refused(429, ToolError("busy", message, "Send it again in a few seconds."))
+
+    def _check_values(self, body: bytearray) -> None:
+        # Parsing JSON stops the event loop, for as long as it holds values: longer than any text.
+        if body.count(b",") > VALUES:
+            message = f"The body has more than {VALUES:,} commas."
+            raise _Refused(400, ToolError("invalid_argument", message, "Send the arguments of one call."))
 
 
 class _Refused(Exception):

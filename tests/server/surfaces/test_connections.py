@@ -105,3 +105,23 @@ async def test_bodies_of_all_requests_together_are_bounded(app: App, monkeypatch
             with anyio.fail_after(20):
                 while (answer := await client.post(GENERATE, json={"wrong": "x" * 500})).status_code != 400:
                     pass
+
+
+@pytest.mark.parametrize("keys", [1000, 200_000])
+@pytest.mark.parametrize("path", [GENERATE, "/mcp"])
+async def test_however_many_arguments_are_unknown_the_answer_is_short(app: App, path: str, keys: int) -> None:
+    body: dict[str, object] = {f"key {number}": number for number in range(keys)} | {"prompt": "x"}
+    if path == "/mcp":
+        params = {"name": "generate_image", "arguments": body}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    headers = {"Accept": "application/json, text/event-stream"}
+    async with served(app) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        answer = await client.post(path, json=body, headers=headers)
+    assert "invalid_argument" in answer.text and len(answer.text) < 2000
+
+
+async def test_a_large_value_and_a_long_name_are_not_given_back(app: App) -> None:
+    async with served(app) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        for body in ({"prompt": ["x" * 10**6]}, {"y" * 10**6: 1}, {"prompt": {"x": ["y" * 10**6] * 3}}):
+            answer = await client.post(GENERATE, json=body)
+            assert answer.status_code == 400 and len(answer.text) < 1000
