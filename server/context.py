@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
+from pydantic import ValidationError
 
 from omnigen2.card import ModelCard
 from server.caller import Caller
@@ -133,7 +134,14 @@ class CallContext:
                 "Give the job_id of an earlier answer; old jobs are forgotten.",
             )
         tool = self._app.tools.get(entry.tool)
-        result = tool.result.model_validate_json(entry.result) if tool and entry.result else None
+        try:
+            result = tool.result.model_validate_json(entry.result) if tool and entry.result else None
+        except ValidationError as error:  # written by a version whose results were others
+            raise ToolError(
+                "invalid_argument",
+                f"job_id: the result of {job_id} was written by another version and cannot be read.",
+                "Look for its images with list_images.",
+            ) from error
         return Status(job_id, entry.state, result=result, error=entry.error)
 
 

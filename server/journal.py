@@ -2,7 +2,8 @@
 
 One SQLite file for all servers of a store. A job whose server no longer lives was interrupted; that a server
 lives is said by a lock that the kernel gives back when the process dies, so nothing is ever left stale. Only
-the newest jobs are kept. Nothing is synced: what a power failure takes with it are statuses, never images.
+the newest jobs are kept. Nothing is synced: what a power failure takes with it are statuses, never images. A
+file that cannot be used is set aside, beside the new one that takes its place.
 """
 
 import fcntl
@@ -10,18 +11,32 @@ import os
 import secrets
 import sqlite3
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
+from server.log import get_logger
 from storage.errors import from_os_error, from_sqlite_error
 from storage.modes import create, make_database, make_folder
 from tools.base import Code, JobState, ToolError
 
 FILE = "jobs.sqlite"
+log = get_logger(__name__)
 KEPT = 10_000
 """Jobs that are remembered."""
+UNUSABLE = {
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PERM,
+}
+"""What SQLite says of a damaged file, and of one with tables that are not ours."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS jobs (
@@ -61,15 +76,11 @@ class Journal:
                 self._sign_in(self.folder)
             except OSError as error:
                 raise from_os_error(error, self.folder.parent) from error
-        self._db = sqlite3.connect(
-            self.folder / FILE if self.folder else ":memory:",
-            timeout=10,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        self._do("PRAGMA journal_mode = WAL")
-        self._do("PRAGMA synchronous = OFF")
-        self._do(_SCHEMA)
+        try:
+            with self._lock:
+                self._db = self._opened()
+        except sqlite3.Error as error:
+            raise from_sqlite_error(error, self.folder) from error
 
     def close(self) -> None:
         """Give the files back; jobs that have not ended count as interrupted from now on."""
@@ -105,7 +116,10 @@ class Journal:
         if not rows:
             return None
         tool, owner, state, result, code, message, advice = rows[0]
-        error = ToolError(cast(Code, code), message, advice) if code else None
+        if state not in get_args(JobState):  # not written by us
+            return None
+        known = code if code in get_args(Code) else "internal"
+        error = ToolError(cast(Code, known), message or "", advice or "") if code else None
         if state == "running" and not self._lives(owner):
             return Entry(job_id, tool, "interrupted", None, interrupted())
         return Entry(job_id, tool, state, result, error)
@@ -113,12 +127,43 @@ class Journal:
     def _do(self, statement: str, *values: object) -> list[tuple]:
         try:
             with self._lock:
-                return self._db.execute(statement, values).fetchall()
+                try:
+                    return self._db.execute(statement, values).fetchall()
+                except sqlite3.Error as error:
+                    if not self._unusable(error) or isinstance(error, sqlite3.IntegrityError):
+                        raise
+                    self._db.close()
+                    self._db = self._opened(broken=error)
+                    return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise from_sqlite_error(error, self.folder) from error
 
+    def _opened(self, broken: sqlite3.Error | None = None) -> sqlite3.Connection:
+        """The database; begun anew if it is `broken`, or cannot be used."""
+        if self.folder is None:
+            return _database(":memory:")
+        with _alone(self.folder):  # what one server sets aside must not be the new file of another
+            if broken is not None:
+                _set_aside(self.folder / FILE, broken)
+            try:
+                return _database(self.folder / FILE)
+            except sqlite3.Error as error:
+                if not self._unusable(error):
+                    raise
+                _set_aside(self.folder / FILE, error)
+            with suppress(OSError):  # SQLite says better what is wrong
+                make_database(self.folder / FILE, self.folder)
+            return _database(self.folder / FILE)
+
+    def _unusable(self, error: sqlite3.Error) -> bool:
+        """Whether another file would do better; a disk that is full or read-only takes no other, either."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        return self.folder is not None and code in UNUSABLE
+
     def _sign_in(self, folder: Path) -> None:
         """Make the files, and show that this server lives."""
+        if folder.exists() and not folder.is_dir():
+            _rename_aside(folder)
         make_folder(folder, folder.parent / "locks")
         with suppress(OSError):  # SQLite says better what is wrong
             make_database(folder / FILE, folder)
@@ -137,12 +182,67 @@ class Journal:
         try:
             with sign.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
-        sign.unlink(missing_ok=True)
+        except OSError:  # gone, or no file of ours
+            return False
+        with suppress(OSError):
+            sign.unlink()
         return False
+
+
+def _database(file: Path | str) -> sqlite3.Connection:
+    """The database in a file, whose table is there and takes our rows."""
+    database = sqlite3.connect(file, timeout=10, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(_SCHEMA)
+        database.execute("BEGIN IMMEDIATE")
+        database.execute(
+            "INSERT INTO jobs (id, principal, tool, owner, state, result, code, message, advice)"
+            " VALUES ('', '', '', '', 'running', NULL, NULL, NULL, NULL)"
+        )
+        database.execute("SELECT max(number) FROM jobs").fetchall()
+        database.execute("ROLLBACK")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _set_aside(file: Path, error: sqlite3.Error) -> None:
+    """Give a database another name, so that a new one can be begun. What cannot be renamed stays."""
+    kept = _rename_aside(file)
+    if kept is None:
+        return
+    for suffix in ("-wal", "-shm"):
+        with suppress(OSError):
+            file.with_name(file.name + suffix).rename(kept.with_name(kept.name + suffix))
+    log.warning("the journal of jobs cannot be used; a new one is begun", kept=kept.name, reason=str(error))
+
+
+def _rename_aside(path: Path) -> Path | None:
+    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}")
+    try:
+        path.rename(kept)
+    except OSError:
+        return None
+    return kept
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """Open the journal while no other server does: one at a time sets a file aside, or switches it to WAL."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, folder.parent) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _sign(folder: Path, owner: str) -> Path:
