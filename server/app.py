@@ -15,7 +15,7 @@ from omnigen2.manager import Manager
 from omnigen2.params import explain
 from server.caller import Caller
 from server.context import CallContext
-from server.dispatcher import Dispatcher, not_loaded
+from server.dispatcher import Dispatcher, not_loaded, stopping
 from server.errors import answering, without_folders
 from server.hookspecs import AnyTool
 from server.journal import Journal
@@ -48,6 +48,8 @@ class App:
         self.references = References(store, _fetcher(store) if settings.allow_fetch else None)
         self.dispatcher = Dispatcher(manager, store, settings.queue_size)
         self._model_wanted = anyio.Event()
+        self._calls: set[anyio.CancelScope] = set()
+        self._stopped = False
         self._life = self._live()
 
     async def __aenter__(self) -> Self:
@@ -94,7 +96,22 @@ class App:
             return await to_thread.run_sync(render, await self._run(tool, arguments, caller))
 
     async def _run(self, tool: AnyTool, arguments: Mapping[str, object], caller: Caller) -> Result:
-        return await tool.run(_validated(tool.request, arguments), CallContext(self, caller))
+        if self._stopped:
+            raise stopping()
+        with anyio.CancelScope() as scope:
+            self._calls.add(scope)
+            try:
+                return await tool.run(_validated(tool.request, arguments), CallContext(self, caller))
+            finally:
+                self._calls.discard(scope)
+        raise stopping()  # only `stop` cancels the scope
+
+    async def stop(self) -> None:
+        """End all jobs, as `Dispatcher.stop` does, and then whatever else is under way."""
+        await self.dispatcher.stop()
+        self._stopped = True
+        for scope in self._calls:
+            scope.cancel()
 
     def card(self, model: str | None = None) -> ModelCard:
         """The card of a model, None being the default one. Loads nothing.

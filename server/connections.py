@@ -5,6 +5,7 @@ uvicorn waits for the rest of a request for ever. `Connection` ends connections 
 """
 
 import asyncio
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 import anyio
@@ -23,8 +24,12 @@ BODY_S = 20.0
 """Seconds for the body of a request, and one more for every"""
 BODY_RATE = 100_000
 """bytes of it."""
-CONNECTIONS = 900
-"""Connections at once; files and the index want descriptors, too, of which there are commonly 1024."""
+CONNECTIONS = 512
+"""Connections at once, if there are twice as many descriptors: files and the index want some, too."""
+READ_S = 20.0
+"""Seconds in which a client must have read some of an answer that waits for it."""
+READ_RATE = 10_000
+"""Bytes of it for every second."""
 VALUES = 20_000
 """Commas in a body; an honest one has a few, and those of its words."""
 BODIES = 400_000_000
@@ -35,18 +40,28 @@ class Connection(H11Protocol):
     """A connection that is closed when no request comes; when there are too many, one that waits goes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request; beyond `CONNECTIONS`, in the place of whoever waits longest."""
+        """Begin to wait for a request; where there are too many, in the place of whoever waits longest.
+
+        One address may have three quarters of all, so that there is room for others.
+        """
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
+        self._reader: asyncio.TimerHandle | None = None
         self._wait()
-        if len(self.connections) > CONNECTIONS:
-            others = [other for other in self.connections if isinstance(other, Connection) and other.waits]
-            min(others, key=lambda other: other.since, default=self).transport.abort()
+        most = min(CONNECTIONS, getrlimit(RLIMIT_NOFILE)[0] // 2)
+        everyone = [other for other in self.connections if isinstance(other, Connection)]
+        neighbours = [other for other in everyone if other.address == self.address]
+        for group, limit in ((neighbours, most * 3 // 4), (everyone, most)):
+            if len(group) > limit:
+                waiting = [other for other in group if other.waits]
+                min(waiting, key=lambda other: other.since, default=self).transport.abort()
+                return
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._reader):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -56,8 +71,33 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether no request is under way."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether no request is under way, or not all of it is here."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+    @property
+    def address(self) -> str:
+        """Of the client."""
+        return self.client[0] if self.client else ""
+
+    def pause_writing(self) -> None:
+        """Give the client some time to read what it has not read."""
+        super().pause_writing()
+        self._unread = self.transport.get_write_buffer_size()
+        self._reader = self.loop.call_later(READ_S, self._check_reader)
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        if self._reader is not None:
+            self._reader.cancel()
+        super().resume_writing()
+
+    def _check_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left > self._unread - READ_S * READ_RATE:
+            self.transport.abort()
+            return
+        self._unread = left
+        self._reader = self.loop.call_later(READ_S, self._check_reader)
 
     def _wait(self) -> None:
         self.since = self.loop.time()
@@ -66,7 +106,8 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(HEAD_S, self._end)
 
     def _end(self) -> None:
-        if self.waits and not self.transport.is_closing():
+        idle = self.cycle is None or self.cycle.response_complete  # a body has a time of its own
+        if idle and not self.transport.is_closing():
             self.transport.close()
             self._timer = self.loop.call_later(DRAIN_S, self.transport.abort)
 

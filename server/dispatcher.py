@@ -34,7 +34,7 @@ NEWS_S = 0.1
 """Seconds between steps that are told: each takes the model a moment of its processor."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
-GRACE_S = 6.0
+GRACE_S = 5.0
 """Seconds that running jobs get to finish when the server stops."""
 PIXELS_AT_WORK = 128_000_000
 """Pixels of decoded input pictures that models may have at once; a job that has more gets its turn alone."""

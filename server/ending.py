@@ -3,7 +3,27 @@
 import atexit
 import os
 import sys
+import threading
 from typing import NoReturn
+
+LATEST_S = 8.0
+"""Seconds after which the process ends, whatever still holds it up, once it was asked to."""
+
+
+def leave_soon(status: int) -> None:
+    """End the process `LATEST_S` from now if it has not ended by itself; at once if it is asked again.
+
+    For signal handlers. What is stored is whole at any moment, and the kernel gives back all locks.
+    """
+    if _asked.is_set():
+        os._exit(status)
+    _asked.set()
+    timer = threading.Timer(LATEST_S, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
+
+
+_asked = threading.Event()
 
 
 def leave(status: int) -> NoReturn:

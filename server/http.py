@@ -4,9 +4,11 @@ Every request passes one guard: it must name this host, come from no foreign web
 token file, carry a token. Without one the server listens on this machine only.
 """
 
+import asyncio
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import anyio.to_thread
@@ -27,6 +29,8 @@ from server.app import App
 from server.auth import Tokens, is_loopback, may_ask, names_this_machine
 from server.caller import LOCAL, Caller
 from server.connections import Connection, WholeBody
+from server.dispatcher import stopping
+from server.ending import leave_soon
 from server.errors import answering
 from server.mcp import Studio
 from storage import Digest, codec
@@ -36,8 +40,12 @@ log = structlog.get_logger()
 
 HEALTH = "/healthz"
 JSON = "application/json"
-SHUTDOWN_S = 10
-"""How long requests under way may take to finish once the server is asked to stop."""
+BACKLOG = 128
+"""Connections that are accepted at a stroke, before any of them can be counted."""
+SHUTDOWN_S = 6
+"""Seconds that requests under way may take to finish once the server is asked to stop: jobs, and answers."""
+STALLED_S = 3600.0
+"""Seconds without progress after which a model counts as hanging; a step of a large one may take minutes."""
 ADVICE = {
     400: "Send JSON with the header Content-Type: application/json.",
     403: "Web pages may call this server only from its own address.",
@@ -90,16 +98,18 @@ class JsonRefusals:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
         start: Message | None = None
         """The beginning of a plain-text refusal, held back until its words are known."""
 
         async def sending(message: Message) -> None:
-            nonlocal start
+            nonlocal begun, start
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 kind = Headers(raw=message["headers"]).get("content-type", "text/plain")
                 if kind.startswith("text/plain"):
                     start = message
                     return
+            begun = True
             if start is None:
                 await send(message)
                 return
@@ -107,7 +117,13 @@ class JsonRefusals:
             start = None
             await response(scope, receive, send)
 
-        await self._app(scope, receive, sending)
+        try:
+            await self._app(scope, receive, sending)
+        except asyncio.CancelledError:  # the server stops, and cannot wait any longer
+            if begun:
+                raise
+            with anyio.CancelScope(shield=True):
+                await rest.refusal(stopping(), 503)(scope, receive, send)
 
 
 def _in_json(start: Message, words: str) -> Response:
@@ -123,16 +139,15 @@ def _in_json(start: Message, words: str) -> Response:
 def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -> Starlette:
     """The ASGI application; it enters `app` when it starts and leaves it when it stops."""
 
-    def caller(request: Request, name: str = "") -> Caller:
+    def caller(request: Request) -> Caller:
         principal: str = request.state.principal
         address = request.client.host if request.client else ""
-        client = f"{principal}@{address} {name or request.headers.get('user-agent', '')}"
-        return Caller(principal, client, app.settings.folders)
+        # What a client says of itself does not count: it could say something else with every request.
+        return Caller(principal, principal if tokens else address, app.settings.folders)
 
     def mcp_caller(ctx: ServerRequestContext[Any, Any]) -> Caller:
-        client = ctx.session.client_params
         assert ctx.request is not None  # it comes with every request over HTTP
-        return caller(ctx.request, client.client_info.name if client else "")
+        return caller(ctx.request)
 
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
@@ -156,7 +171,14 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
 
     async def health(_: Request) -> Response:
         """That the server answers, and for how long the model has not got further with its work."""
-        return JSONResponse({"status": "ok", "stalled_s": round(app.manager.stalled_s(), 1)})
+        try:
+            seconds = app.manager.stalled_s()
+        except Exception as error:  # a plugin's backend may fail in any way
+            log.warning("a model does not tell how it is", reason=repr(error)[:200])
+            seconds = 0.0
+        stalled = seconds > STALLED_S
+        body = {"status": "stalled" if stalled else "ok", "stalled_s": round(seconds, 1)}
+        return JSONResponse(body, 503 if stalled else 200)
 
     return Starlette(
         routes=[
@@ -188,10 +210,29 @@ async def serve_http(app: App) -> None:
     if tokens is None and not loopback:
         raise ValueError(f"{settings.host} is open to others; give a token file, or listen on 127.0.0.1")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
+    with socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG) as listener:
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
         log.info("listening", url=f"http://{name}:{listener.getsockname()[1]}")
-        await uvicorn.Server(uvicorn_config(http_app(app, tokens, loopback=loopback))).serve([listener])
+        await Server(uvicorn_config(http_app(app, tokens, loopback=loopback)), app).serve([listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on the way out lets every caller have an answer."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop soon; at once when asked again."""
+        leave_soon(128 + sig)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End jobs and calls, so that what waits for them is answered before connections are closed."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._app.stop)
+            await super().shutdown(sockets)
 
 
 def uvicorn_config(asgi: ASGIApp) -> uvicorn.Config:
@@ -205,6 +246,7 @@ def uvicorn_config(asgi: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
+        backlog=BACKLOG,
     )
 
 

@@ -23,7 +23,7 @@ from mcp.shared.exceptions import MCPError
 from server import prompts, schema
 from server.app import App
 from server.caller import LOCAL, Caller
-from server.ending import leave
+from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
 from server.resources import Resources, link, list_templates
@@ -157,11 +157,19 @@ async def serve_stdio(app: App) -> None:
             await server.run(incoming, outgoing, server.create_initialization_options())
 
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def asked(number: int) -> None:
+        leave_soon(128 + number)
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, asked, number)
     async with app:
         serving, stopped = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            leave_soon(1)
+        await app.stop()
     if not serving.done():
         leave(0)  # a thread waits for a line on stdin, and nothing wakes it
     stopped.cancel()

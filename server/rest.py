@@ -42,12 +42,16 @@ EVENTS = "text/event-stream"
 def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
     """A route per tool, and the document that describes them."""
     document = JSONResponse(openapi(app))
+
+    async def described(_: Request) -> Response:  # a plain function would want a thread
+        return document
+
     return [
         *(
             Route(path(tool), ToolEndpoint(app, tool, caller), methods=["POST"])
             for tool in app.tools.values()
         ),
-        Route("/openapi.json", lambda _: document),
+        Route("/openapi.json", described),
     ]
 
 

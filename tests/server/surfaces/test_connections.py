@@ -6,10 +6,13 @@ from contextlib import AsyncExitStack
 import anyio
 import httpx
 import pytest
+import uvicorn
 from anyio.abc import SocketStream
+from starlette.types import Receive, Scope, Send
 
 from server import connections
 from server.app import App
+from server.http import uvicorn_config
 from tests.server.surfaces.test_http import GENERATE, served
 
 pytestmark = pytest.mark.anyio
@@ -125,3 +128,44 @@ async def test_a_large_value_and_a_long_name_are_not_given_back(app: App) -> Non
         for body in ({"prompt": ["x" * 10**6]}, {"y" * 10**6: 1}, {"prompt": {"x": ["y" * 10**6] * 3}}):
             answer = await client.post(GENERATE, json=body)
             assert answer.status_code == 400 and len(answer.text) < 1000
+
+
+async def test_half_bodies_of_one_address_leave_room_for_it_and_for_others(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS", 8)
+    async with served(app) as url, AsyncExitStack() as stack:
+        for _ in range(30):
+            stream = await stack.enter_async_context(await connect(url))
+            await stream.send(HALVES["half a body"])
+        assert await healthy(url)
+        other = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        async with httpx.AsyncClient(transport=other) as client:
+            assert (await client.get(f"{url}/healthz")).status_code == 200
+
+
+async def test_a_client_that_does_not_read_its_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READ_S", 0.1)
+    left = anyio.Event()
+
+    async def large(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 50_000_000, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    config = uvicorn_config(large)
+    config.lifespan, config.port = "off", 0
+    server = uvicorn.Server(config)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(server._serve)
+            while not server.started:
+                await anyio.sleep(0.01)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            async with await connect(f"http://127.0.0.1:{port}") as stream:
+                await stream.send(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                await left.wait()
+            server.should_exit = True
