@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     idle_unload: float | None = Field(default=None, gt=0)
     """Seconds without work after which a model leaves the memory. Without it, it stays."""
     queue_size: int = Field(default=64, ge=1)
-    """Requests that may wait at once, half of them from one client; more are told when to come back."""
+    """Requests that may wait at once; from one client at most as many as stay free for the others."""
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that clients may read images from. Over stdio the working directory is one, too, unless it is
     `/`, the home folder, or one that everybody shares."""
