@@ -1,9 +1,9 @@
-# setup · demo · check · test · lint · docs · bench: each works alone, from a fresh clone.
+# setup · demo · test · lint · docs · bench: each works alone, from a fresh clone.
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test lint docs bench
+.PHONY: setup demo test lint docs bench
 setup: $(STAMP)
 
 # torch first and pinned: an unpinned resolve would pull gigabytes of CUDA onto a machine without a GPU.

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from math import prod
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from cyclopts import App
@@ -121,7 +122,10 @@ def _part(folder: Path) -> dict[str, Any]:
 
 
 def _defaults(card: ModelCard) -> Any:
-    """What the model decides when a request leaves a field open, one column per ability."""
+    """What the model decides when a request leaves a field open, one column per ability.
+
+    A long text is cut, with an ellipsis; `--json` prints all of it.
+    """
     abilities = {name: group.model_dump(mode="json") for name, group in card.defaults}
     fields = dict.fromkeys(field for group in abilities.values() for field in group)
     rows = [
@@ -129,8 +133,10 @@ def _defaults(card: ModelCard) -> Any:
         for field in fields
         if any(group.get(field) is not None for group in abilities.values())
     ]
-    return table(("default", *abilities), rows)
+    made = table(("default", *abilities), rows)
+    made.columns[0].no_wrap = True
+    return made
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else json.dumps(value)
+    return "" if value is None else shorten(json.dumps(value, ensure_ascii=False), 40, placeholder=" …")
