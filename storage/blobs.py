@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +24,16 @@ from pathlib import Path
 from typing import Protocol
 
 from storage.digest import Digest
-from storage.errors import from_os_error
+from storage.errors import Corrupt, from_os_error
 from storage.modes import BLOB, make_folder, permissions
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{62}")
-_PLACE = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{62}")
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _ALONGSIDE = 1 << 17
 """Bytes from which hashing in a second thread is quicker than handing the work over costs."""
+MAX_BYTES = 1 << 30
+"""More than any stored picture or record has: such a file is not even read."""
 _hashing = ThreadPoolExecutor(2, thread_name_prefix="blob-hash") if _CORES > 1 else None
 
 
@@ -91,20 +93,25 @@ class LocalBlobs:
 
     def get(self, digest: Digest) -> bytes:
         try:
-            return self.path(digest).read_bytes()
-        except FileNotFoundError:
+            with open(self.path(digest), "rb", opener=_open) as file:
+                if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                    raise Corrupt(f"{digest} is larger than anything that was stored.", "")
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
             raise KeyError(str(digest)) from None
         except OSError as error:
             raise from_os_error(error, self.folder.parent, reading=True) from error
 
     def has(self, digest: Digest) -> Blob | None:
         try:
-            stat = self.path(digest).stat()
-        except FileNotFoundError:
+            status = self.path(digest).lstat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise from_os_error(error, self.folder.parent, reading=True) from error
-        return Blob(digest, stat.st_size, stat.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return Blob(digest, status.st_size, status.st_mtime_ns)
 
     def list(self) -> Iterator[Blob]:
         try:
@@ -120,9 +127,9 @@ class LocalBlobs:
                 if _FILE.fullmatch(file.name) and file.is_file(follow_symlinks=False):
                     # Gone between listing and looking: a collection is running beside us.
                     with contextlib.suppress(FileNotFoundError):
-                        stat = file.stat(follow_symlinks=False)
+                        status = file.stat(follow_symlinks=False)
                         digest = Digest(bytes.fromhex(folder.name + file.name))
-                        yield Blob(digest, stat.st_size, stat.st_mtime_ns)
+                        yield Blob(digest, status.st_size, status.st_mtime_ns)
 
     def delete(self, digest: Digest) -> None:
         try:
@@ -150,8 +157,8 @@ class LocalBlobs:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        stat = path.stat()
-        return Blob(digest, stat.st_size, stat.st_mtime_ns)
+        status = path.stat()
+        return Blob(digest, status.st_size, status.st_mtime_ns)
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder of blobs, durably. With the first one come all others: one by one, each would let a
@@ -176,15 +183,32 @@ class LocalBlobs:
 
 
 def strays(folder: Path) -> Iterator[Path]:
-    """Files below a `LocalBlobs` folder that are no blob's: they were put there by somebody else."""
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
+    """What lies below a `LocalBlobs` folder and is no blob: it was put there by somebody else."""
+    for top in _entries(folder):
+        if top.name != "sha256" or not top.is_dir(follow_symlinks=False):
+            yield from _unless_empty(top)
             continue
-        name = path.relative_to(folder).as_posix()
-        if not _PLACE.fullmatch(name) or path.is_symlink():
-            yield path
+        for middle in _entries(Path(top.path)):
+            if not _FOLDER.fullmatch(middle.name) or not middle.is_dir(follow_symlinks=False):
+                yield from _unless_empty(middle)
+                continue
+            for file in _entries(Path(middle.path)):
+                if not _FILE.fullmatch(file.name) or not file.is_file(follow_symlinks=False):
+                    yield Path(file.path)
+
+
+def _unless_empty(entry: "os.DirEntry[str]") -> Iterator[Path]:
+    if not entry.is_dir(follow_symlinks=False) or any(_entries(Path(entry.path))):
+        yield Path(entry.path)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a regular file, following no link, and without ever waiting for what only has its name."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.ENXIO, "Not a regular file", path)
+    return handle
 
 
 def _written(path: str, data: bytes, created: int, mode: int) -> Digest:
@@ -220,7 +244,8 @@ def _name(temporary: str, path: Path, data: bytes) -> None:
 
 def _holds(path: Path, data: bytes) -> bool:
     try:
-        return path.read_bytes() == data
+        with open(path, "rb", opener=_open) as file:
+            return os.fstat(file.fileno()).st_size == len(data) and file.read() == data
     except OSError:
         return False
 

@@ -3,16 +3,26 @@
 Works through the same reading code that users go through, so what it finds right can be read.
 """
 
+import contextlib
+import errno
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage import rows
-from storage.blobs import Blob, BlobStore, strays
+from storage.blobs import Blob, LocalBlobs, strays
 from storage.digest import Digest
-from storage.errors import from_os_error
-from storage.modes import create, make_folder
-from storage.shelf import Progress, Shelf, ticking
+from storage.errors import cannot_write, from_os_error
+from storage.modes import FOLDER, create, make_folder, permissions
+from storage.parts import Kind
+from storage.recovery import Progress, forget_missing, rebuild, reconcile, ticking
+from storage.shelf import Shelf
+
+_LONGEST_NAME = 100
+"""Bytes of a stray file's name that are kept."""
+_STAYS = (errno.EXDEV, errno.EBUSY, errno.ENOTEMPTY)
+"""What cannot be moved, such as the root of a mounted disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +34,10 @@ class Verification:
     records: int
     """Records that were read and are right."""
     quarantined: tuple[Path, ...]
-    """Where what was wrong lies now: bytes that do not fit their name, files that are no blob's."""
+    """Where what was wrong lies now: bytes that do not fit their name, records that nobody can read, files
+    that are no blob's."""
+    left: tuple[str, ...]
+    """What is wrong and lies where it was, as it cannot be moved: paths in the store's folder."""
     missing: tuple[Digest, ...]
     """Images and records that the index named and that are not there; it no longer names them."""
     dangling: tuple[Digest, ...]
@@ -35,67 +48,119 @@ class Verification:
     @property
     def clean(self) -> bool:
         """Whether everything that was ever stored is there and right."""
-        return not (self.quarantined or self.missing or self.dangling)
+        return not (self.quarantined or self.left or self.missing or self.dangling)
 
 
 def verify(shelf: Shelf, progress: Progress | None = None) -> Verification:
     """Read and hash every image and record. What is wrong goes into `quarantine/`; nothing is deleted."""
     with shelf.locks.alone():
-        indexed = shelf.reconcile()
-    blobs, bodies = list(shelf.blobs.list()), list(shelf.records.list())
-    work = [(blob, "image") for blob in blobs] + [(body, "record") for body in bodies]
-    right = {"image": 0, "record": 0}
-    wrong: list[tuple[Blob, str]] = []
-    for blob, kind in ticking(progress, len(work))(work):
-        readable = shelf.size_of(blob) if kind == "image" else shelf.read_record(blob.digest)
-        if readable:
-            right[kind] += 1
-        else:
-            wrong.append((blob, kind))
+        indexed = reconcile(shelf)
+    work: list[tuple[Blob, Kind]] = []
+    work.extend((blob, "image") for blob in shelf.blobs.list())
+    work.extend((blob, "record") for blob in shelf.records.list())
+    read = [(*item, shelf.readable(*item)) for item in ticking(progress, len(work))(work)]
     with shelf.locks.alone():
-        quarantined = _quarantine(shelf, wrong)
-        missing = _forget_missing(shelf)
-        dangling = _dangling(shelf)
-    return Verification(right["image"], right["record"], tuple(quarantined), missing, dangling, indexed)
+        aside = _Aside(shelf)
+        aside.take((blob, kind) for blob, kind, right in read if not right)
+        aside.take_strays()
+        missing = tuple(sorted(forget_missing(shelf)))
+        with shelf.index.reading() as db:
+            dangling = tuple(rows.dangling_records(db))
+    right = {kind: sum(k == kind and r for _, k, r in read) for kind in ("image", "record")}
+    return Verification(
+        right["image"] + aside.righted["image"],
+        right["record"] + aside.righted["record"],
+        tuple(aside.moved),
+        tuple(aside.left),
+        missing,
+        dangling,
+        indexed,
+    )
 
 
-def rebuild_index(shelf: Shelf, progress: Progress | None) -> None:
-    """Build the index again from blobs and records, while writers wait."""
+def rebuild_index(shelf: Shelf, progress: Progress | None) -> tuple[Path, ...]:
+    """Build the index again from blobs and records, while writers wait.
+
+    What cannot be read goes into `quarantine/`, as with `verify`; where it lies now.
+    """
+    shelf.refuse_if_read_only()
     with shelf.locks.caring("rebuild the index"), shelf.locks.alone():
-        shelf.rebuild(progress)
+        aside = _Aside(shelf)
+        aside.take(rebuild(shelf, progress))
+    return tuple(aside.moved)
 
 
-def _quarantine(shelf: Shelf, wrong: list[tuple[Blob, str]]) -> list[Path]:
-    if shelf.root is None:  # nothing can damage what is in memory
-        return []
-    folder = shelf.root / "quarantine"
-    moved: list[Path] = []
-    try:
+class _Aside:
+    """Takes what is wrong out of the way. Use it with every writer kept out."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.moved: list[Path] = []
+        self.left: list[str] = []
+        self.righted: dict[Kind, int] = {"image": 0, "record": 0}
+        """What was put right since it was first read."""
+        self._shelf = shelf
+
+    def take(self, wrong: Iterable[tuple[Blob, Kind]]) -> None:
+        """Move images and records that are still wrong."""
         for blob, kind in wrong:
-            raw = shelf.raw_blobs if kind == "image" else shelf.raw_records
-            if (data := _bytes(raw, blob.digest)) is not None:
-                make_folder(folder, shelf.root / "locks")
-                place = _free_place(folder / f"{kind}-{blob.digest.hex}")
-                with open(create(place, folder, os.O_WRONLY), "wb") as file:
-                    file.write(data)
+            raw = self._shelf.raw_blobs if kind == "image" else self._shelf.raw_records
+            now = raw.has(blob.digest)
+            if now is None:  # collected since it was listed
+                continue
+            if self._shelf.readable(now, kind):
+                self.righted[kind] += 1
+            elif isinstance(raw, LocalBlobs):
+                self._move(raw.path(blob.digest), f"{kind}-{blob.digest.hex}")
+            elif self._shelf.root is not None:  # and nothing can damage what is in memory
+                self._write(raw.get(blob.digest), f"{kind}-{blob.digest.hex}")
                 raw.delete(blob.digest)
-                moved.append(place)
+
+    def take_strays(self) -> None:
+        """Move files that are no blob's."""
+        if self._shelf.root is None:
+            return
         for name in ("blobs", "records"):
-            for stray in strays(shelf.root / name):
-                make_folder(folder, shelf.root / "locks")
-                place = _free_place(folder / f"stray-{stray.name}")
-                os.replace(stray, place)
-                moved.append(place)
-    except OSError as error:
-        raise from_os_error(error, shelf.root) from error
-    return moved
+            for stray in strays(self._shelf.root / name):
+                self._move(stray, f"stray-{_short(stray.name)}")
+
+    def _move(self, path: Path, name: str) -> None:
+        root = self._shelf.root
+        assert root is not None
+
+        def move(place: Path) -> None:
+            os.rename(path, place)  # needs no room, and does not read what may not be readable
+            if not place.is_symlink():
+                with contextlib.suppress(OSError):  # another user's: only its owner may
+                    place.chmod(place.stat().st_mode & permissions(root / "locks", FOLDER))
+
+        self._placed(name, move, str(path.relative_to(root) if path.is_relative_to(root) else path.name))
+
+    def _write(self, data: bytes, name: str) -> None:
+        def write(place: Path) -> None:
+            with open(create(place, place.parent, os.O_WRONLY), "wb") as file:
+                file.write(data)
+
+        self._placed(name, write, name)
+
+    def _placed(self, name: str, move: Callable[[Path], None], what: str) -> None:
+        """Have `move` fill a free place in the quarantine."""
+        root = self._shelf.root
+        assert root is not None
+        try:
+            make_folder(root / "quarantine", root / "locks")
+            place = _free_place(root / "quarantine" / name)
+            move(place)
+            self.moved.append(place)
+        except FileNotFoundError:  # somebody else has taken it away
+            pass
+        except OSError as error:
+            if not cannot_write(error) and error.errno not in _STAYS:
+                raise from_os_error(error, root) from error
+            self.left.append(what)
 
 
-def _bytes(raw: BlobStore, digest: Digest) -> bytes | None:
-    try:
-        return raw.get(digest)
-    except KeyError:  # collected since it was listed
-        return None
+def _short(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
 
 
 def _free_place(path: Path) -> Path:
@@ -105,20 +170,3 @@ def _free_place(path: Path) -> Path:
         number += 1
         place = path.with_name(f"{path.name}.{number}")
     return place
-
-
-def _forget_missing(shelf: Shelf) -> tuple[Digest, ...]:
-    with shelf.index.reading() as db:
-        images, records = rows.known_images(db), rows.known_records(db)
-    lost_images = images - {blob.digest for blob in shelf.blobs.list()}
-    lost_records = records - {blob.digest for blob in shelf.records.list()}
-    if lost_images or lost_records:
-        with shelf.index.writing() as db:
-            rows.remove_records(db, lost_records)
-            rows.remove_images(db, lost_images)
-    return tuple(sorted(lost_images | lost_records))
-
-
-def _dangling(shelf: Shelf) -> tuple[Digest, ...]:
-    with shelf.index.reading() as db:
-        return tuple(rows.dangling_records(db))

@@ -5,25 +5,29 @@ that image tools show, and XMP with the IPTC source type for pictures made by a 
 picture come out exactly as they went in, so its id survives the journey.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 from xml.sax.saxutils import escape
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from storage import containers
 from storage.containers import PNG_SIGNATURE
 from storage.digest import Digest
 from storage.errors import InvalidArgument
-from storage.records import Record, canonical
+from storage.records import MAX_BYTES, Record, canonical, parse_record
 
 RECORDS = "omnigen2:records"
 PARAMETERS = "parameters"
 XMP = "XML:com.adobe.xmp"
 
-_record_list = TypeAdapter(list[Record])
-_MOST_BYTES = 4_000_000
-"""Of the records in a file; an image has a handful of a few kilobytes."""
+_MOST_RECORDS = 100
+"""In a file; an image has a handful of a few kilobytes."""
+_MOST_BYTES = 4 * MAX_BYTES
+"""Of the records in a file: what made the image, its label and its pin."""
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CUSTOMARY = {
     "steps": "Steps",
     "scheduler": "Sampler",
@@ -40,6 +44,16 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="r"?>"""
 
 
+class Carried(NamedTuple):
+    """What an exported file holds."""
+
+    png: bytes
+    """Header, pixels and end only."""
+    records: list[Record]
+    refused: tuple[str, ...]
+    """Why others were not taken."""
+
+
 def embed(png: bytes, image: Digest, records: Sequence[Record]) -> bytes:
     """`png` with its records, and with what other programs read of the first of them."""
     texts = {RECORDS: _as_list(records), XMP: _xmp(image, records)}
@@ -50,11 +64,11 @@ def embed(png: bytes, image: Digest, records: Sequence[Record]) -> bytes:
     return png[:after_header] + chunks + png[after_header:]
 
 
-def extract(data: bytes) -> tuple[bytes, list[Record]] | None:
+def extract(data: bytes) -> Carried | None:
     """The picture and the records in bytes that `embed` made; None if they are not of that kind.
 
-    What comes back as the picture consists of header, pixels and end only. Nothing is believed: neither
-    that it decodes, nor that the records speak of it.
+    Nothing is believed: neither that the picture decodes, nor that the records speak of it. Records that a
+    store could not keep are refused.
 
     Raises:
         ImageRejected: it has more chunks than any honest file.
@@ -62,18 +76,18 @@ def extract(data: bytes) -> tuple[bytes, list[Record]] | None:
     if not data.startswith(PNG_SIGNATURE):
         return None
     picture = [PNG_SIGNATURE]
-    records: list[Record] | None = None
+    texts: list[bytes] = []
     for name, at, end in containers.chunks(data):
         chunk = data[at:end]
         if name == b"iTXt":
             keyword, _, rest = chunk[8:-4].partition(b"\0")
             if keyword == RECORDS.encode():
-                records = _from_list(rest)
+                texts.append(rest)
         elif name in (b"IHDR", b"IDAT", b"IEND"):
             picture.append(chunk)
         else:
             return None
-    return (b"".join(picture), records) if records is not None else None
+    return Carried(b"".join(picture), *_from_list(texts[-1])) if texts else None
 
 
 def parameters_text(record: Record) -> str:
@@ -99,8 +113,9 @@ def _xmp(image: Digest, records: Sequence[Record]) -> str:
     properties = [f"<dc:identifier>{image}</dc:identifier>"]
     if records:
         maker = records[0]
-        properties.append(f"<xmp:CreatorTool>omnigen2-mcp {escape(maker.tool)}</xmp:CreatorTool>")
-        words = escape(maker.searched_text())
+        tool = escape(_NOT_IN_XML.sub("\ufffd", maker.tool))
+        properties.append(f"<xmp:CreatorTool>omnigen2-mcp {tool}</xmp:CreatorTool>")
+        words = escape(_NOT_IN_XML.sub("\ufffd", maker.searched_text()))
         properties.append(
             f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{words}</rdf:li></rdf:Alt>'
             "</dc:description>"
@@ -116,17 +131,37 @@ def _as_list(records: Sequence[Record]) -> str:
     return canonical([record.model_dump(mode="json", exclude_none=True) for record in records]).decode()
 
 
-def _from_list(rest: bytes) -> list[Record] | None:
-    # After the keyword: compression flag and method, two empty texts (language, translation), the text.
-    if not rest.startswith(b"\0\0\0\0") or len(rest) > _MOST_BYTES:
-        return None
+def _from_list(rest: bytes) -> tuple[list[Record], tuple[str, ...]]:
+    """The records in an iTXt chunk, and why others in it are refused."""
     try:
-        records = _record_list.validate_json(rest[4:])
-        for record in records:
+        items = _items(rest)
+    except ValueError as error:
+        return [], (f"Its history could not be read: {error}.",)
+    records: list[Record] = []
+    refused: list[str] = []
+    for item in items:
+        try:
+            record = parse_record(to_json(item))
             _ = record.canonical  # raises
-    except (ValidationError, InvalidArgument):
-        return None
-    return records
+            records.append(record)
+        except InvalidArgument as error:
+            refused.append(error.message)
+    return records, tuple(refused)
+
+
+def _items(rest: bytes) -> list[Any]:
+    # After the keyword: compression flag and method, two empty texts (language, translation), the text.
+    if not rest.startswith(b"\0\0\0\0"):
+        raise ValueError("it is compressed, or has a language")
+    if len(rest) > _MOST_BYTES:
+        raise ValueError(f"it has {len(rest):,} bytes, at most {_MOST_BYTES:,} are taken")
+    items = from_json(rest[4:], allow_inf_nan=False)
+    if not isinstance(items, list):
+        raise ValueError("it is not a list of records")
+    items = cast("list[Any]", items)
+    if len(items) > _MOST_RECORDS:
+        raise ValueError(f"it has {len(items):,} records, at most {_MOST_RECORDS} are taken")
+    return items
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:

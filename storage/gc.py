@@ -15,6 +15,7 @@ from datetime import timedelta
 from storage import rows
 from storage.digest import Digest
 from storage.errors import StoreFull
+from storage.recovery import reconcile
 from storage.shelf import NOTED_EVERY, Shelf
 
 
@@ -33,10 +34,12 @@ class Collected:
 
 def collect(shelf: Shelf, *, dry_run: bool, grace: timedelta, keep_accessed: timedelta) -> Collected:
     """Delete what nothing keeps; see `ImageStore.collect`. Writers wait meanwhile."""
+    if not dry_run:
+        shelf.refuse_if_read_only()
     now = time.time_ns()
     with shelf.locks.caring("collect"), shelf.locks.alone():
         with contextlib.suppress(StoreFull):  # what cannot be indexed is not deleted either
-            shelf.reconcile()
+            reconcile(shelf)
         leased = shelf.locks.leased()
         # Accesses are noted this seldom: what looks unused for so long may have been used just now.
         unnoticed = NOTED_EVERY if keep_accessed else timedelta(0)

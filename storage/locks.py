@@ -77,13 +77,13 @@ class Locks:
 
     def deserted(self) -> bool:
         """Whether a writer died. Sure only if called `alone`: one may be signing in right now."""
-        return any(_holder_gone(path) for path in self.writers.iterdir())
+        return any(_holder_gone(path) for path in self._signs(self.writers))
 
     def bury(self) -> None:
         """Forget the writers who died. Call it `alone`."""
-        for path in self.writers.iterdir():
+        for path in self._signs(self.writers):
             if _holder_gone(path):
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     @contextlib.contextmanager
     def lease(self, digests: Iterable[Digest]) -> Generator[None]:
@@ -98,14 +98,26 @@ class Locks:
     def leased(self) -> set[Digest]:
         """Every image named by a living lease; forgets those whose holder is gone. Call it `alone`."""
         found: set[Digest] = set()
-        for path in self.leases.iterdir():
+        for path in self._signs(self.leases):
             if _holder_gone(path):
-                path.unlink(missing_ok=True)
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    raw = path.read_bytes()
-                    found.update(Digest(raw[at : at + 32]) for at in range(0, len(raw), 32))
+                _remove(path)
+                continue
+            try:
+                raw = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise from_os_error(error, self.folder.parent, reading=True) from error
+            found.update(Digest(raw[at : at + 32]) for at in range(0, len(raw) - 31, 32))
         return found
+
+    def _signs(self, folder: Path) -> list[Path]:
+        """The files in a folder. What else lies there was put there by somebody else, and says nothing."""
+        try:
+            with os.scandir(folder) as entries:
+                return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+        except OSError as error:
+            raise from_os_error(error, self.folder.parent, reading=True) from error
 
     def _signed(self, folder: Path) -> tuple[Path, int]:
         """A new file that this process keeps locked while it lives."""
@@ -221,16 +233,25 @@ def _taken(work: str) -> StoreBusy:
 
 
 def _take_back(path: Path, handle: int) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+    _remove(path)
     os.close(handle)
 
 
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # it is gone, or it is not ours to remove
+        path.unlink()
+
+
 def _holder_gone(path: Path) -> bool:
-    """Whether the file is there, but not its holder."""
+    """Whether the file is there, but not its holder. One that may not be opened counts as held."""
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, BlockingIOError):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
     return True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from storage.blobs import Blob, BlobStore
 from storage.digest import Digest
-from storage.errors import Corrupt, StoreFull, StoreReadOnly
+from storage.errors import Corrupt, StoreFull, read_only
 
 
 class _Wrapper:
@@ -53,13 +53,17 @@ class VerifiedBlobs(_Wrapper):
 
 
 class ReadOnlyBlobs(_Wrapper):
-    """Refuses to put and to delete."""
+    """Refuses to put and to delete. `place` is where the store is, for the host."""
+
+    def __init__(self, inner: BlobStore, place: str = "") -> None:
+        super().__init__(inner)
+        self.place = place
 
     def put(self, data: bytes) -> Blob:
-        raise StoreReadOnly("This image store is read-only; nothing was stored.", "Use another one.")
+        raise read_only(self.place)
 
     def delete(self, digest: Digest) -> None:
-        raise StoreReadOnly("This image store is read-only; nothing was deleted.", "Use another one.")
+        raise read_only(self.place)
 
 
 class QuotaBlobs(_Wrapper):

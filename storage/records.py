@@ -6,6 +6,7 @@ image must outlive the index, and only blobs and records do.
 """
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -31,6 +32,12 @@ LABEL, PIN = "label_image", "pin_image"
 """Tools of the records by which a label is set, and a pin set or taken off."""
 SEARCHED = ("prompt", "instruction", "question", "label")
 """Parameters whose text is found by a search."""
+MAX_BYTES = 4_000_000
+"""Of a record's canonical form."""
+MAX_DEPTH = 64
+"""Lists and objects within each other: JSON readers and writers have limits, some depending on the caller."""
+MAX_LABEL = 500
+"""Characters."""
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -45,6 +52,8 @@ Time = Annotated[
     AfterValidator(_in_utc),
     PlainSerializer(lambda time: time.isoformat(timespec="microseconds"), return_type=str),
 ]
+
+Images = Annotated[tuple[Digest, ...], Field(max_length=1000)]
 
 
 class Model(BaseModel):
@@ -67,9 +76,9 @@ class Record(BaseModel):
     """Name of the tool."""
     parameters: dict[str, JsonValue] = {}
     """Every effective parameter."""
-    inputs: tuple[Digest, ...] = ()
+    inputs: Images = ()
     """The images it worked from, in the order given."""
-    outputs: tuple[Digest, ...] = ()
+    outputs: Images = ()
     """The images it made, in order."""
     text: str | None = None
     """The text it wrote, if that is what it makes."""
@@ -93,8 +102,10 @@ class Record(BaseModel):
     def _says_what_the_index_can_hold(self) -> Self:
         """The index keeps labels and pins as columns, for which only these types will do."""
         label, pinned = self.parameters.get("label"), self.parameters.get("pinned")
-        if self.tool == LABEL and not (label is None or isinstance(label, str)):
-            raise ValueError("the label of a label_image record must be text")
+        if self.tool == LABEL and label is not None:
+            if not isinstance(label, str):
+                raise ValueError("the label of a label_image record must be text")
+            check_label(label)
         if self.tool == PIN and not (pinned is None or isinstance(pinned, bool)):
             raise ValueError("pinned of a pin_image record must be true or false")
         return self
@@ -104,10 +115,17 @@ class Record(BaseModel):
         """RFC 8785 JSON of every field that is not None; computed once, as a record never changes.
 
         Raises:
-            InvalidArgument: a number has no exact form in JSON (NaN, infinity, a whole number beyond 2^53).
+            InvalidArgument: a number has no exact form in JSON (NaN, infinity, a whole number beyond 2^53),
+                or the record is too large or too deeply nested for everything that will read it.
         """
         body = b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), form) for name, form in self.forms.items())
-        json.loads(body, parse_int=_exact)
+        if len(body) > MAX_BYTES:
+            raise _too_large(len(body))
+        if _depth(json.loads(body, parse_int=_exact)) > MAX_DEPTH:
+            raise InvalidArgument(
+                f"The record has more than {MAX_DEPTH} lists and objects within each other.",
+                "Give flatter parameters.",
+            )
         return body
 
     @cached_property
@@ -157,10 +175,21 @@ def parse_record(data: bytes) -> Record:
     Raises:
         InvalidArgument: it is none.
     """
+    if len(data) > MAX_BYTES:
+        raise _too_large(len(data))
     try:
         return Record.model_validate_json(data)
     except ValidationError as error:
         raise InvalidArgument(f"This is no record: {_first(error)}.") from error
+
+
+def check_label(label: str) -> None:
+    """Raise InvalidArgument unless `label` can be an image's label."""
+    if not label.strip() or len(label) > MAX_LABEL:
+        raise InvalidArgument(
+            f"The label has {len(label)} characters; 1 to {MAX_LABEL} are allowed, not only spaces.",
+            "Give a shorter label, or none.",
+        )
 
 
 def memo(
@@ -205,7 +234,27 @@ def _exact(digits: str) -> int:
     return number
 
 
+def _depth(value: JsonValue) -> int:
+    """How many lists and objects are within each other."""
+    depth, level = 0, [value]
+    while level:
+        parts: list[JsonValue] = []
+        for item in level:
+            if isinstance(item, dict):
+                parts += item.values()
+            elif isinstance(item, list):
+                parts += item
+        depth, level = depth + 1, parts
+    return depth - 1
+
+
+def _too_large(size: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"The record has {size:,} bytes; at most {MAX_BYTES:,} are allowed.", "Give shorter texts."
+    )
+
+
 def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in detail["loc"])
-    return f"{field}: {detail['msg']} (given {str(detail['input'])[:100]!r})"
+    field = ".".join(str(part) for part in detail["loc"])[:100]
+    return f"{field}: {detail['msg']} (given {reprlib.repr(detail['input'])})"

@@ -14,11 +14,15 @@ from typing import Any
 from storage import words
 from storage.blobs import Blob
 from storage.digest import Digest
+from storage.errors import IndexDamaged, InvalidArgument
 from storage.records import LABEL, PIN, Record, parse_record
 
 SCHEMA_VERSION = 3
 _TIE_BITS = 11
-_LAST = (1 << 63 - _TIE_BITS) - 2
+_LAST = (1 << 63 - _TIE_BITS) - (1 << 20)
+"""Greatest time in a key; what is left over is for those that find their key taken."""
+_MOST_RECORDS = 20
+"""By whose words one image can be found: nobody makes the same picture more often, and means it."""
 SCHEMA = """
 CREATE TABLE images (
     key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, width INTEGER NOT NULL, height INTEGER NOT NULL,
@@ -74,7 +78,21 @@ class ImageRow:
 
 def image_row(row: Sequence[Any]) -> ImageRow:
     """From the columns of `IMAGE_COLUMNS`."""
-    return ImageRow(row[0], Digest(row[1]), row[2], row[3], row[4], row[5], row[6], row[7] is not None)
+    return ImageRow(row[0], _digest(row[1]), row[2], row[3], row[4], row[5], row[6], row[7] is not None)
+
+
+def _digest(raw: Any) -> Digest:
+    if not isinstance(raw, bytes) or len(raw) != 32:
+        raise IndexDamaged("The index of the image store names something that is not an image or record.")
+    return Digest(raw)
+
+
+def indexed_record(body: bytes) -> Record:
+    """The record in the bytes that the index has of it."""
+    try:
+        return parse_record(body)
+    except InvalidArgument as error:
+        raise IndexDamaged("The index of the image store holds a record that nobody can read.") from error
 
 
 def key_of(microseconds: int, digest: Digest) -> int:
@@ -99,19 +117,19 @@ def has_image(db: sqlite3.Connection, digest: Digest) -> bool:
 
 def known_images(db: sqlite3.Connection) -> set[Digest]:
     """Every indexed image."""
-    return {Digest(raw) for (raw,) in db.execute("SELECT digest FROM images")}
+    return {_digest(raw) for (raw,) in db.execute("SELECT digest FROM images")}
 
 
 def known_records(db: sqlite3.Connection) -> set[Digest]:
     """Every indexed record."""
-    return {Digest(raw) for (raw,) in db.execute("SELECT digest FROM records")}
+    return {_digest(raw) for (raw,) in db.execute("SELECT digest FROM records")}
 
 
 def add_image(db: sqlite3.Connection, blob: Blob, size: tuple[int, int]) -> None:
     """Index a durable blob; nothing happens if it is known."""
     if has_image(db, blob.digest):
         return
-    key = _free_key(db, "images", key_of(blob.created // 1000, blob.digest))
+    key = _free_key(db, "images", blob.created // 1000, blob.digest)
     values = (key, blob.digest.raw, *size, blob.size, blob.created)
     db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", values)
     _add_words(db, key, blob.digest)
@@ -121,7 +139,7 @@ def add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: byt
     """Index a durable record; nothing happens if it is known."""
     if db.execute("SELECT 1 FROM records WHERE digest = ?", (digest.raw,)).fetchone():
         return
-    key = _free_key(db, "records", key_of(_microseconds(record), digest))
+    key = _free_key(db, "records", _microseconds(record), digest)
     values = (key, digest.raw, record.memo.raw, len(body), body)
     db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", values)
     edges = [(key, 0, place, image.raw) for place, image in enumerate(record.inputs)]
@@ -143,14 +161,15 @@ def remove_images(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
 
 def remove_records(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
     """Forget records that are no longer there, and what only they said."""
+    touched: set[bytes] = set()
     for digest in digests:
         row = db.execute("DELETE FROM records WHERE digest = ? RETURNING key", (digest.raw,)).fetchone()
         if row:
-            touched = db.execute("SELECT DISTINCT image FROM edges WHERE record = ?", row).fetchall()
+            touched.update(raw for (raw,) in db.execute("SELECT image FROM edges WHERE record = ?", row))
             db.execute("DELETE FROM edges WHERE record = ?", row)
-            for (raw,) in touched:
-                _note_again(db, raw)
-                _index_words(db, Digest(raw))
+    for raw in touched:
+        _note_again(db, raw)
+        _index_words(db, _digest(raw))
 
 
 def totals(db: sqlite3.Connection) -> tuple[int, int]:
@@ -175,13 +194,13 @@ def dangling_records(db: sqlite3.Connection) -> list[Digest]:
     """Records that name an image which is not indexed."""
     statement = """SELECT DISTINCT records.digest FROM edges JOIN records ON records.key = record
         LEFT JOIN images ON images.digest = image WHERE images.key IS NULL ORDER BY records.digest"""
-    return [Digest(raw) for (raw,) in db.execute(statement)]
+    return [_digest(raw) for (raw,) in db.execute(statement)]
 
 
 def notes_of(db: sqlite3.Connection, image: Digest) -> list[Record]:
     """The label and pin records that are in force."""
     statement = "SELECT body FROM notes JOIN records ON key = record WHERE image = ? AND value IS NOT NULL"
-    return [parse_record(body) for (body,) in db.execute(statement, (image.raw,))]
+    return [indexed_record(body) for (body,) in db.execute(statement, (image.raw,))]
 
 
 def touch(db: sqlite3.Connection, digests: Iterable[Digest], time: int) -> None:
@@ -202,9 +221,11 @@ def last_touched(db: sqlite3.Connection, digest: Digest) -> int:
     return row[0] if row else 0
 
 
-def _free_key(db: sqlite3.Connection, table: str, key: int) -> int:
+def _free_key(db: sqlite3.Connection, table: str, microseconds: int, digest: Digest) -> int:
+    key = key_of(microseconds, digest)
+    step = 1 + int.from_bytes(digest.raw[2:4], "big")  # of its own, so that many of one time pass each other
     while db.execute(f"SELECT 1 FROM {table} WHERE key = ?", (key,)).fetchone():
-        key += 1  # the same microsecond and the same 11 bits
+        key += step
     return key
 
 
@@ -229,7 +250,7 @@ def _note_again(db: sqlite3.Connection, image: bytes) -> None:
     db.execute("DELETE FROM notes WHERE image = ?", (image,))
     statement = "SELECT key, body FROM records JOIN edges ON record = key WHERE image = ? AND output = 0"
     for key, body in db.execute(statement, (image,)).fetchall():
-        _note(db, key, parse_record(body))
+        _note(db, key, indexed_record(body))
 
 
 def _index_words(db: sqlite3.Connection, image: Digest) -> None:
@@ -242,10 +263,9 @@ def _index_words(db: sqlite3.Connection, image: Digest) -> None:
 
 def _add_words(db: sqlite3.Connection, key: int, image: Digest) -> None:
     """Write the words of an image: its label, and the words and tools of the records that made it."""
-    statement = (
-        "SELECT body FROM records JOIN edges ON record = key WHERE image = ? AND output = 1 ORDER BY key"
-    )
-    records = [parse_record(body) for (body,) in db.execute(statement, (image.raw,))]
+    statement = """SELECT body FROM records JOIN edges ON record = key WHERE image = ? AND output = 1
+        ORDER BY key LIMIT ?"""
+    records = [indexed_record(body) for (body,) in db.execute(statement, (image.raw, _MOST_RECORDS))]
     label = db.execute("SELECT value FROM notes WHERE image = ? AND tool = ?", (image.raw, LABEL)).fetchone()
     texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
     tools = " ".join(sorted({tool_word(record.tool) for record in records}))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from storage import words
 from storage.digest import Digest
 from storage.errors import InvalidArgument
-from storage.records import Record, parse_record
-from storage.rows import IMAGE_COLUMNS, ImageRow, image_row, tool_word
+from storage.records import Record
+from storage.rows import IMAGE_COLUMNS, ImageRow, image_row, indexed_record, tool_word
 
 MAX_TERMS = 256
 """Words of a query: each costs a look into the index."""
@@ -122,7 +122,7 @@ def origin(db: sqlite3.Connection, image: Digest) -> Origin | None:
     if row is None:
         return None
     digest, body = row[-2:]
-    made = (Digest(digest), parse_record(body)) if body is not None else (None, None)
+    made = (Digest(digest), indexed_record(body)) if body is not None else (None, None)
     return Origin(image_row(row), *made)
 
 
@@ -160,7 +160,6 @@ def oldest_first(found: dict[Digest, Origin], image: Digest) -> list[Origin]:
 
 
 def equal(db: sqlite3.Connection, memo: Digest) -> list[bytes]:
-    """The bodies of the records of equal requests, oldest first."""
-    return [
-        body for (body,) in db.execute("SELECT body FROM records WHERE memo = ? ORDER BY key", (memo.raw,))
-    ]
+    """The bodies of the first records of equal requests, oldest first."""
+    statement = "SELECT body FROM records WHERE memo = ? ORDER BY key LIMIT 100"
+    return [body for (body,) in db.execute(statement, (memo.raw,))]

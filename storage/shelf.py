@@ -6,55 +6,26 @@ of pictures; `storage/store.py` is what callers use.
 """
 
 import contextlib
-import itertools
-import shutil
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from storage import codec, rows
-from storage.blobs import Blob, BlobStore, LocalBlobs
+from storage import codec, recovery, rows
+from storage.blobs import Blob, BlobStore
 from storage.digest import Digest
-from storage.errors import (
-    Corrupt,
-    ImageNotFound,
-    ImageRejected,
-    IndexDamaged,
-    InvalidArgument,
-    StoreError,
-    from_os_error,
-)
-from storage.index import Index
-from storage.locks import Locks, MemoryLocks
-from storage.modes import close_up
-from storage.policies import QuotaBlobs, VerifiedBlobs
-from storage.records import Record, parse_record
+from storage.errors import ImageNotFound, IndexDamaged, IndexReadOnly, StoreError
+from storage.parts import Parts
+from storage.records import Record
 
-FOLLOWED_UMASK = 2
-"""Up to this version of the index, what a store made was as open as the umask said."""
-Progress = Callable[[int, int], None]
-"""Called with how many of how many are done."""
+T = TypeVar("T")
 NOTED_EVERY = timedelta(hours=1)
 """An access younger than this is not noted again: most reads then write nothing."""
-
-
-def ticking(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
-    """What reports each item, after it was used, as one of `total` done; several loops may share it."""
-    done = itertools.count(1)
-
-    def each(items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            yield item
-            if progress:
-                progress(next(done), total)
-
-    return each
 
 
 @dataclass
@@ -66,32 +37,43 @@ class _News:
     records: dict[Digest, Record] = field(default_factory=dict[Digest, Record])
 
 
-class Shelf:
+class Shelf(Parts):
     """One store's parts, and the few ways to change them together."""
 
     def __init__(
         self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
     ) -> None:
-        self.root = root
-        self.quota = quota
-        self.locks = Locks(root) if root else MemoryLocks()
+        super().__init__(root, quota, blobs, records)
         self._signing = threading.Lock()
         self._sign_out: weakref.finalize[[], Self] | None = None
-        self.index = Index(root / "index.sqlite" if root else None)
-        self.raw_blobs = blobs or self._local("blobs")
-        self.raw_records = records or self._local("records")
-        self.blobs = self._guarded(self.raw_blobs)
-        self.records = self._guarded(self.raw_records)
+        recovery.ready_index(self)
+
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """What `question` finds in the index. Not to be called with a lock."""
+
+        def asked() -> T:
+            with self.index.reading() as db:
+                return question(db)
+
+        return self.healing(asked)
+
+    def healing(self, work: Callable[[], T]) -> T:
+        """`work`, once more if the index turned out to be damaged. Not to be called with a lock."""
+        before = self.index.identity()
         try:
-            self.locks.prepare()
-        except OSError as error:
-            raise from_os_error(error, root or "memory://") from error
-        self._ready_index()
+            return work()
+        except (IndexDamaged, IndexReadOnly) as error:
+            recovery.heal(self, before, error)
+            return work()
 
     def put_image(self, png: bytes) -> Digest:
         """Store the bytes of a PNG durably and index them; its id."""
-        with self._putting() as news:
-            return self._put_image(png, news)
+
+        def put() -> Digest:
+            with self._putting() as news:
+                return self._put_image(png, news)
+
+        return self.healing(put)
 
     def put_record(self, record: Record) -> Digest:
         """Store a record durably and index it; the images it names are then known to be in use.
@@ -99,18 +81,27 @@ class Shelf:
         Raises:
             ImageNotFound: it names an image that is not here.
         """
-        with self._putting() as news:
-            return self._put_record(record, news)
+
+        def put() -> Digest:
+            with self._putting() as news:
+                return self._put_record(record, news)
+
+        return self.healing(put)
 
     def put_made(self, pngs: Iterable[bytes], describe: Callable[[list[Digest]], Record]) -> Record:
         """Store PNGs and the record that `describe` makes of their ids, and index them together.
 
         If the record cannot be stored, the images are there all the same. Raises what `put_record` does.
         """
-        with self._putting() as news:
-            record = describe([self._put_image(png, news) for png in pngs])
-            self._put_record(record, news)
-        return record
+        given = list(pngs)
+
+        def put() -> Record:
+            with self._putting() as news:
+                record = describe([self._put_image(png, news) for png in given])
+                self._put_record(record, news)
+            return record
+
+        return self.healing(put)
 
     def adopt(self, digest: Digest) -> bool:
         """Index a blob that is there and not indexed, as after a power cut. False if it is not there."""
@@ -130,39 +121,6 @@ class Shelf:
         with contextlib.suppress(StoreError), self.locks.writing(), self.index.writing() as db:
             rows.touch(db, digests, time.time_ns())
 
-    def reconcile(self) -> int:
-        """Index what was stored and not indexed, and sweep up what killed writers left half written.
-
-        How many were indexed. Call it with every writer kept out.
-        """
-        self._sweep()
-        with self.index.reading() as db:
-            images, records = rows.known_images(db), rows.known_records(db)
-        blobs = [blob for blob in self.blobs.list() if blob.digest not in images]
-        bodies = [blob.digest for blob in self.records.list() if blob.digest not in records]
-        with self.index.writing() as db:
-            added = self._fill(db, blobs, bodies)
-        self.locks.bury()
-        return added
-
-    def rebuild(self, progress: Progress | None = None) -> None:
-        """Build the index again from blobs and records. Call it with every writer kept out."""
-        blobs = sorted(self.blobs.list(), key=lambda blob: (blob.created, blob.digest))
-        bodies = [blob.digest for blob in self.records.list()]
-
-        def fill(db: sqlite3.Connection) -> None:
-            self._fill(db, blobs, bodies, progress)
-            # What was never asked for in this index counts as asked for now: a rebuild must not make a
-            # collection forget.
-            rows.touch_untouched(db, time.time_ns())
-
-        try:
-            self.index.rebuild(fill)
-        except IndexDamaged:  # beyond emptying its tables
-            self.index.forget()
-            self.index.rebuild(fill)
-        self.locks.bury()
-
     def sign_in(self) -> None:
         """Have the next start look for what was stored and not indexed, if this process dies before it signs
         out. Call it with the write lock."""
@@ -177,21 +135,11 @@ class Shelf:
                 self._sign_out()
         self.index.close()
 
-    def read_record(self, digest: Digest) -> tuple[Record, bytes] | None:
-        """A record and its bytes, or None if it is not there or not readable."""
-        try:
-            body = self.records.get(digest)
-            record = parse_record(body)
-            return (record, body) if record.canonical == body else None
-        except (KeyError, Corrupt, InvalidArgument):
-            return None
-
     def whole(self, body: bytes) -> bool:
         """Whether an indexed record, given as its bytes, and every image it made can be read."""
-        outputs = parse_record(body).outputs
-        with self.index.reading() as db:
-            if not all(rows.has_image(db, image) for image in outputs):
-                return False
+        outputs = rows.indexed_record(body).outputs
+        if not self.ask(lambda db: all(rows.has_image(db, image) for image in outputs)):
+            return False
         try:
             self.records.get(Digest.of(body))
             for image in outputs:
@@ -199,32 +147,6 @@ class Shelf:
         except (KeyError, StoreError):
             return False
         return True
-
-    def size_of(self, blob: Blob) -> tuple[int, int] | None:
-        """Width and height of a stored image, or None if it is not there or not readable."""
-        try:
-            return codec.size_of(self.blobs.get(blob.digest))
-        except (KeyError, Corrupt, ImageRejected):
-            return None
-
-    def _fill(
-        self,
-        db: sqlite3.Connection,
-        blobs: Sequence[Blob],
-        records: Sequence[Digest],
-        progress: Progress | None = None,
-    ) -> int:
-        added = 0
-        tick = ticking(progress, len(blobs) + len(records))
-        for blob in tick(blobs):
-            if size := self.size_of(blob):
-                rows.add_image(db, blob, size)
-                added += 1
-        read = [(digest, found) for digest in tick(records) if (found := self.read_record(digest))]
-        for digest, (record, body) in sorted(read, key=lambda item: (item[1][0].time, item[0])):
-            rows.add_record(db, digest, record, body)
-            added += 1
-        return added
 
     @contextlib.contextmanager
     def _putting(self) -> Generator["_News"]:
@@ -275,37 +197,3 @@ class Shelf:
             rows.touch(db, asked_for, time.time_ns())
         news.images.clear()
         news.records.clear()
-
-    def _local(self, kind: str) -> LocalBlobs:
-        if self.root is None:
-            raise ValueError(f"{kind}: a store without a folder must be told where they lie")
-        return LocalBlobs(self.root / kind)
-
-    def _sweep(self) -> None:
-        if self.root is None:
-            return
-        try:
-            for path in self.root.glob("tmp/*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except OSError as error:
-            raise from_os_error(error, self.root) from error
-
-    def _guarded(self, blobs: BlobStore) -> BlobStore:
-        verified = VerifiedBlobs(blobs)
-        return verified if self.quota is None else QuotaBlobs(verified, self.quota, self.index.used)
-
-    def _ready_index(self) -> None:
-        """Make the index usable: build it if it is new, old or broken, complete it after a crash."""
-        state = self.index.state()
-        if state != "ready":
-            with self.locks.alone():
-                if self.index.state() == "broken":
-                    self.index.forget()
-                if self.index.state() == "old":  # unless another process was faster
-                    if self.root and 0 < self.index.version() <= FOLLOWED_UMASK:
-                        close_up(self.root)
-                    self.rebuild()
-        elif self.locks.deserted():
-            with self.locks.alone():
-                if self.locks.deserted():  # and not just signing in
-                    self.reconcile()

@@ -24,15 +24,14 @@ from storage.codec import Limits
 from storage.digest import Digest, hex_digits
 from storage.errors import ImageNotFound, InvalidArgument
 from storage.ingest import Ingested
-from storage.records import LABEL, PIN, Model, Record, make_record, memo, parse_record
+from storage.records import LABEL, PIN, Model, Record, check_label, make_record, memo, parse_record
+from storage.recovery import Progress
 from storage.rows import ImageRow
-from storage.shelf import NOTED_EVERY, Progress, Shelf
+from storage.shelf import NOTED_EVERY, Shelf
 from storage.values import Ancestor, Page, StoredImage, Usage
 
 Reference = Digest | str
 """An id, a prefix of one with at least 8 hex digits, or an image URI."""
-MAX_LABEL = 500
-"""Characters."""
 MAX_PAGE = 1000
 """Images."""
 
@@ -64,8 +63,10 @@ class ImageStore:
         `records` are where the bytes live, by default below `path`; locks and the index are always
         there. Without a path they are in memory, and gone with this object.
 
+        A store that may only be read is opened to be read, see `read_only`.
+
         Raises:
-            StoreReadOnly, StoreFull: the folder cannot be written.
+            StoreReadOnly, StoreFull: the folder cannot be written, and holds no store.
         """
         self.path = Path(path).expanduser().absolute() if path is not None else None
         self.quota_bytes = quota_bytes
@@ -77,6 +78,14 @@ class ImageStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this store is another user's, a backup, or for another reason takes no writes.
+
+        Then it shows what was in its folder when it was opened, and refuses every change.
+        """
+        return self._shelf.read_only
 
     def close(self) -> None:
         """Say that all is well, and give the index's connections back. A store may be used again after it.
@@ -106,7 +115,7 @@ class ImageStore:
             InvalidArgument: the label is too long.
         """
         if label is not None:
-            _check_label(label)
+            check_label(label)
         if isinstance(image, Image.Image):
             taken = Ingested(codec.encode(codec.admit(image, self.limits)))
         else:
@@ -168,7 +177,7 @@ class ImageStore:
     def label(self, ref: Reference, text: str | None) -> StoredImage:
         """Name an image, or take its name away with None. A labelled image is never collected."""
         if text is not None:
-            _check_label(text)
+            check_label(text)
         return self._say(ref, LABEL, {} if text is None else {"label": text})
 
     def pin(self, ref: Reference, pinned: bool = True) -> StoredImage:
@@ -178,8 +187,7 @@ class ImageStore:
     def notes(self, ref: Reference) -> tuple[Record, ...]:
         """The records by which the label and the pin of an image were set."""
         digest = self._row(ref).digest
-        with self._shelf.index.reading() as db:
-            return tuple(rows.notes_of(db, digest))
+        return tuple(self._shelf.ask(lambda db: rows.notes_of(db, digest)))
 
     @contextlib.contextmanager
     def hold(self, refs: Iterable[Reference]) -> Generator[tuple[StoredImage, ...]]:
@@ -189,9 +197,7 @@ class ImageStore:
         """
         digests = [self._row(ref).digest for ref in refs]
         with contextlib.ExitStack() as stack:
-            with self._shelf.locks.writing():
-                images = [self._row(digest) for digest in digests]
-                stack.enter_context(self._shelf.locks.lease(digests))
+            images = self._shelf.healing(lambda: self._leased(digests, stack))
             yield tuple(_stored(row) for row in images)
 
     # -- records --------------------------------------------------------------------------------------
@@ -257,8 +263,7 @@ class ImageStore:
         """
         weights = model.digest or model.id if model else None
         wanted = memo(tool, parameters, inputs, weights, seed, numerics)
-        with self._shelf.index.reading() as db:
-            bodies = search.equal(db, wanted)
+        bodies = self._shelf.ask(lambda db: search.equal(db, wanted))
         record = next((parse_record(body) for body in bodies if self._shelf.whole(body)), None)
         if record is not None:
             self._shelf.touch(record.outputs)
@@ -283,15 +288,13 @@ class ImageStore:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidArgument(f"limit is {limit}; 1 to {MAX_PAGE} are allowed.")
         question = search.Question(query, tool, _least_key(since), limit, cursor)
-        with self._shelf.index.reading() as db:
-            images, following = search.listed(db, question)
+        images, following = self._shelf.ask(lambda db: search.listed(db, question))
         return Page(tuple(_stored(row) for row in images), following)
 
     def origin(self, ref: Reference) -> Ancestor:
         """An image and how it was made, at a cost that its ancestors do not raise. Raises what `get` does."""
         digest = self._row(ref).digest
-        with self._shelf.index.reading() as db:
-            found = search.origin(db, digest)
+        found = self._shelf.ask(lambda db: search.origin(db, digest))
         if found is None:  # collected since
             raise _not_found(str(digest))
         return _ancestor(found)
@@ -302,34 +305,32 @@ class ImageStore:
         With a `limit`, the image and its nearest ancestors, that many in all. Raises what `get` does.
         """
         digest = self.get(ref).id
-        with self._shelf.index.reading() as db:
-            origins = search.origins(db, [digest], limit)
+        origins = self._shelf.ask(lambda db: search.origins(db, [digest], limit))
         return tuple(map(_ancestor, search.oldest_first(origins, digest)))
 
     def with_ancestors(self, refs: Iterable[Digest]) -> set[Digest]:
         """Images and all their ancestors, each looked at once."""
-        with self._shelf.index.reading() as db:
-            return set(search.origins(db, refs))
+        images = list(refs)
+        return set(self._shelf.ask(lambda db: search.origins(db, images)))
 
     def usage(self) -> Usage:
         """How many images and bytes are stored."""
-        with self._shelf.index.reading() as db:
-            images, size = rows.totals(db)
+        images, size = self._shelf.ask(rows.totals)
         return Usage(images, size, self.quota_bytes)
 
     # -- care -----------------------------------------------------------------------------------------
 
     def verify(self, progress: Progress | None = None) -> care.Verification:
         """Read and hash everything; set aside what is wrong, index what is not indexed, delete nothing."""
-        return care.verify(self._shelf, progress)
+        return self._shelf.healing(lambda: care.verify(self._shelf, progress))
 
-    def rebuild_index(self, progress: Progress | None = None) -> None:
-        """Build the index again from blobs and records.
+    def rebuild_index(self, progress: Progress | None = None) -> tuple[Path, ...]:
+        """Build the index again from blobs and records. Those that cannot be read are set aside: where.
 
         Raises:
             StoreBusy: another process is collecting or rebuilding.
         """
-        care.rebuild_index(self._shelf, progress)
+        return care.rebuild_index(self._shelf, progress)
 
     def collect(
         self,
@@ -346,7 +347,9 @@ class ImageStore:
         Raises:
             StoreBusy: another process is collecting or rebuilding.
         """
-        return gc.collect(self._shelf, dry_run=dry_run, grace=grace, keep_accessed=keep_accessed)
+        return self._shelf.healing(
+            lambda: gc.collect(self._shelf, dry_run=dry_run, grace=grace, keep_accessed=keep_accessed)
+        )
 
     def export(
         self, refs: Iterable[Reference], folder: Path | str, progress: Progress | None = None
@@ -379,14 +382,23 @@ class ImageStore:
             )
         return images[0]
 
+    def _leased(self, digests: Sequence[Digest], stack: contextlib.ExitStack) -> Sequence[ImageRow]:
+        """Images that are there, held until the stack is closed."""
+        with self._shelf.locks.writing():
+            with self._shelf.index.reading() as db:
+                found = [search.matching(db, digest.hex) for digest in digests]
+            if not all(found):
+                raise _not_found(str(digests[found.index([])]))
+            stack.enter_context(self._shelf.locks.lease(digests))
+        return [row for (row,) in found]
+
     def _matching(self, digits: str) -> Sequence[ImageRow]:
-        with self._shelf.index.reading() as db:
-            return search.matching(db, digits)
+        return self._shelf.ask(lambda db: search.matching(db, digits))
 
     def _note_access(self, images: Sequence[ImageRow]) -> None:
         stale = time.time_ns() - round(NOTED_EVERY.total_seconds() * 1e9)
-        with self._shelf.index.reading() as db:
-            old = [row.digest for row in images if rows.last_touched(db, row.digest) < stale]
+        digests = [row.digest for row in images]
+        old = self._shelf.ask(lambda db: [each for each in digests if rows.last_touched(db, each) < stale])
         if old:
             self._shelf.touch(old)
 
@@ -409,13 +421,6 @@ def _ancestor(origin: search.Origin) -> Ancestor:
 
 def _not_found(ref: str) -> ImageNotFound:
     return ImageNotFound(f"No image {ref} is stored.", "List the images, or import it first.")
-
-
-def _check_label(label: str) -> None:
-    if not label.strip() or len(label) > MAX_LABEL:
-        raise InvalidArgument(
-            f"The label has {len(label)} characters; 1 to {MAX_LABEL} are allowed, not only spaces."
-        )
 
 
 def _least_key(since: datetime | None) -> int | None:

@@ -15,7 +15,8 @@ from storage.embedding import embed, extract
 from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
 from storage.opening import open_file, write_file
 from storage.records import Record
-from storage.shelf import Progress, Shelf, ticking
+from storage.recovery import Progress, ticking
+from storage.shelf import Shelf
 from storage.values import StoredImage
 
 if TYPE_CHECKING:
@@ -73,12 +74,13 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
     files = list(_files(folder.resolve()))
     for path in ticking(progress, len(files))(files):
         try:
-            image, found = _take(store, shelf, path)
+            image, found, refused = _take(store, shelf, path)
         except (ImageRejected, OSError) as error:
             skipped.append(Skipped(path, str(error)))
             continue
         images[image.id] = image
         records |= {record.id: (record, path) for record in found}
+        skipped += [Skipped(path, reason) for reason in refused]
     joined: list[Digest] = []
     for record, path in sorted(records.values(), key=lambda item: (item[0].time, item[0].id)):
         try:
@@ -118,17 +120,18 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, list[Record]]:
+def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, list[Record], tuple[str, ...]]:
+    """Store the picture in a file: the image, the records to join, and why others in it are refused."""
     limit = store.limits.bytes
     with open_file(path) as file:
         data = file.read(limit + 1)  # one more than allowed is enough to be refused for it
     carried = extract(data) if len(data) <= limit else None
     if carried is None:
-        return store.put(data), []
-    png, records = carried
+        return store.put(data), [], ()
+    png, records, refused = carried
     digest = Digest.of(png)
     # Another build of the encoder may have packed the same pixels otherwise. Keep its bytes, and with them
     # the id that the records know.
     known = any(digest in (*record.inputs, *record.outputs) for record in records)
     taken = decode(png, store.limits, keep_own=known)
-    return replace(store.get(shelf.put_image(taken.png)), notes=taken.notes), records
+    return replace(store.get(shelf.put_image(taken.png)), notes=taken.notes), records, refused

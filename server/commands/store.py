@@ -115,6 +115,7 @@ def verify(*, store: Store = None, as_json: AsJson = False) -> None:
         "images": found.images,
         "records": found.records,
         "quarantined": [str(path) for path in found.quarantined],
+        "left": list(found.left),
         "missing": [str(digest) for digest in found.missing],
         "dangling": [str(digest) for digest in found.dangling],
         "indexed": found.indexed,
@@ -122,6 +123,7 @@ def verify(*, store: Store = None, as_json: AsJson = False) -> None:
     lines = [f"{found.images:,} images and {found.records:,} records are right."]
     lines += [f"{found.indexed} were not indexed and now are."] if found.indexed else []
     lines += [f"Damaged or foreign, moved to {path}" for path in found.quarantined]
+    lines += [f"Damaged or foreign, and cannot be moved: {path}" for path in found.left]
     lines += [f"Gone: {digest}" for digest in found.missing]
     lines += [f"Names an image that is gone: record {digest}" for digest in found.dangling]
     show(value, *lines, as_json=as_json)
@@ -134,11 +136,16 @@ def rebuild_index(*, store: Store = None, as_json: AsJson = False) -> None:
     """Build the index again from images and records."""
     with open_typed(store) as images:
         with _bar("indexing") as report:
-            images.rebuild_index(report)
+            aside = images.rebuild_index(report)
         usage = images.usage()
     show(
-        {"images": usage.images, "bytes": usage.bytes},
+        {
+            "images": usage.images,
+            "bytes": usage.bytes,
+            "quarantined": [str(path) for path in aside],
+        },
         f"The index is new: {usage.images:,} images, {decimal(usage.bytes)}.",
+        *(f"Cannot be read, moved to {path}" for path in aside),
         as_json=as_json,
     )
 

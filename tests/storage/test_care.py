@@ -1,5 +1,6 @@
 """Looking after a store: what is wrong is set aside, what is kept stays, what is rebuilt is the same."""
 
+import fcntl
 import multiprocessing
 import os
 import time
@@ -13,6 +14,7 @@ from benchmarks.store_crash import inspect, noise
 from storage import Digest, ImageStore
 from storage.errors import Corrupt, ImageNotFound, StoreBusy
 from storage.locks import Locks
+from storage.records import make_record
 
 NOTHING = {"grace": timedelta(0), "keep_accessed": timedelta(0)}
 """Keep nothing for its age."""
@@ -196,3 +198,77 @@ def test_what_a_dead_writer_left_is_swept_up(store: ImageStore):
     with ImageStore(store.path) as other:
         assert other.get(image).id == image
         assert not list((store.path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["blobs", "records"])
+def test_what_is_put_right_while_verify_reads_stays(store: ImageStore, kind: str):
+    picture = noise(1, (8, 8))
+    image = store.put(picture).id
+    made = make_record(tool="x", parameters={"prompt": "a cat"}, outputs=[image])
+    record = store._shelf.put_record(made)
+    damaged = image if kind == "blobs" else record
+    place(store, damaged, kind).write_bytes(b"damage")
+
+    def put_again(done: int, total: int) -> None:
+        if done == total:  # everything was read, nothing was taken away yet
+            store.put(picture)
+            store._shelf.put_record(made)
+
+    found = store.verify(put_again)
+    assert found.clean and (found.images, found.records) == (1, 1)
+    assert store.read(image) and store.get_record(record).parameters["prompt"] == "a cat"
+    assert not (store.path / "quarantine").exists()
+
+
+def test_what_cannot_even_be_read_is_set_aside(store: ImageStore):
+    pictures = [noise(number, (8, 8)) for number in range(5)]
+    images = [store.put(picture).id for picture in pictures]
+    folder, pipe, link, huge, fine = (place(store, image) for image in images)
+    for path in (folder, pipe, link):
+        path.unlink()
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to(fine)
+    os.truncate(huge, 1 << 40)  # a hole: no room is used
+    found = store.verify()
+    assert len(found.quarantined) == 4 and found.images == 1 and len(found.missing) == 4
+    assert store.verify().clean
+    assert [store.put(picture).id for picture in pictures] == images and store.verify().clean
+
+
+def test_strays_of_every_name_are_set_aside(store: ImageStore):
+    store.put(noise(1, (8, 8)))
+    blobs = store.path / "blobs"
+    names = ["x" * 255, os.fsdecode(b"\xff\xfe"), "a\nb", "-rf", "same", "SHA256"]
+    for name in names:
+        (blobs / name).write_text("mine")
+    (blobs / "sha256" / "same").write_text("in the middle")
+    (blobs / "sha256" / "00" / "same").mkdir()
+    (blobs / "folder" / "deep").mkdir(parents=True)
+    assert len(store.verify().quarantined) == len(names) + 3
+    assert store.verify().clean
+
+
+def test_what_others_left_among_the_locks_stops_nothing(store: ImageStore):
+    image = store.put(noise(1, (8, 8))).id
+    for folder in (store.path / "locks" / "writers", store.path / "locks" / "leases"):
+        (folder / "folder").mkdir()
+        os.mkfifo(folder / "pipe")
+        (folder / "link").symlink_to("nowhere")
+        (folder / "text").write_bytes(b"no digest at all, of no length that one has")
+    held = os.open(store.path / "locks" / "leases" / "text", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    store.close()
+    with ImageStore(store.path) as other:
+        assert other.collect(dry_run=True).images == () and other.verify().clean
+        other.rebuild_index()
+        assert other.get(image).id == image
+    os.close(held)
+
+
+def test_what_is_left_half_written_and_cannot_be_removed_stops_nothing(store: ImageStore):
+    store.put(noise(1, (8, 8)))
+    (store.path / "tmp" / "link").symlink_to(store.path / "locks")
+    os.mkfifo(store.path / "tmp" / "pipe")
+    assert store.verify().clean and not list((store.path / "tmp").iterdir())
+    assert (store.path / "locks" / "leases").is_dir()

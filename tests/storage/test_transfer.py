@@ -171,9 +171,8 @@ def test_such_a_record_of_an_earlier_version_is_set_aside_and_the_store_opens(
     body = canonical({"time": "2026-01-01T00:00:00Z", "inputs": [str(image.id)], **fields})
     LocalBlobs(tmp_path / "records").put(body)
     with ImageStore(tmp_path) as store:
-        store.rebuild_index()
-        found = store.verify()
-        assert [path.read_bytes() for path in found.quarantined] == [body]
+        aside = store.rebuild_index()
+        assert [path.read_bytes() for path in aside] == [body]
         assert store.verify().clean and store.get(image.id).id == image.id
 
 

@@ -149,12 +149,13 @@ async def test_a_full_store_says_so_on_every_surface_that_writes(
 
 @pytest.fixture(params=["damaged", "unforeseen"])
 def broken(request: pytest.FixtureRequest, app: App, monkeypatch: pytest.MonkeyPatch) -> App:
-    """An app whose index is garbage, or whose store fails as nobody foresaw."""
+    """An app whose index is garbage and cannot be set aside, or whose store fails as nobody foresaw."""
     if request.param == "damaged":
         app.store.close()
         for suffix in ("-wal", "-shm"):
             (app.store.path / f"index.sqlite{suffix}").unlink(missing_ok=True)
         (app.store.path / "index.sqlite").write_bytes(b"garbage" * 2000)
+        (app.store.path / "quarantine").write_text("a file")
     else:
 
         def fail() -> None:
