@@ -10,6 +10,7 @@ to --keep, and judged again by `--input FILE`. What is fuzzed stands in `benchma
 """
 
 import argparse
+import faulthandler
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -58,22 +60,41 @@ class Watch:
     judge: "Judge"
     seen: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
+    """Most processor time that one input took, and"""
+    longest_s: float = 0.0
+    """most time by the clock: others may want the processor."""
     largest: int = 0
     """Most bytes that one input added."""
+    now: tuple[bytes | None, float] = (None, 0.0)
+    """The input that is judged, and since when."""
 
     def __call__(self, data: bytes) -> None:
         """Judge one input. Raises what the target does, and AssertionError beyond a limit."""
         before = _forget_peak()
+        self.now = (data, time.monotonic())
         started, used = time.monotonic(), time.process_time()
         word = self.judge(data)
         used, took = time.process_time() - used, time.monotonic() - started
+        self.now = (None, 0.0)
         added = _memory("VmHWM") - before
         self.seen[word] += 1
-        self.slowest_s, self.largest = max(self.slowest_s, took), max(self.largest, added)
+        self.slowest_s, self.longest_s = max(self.slowest_s, used), max(self.longest_s, took)
+        self.largest = max(self.largest, added)
         assert used < SLOW_S and took < HANG_S, f"{used:.1f} s of processor, {took:.1f} s by the clock"
         assert added < MEMORY, f"{added / 1e6:.0f} MB for an input of {len(data)} bytes"
         if self.seen.total() % SETTLED_AFTER == 0:
             self.judge.settle()
+
+    def guard(self, name: str, keep: Path) -> None:
+        """End the process if an input hangs: keep the input, and print where every thread stands."""
+        while True:
+            time.sleep(1)
+            data, since = self.now
+            if data is not None and time.monotonic() - since > 2 * HANG_S:
+                (keep / f"{name}-hangs").write_bytes(data)
+                print(f"{name}: FAULT an input hangs, kept in {keep / name}-hangs", flush=True)
+                faulthandler.dump_traceback()
+                os._exit(1)
 
     def fails(self, data: bytes) -> Exception | None:
         """What an input raises when it is judged alone."""
@@ -183,8 +204,15 @@ def guided(name: str, count: int, seconds: int, seed: int, keep: Path) -> None:
             _keep_fault(name, watch, data, error, keep)
             os._exit(1)
 
+    threading.Thread(target=watch.guard, args=(name, keep), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_AS, (_mapped() + ADDRESS_SPACE,) * 2)
-    options = [f"-seed={seed}", f"-max_len={LONGEST}", f"-timeout={4 * HANG_S}", "-rss_limit_mb=0"]
+    options = [
+        f"-seed={seed}",
+        f"-max_len={LONGEST}",
+        f"-timeout={4 * HANG_S}",
+        "-rss_limit_mb=0",
+        "-len_control=0",
+    ]
     options += [f"-artifact_prefix={keep}/", *([f"-dict={folder / 'words'}"] if target.words else [])]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     atheris.Fuzz()
@@ -195,7 +223,8 @@ def report(name: str, watch: Watch, took_s: float) -> None:
     count = watch.seen.total()
     print(
         f"{name}: {count} inputs in {took_s:.0f} s ({count / max(took_s, 1e-3):.0f}/s), "
-        f"slowest {watch.slowest_s:.2f} s, most memory {watch.largest / 1e6:.0f} MB"
+        f"slowest {watch.slowest_s:.2f} s ({watch.longest_s:.2f} s by the clock), "
+        f"most memory {watch.largest / 1e6:.0f} MB"
     )
     for word, times in watch.seen.most_common(12):
         print(f"{times:9}  {word}")

@@ -94,10 +94,10 @@ class FuzzedApp:
         (allowed / "link.png").symlink_to(folder / "secret.png")
         settings = Settings(store=str(folder / "store"), model="instant", allow_dir=(allowed,))
         self._app = build_app(settings, [*core_plugins(), InstantPlugin()])
-        self._store = self._app.store
+        self.store = self._app.store
         self.tools = tuple(self._app.tools)
         self.schemas = {name: input_schema(tool, self._app.card()) for name, tool in self._app.tools.items()}
-        self.image = self._store.put(Image.new("RGBA", (9, 9), (1, 2, 3, 4))).id.hex
+        self.image = self.store.put(Image.new("RGBA", (9, 9), (1, 2, 3, 4))).id.hex
         self.references = (
             f"sha256:{self.image}", self.image[:8], f"image://sha256/{self.image}", "mine.png", "link.png",
             "../secret.png", str(folder / "secret.png"), f"file://{allowed}/../secret.png", "https://127.0.0.1/x",
@@ -111,8 +111,7 @@ class FuzzedApp:
 
     def rest(self, method: str, path: str, headers: dict[str, str], body: bytes) -> str:
         """Send a request; judge the answer."""
-        answer = self._portal.call(ask, self._asgi, method, path, headers, body)
-        self._check_leaks(answer.body)
+        answer = self._ask(method, path, headers, body)
         where = (method, path, answer.status, answer.body[:300])
         if method == "HEAD":
             return str(answer.status)
@@ -124,6 +123,21 @@ class FuzzedApp:
             assert isinstance(json.loads(answer.body), dict), where
         return str(answer.status)
 
+    def call(self, tool: str, arguments: dict[str, Any]) -> Answer:
+        """Call a tool over REST."""
+        headers = {"content-type": "application/json", "host": "127.0.0.1"}
+        return self._ask("POST", f"/v1/tools/{tool}", headers, json.dumps(arguments).encode())
+
+    def judged(self, tool: str, arguments: dict[str, Any]) -> None:
+        """Call a tool over REST; what is asked is right, so the answer must be a result."""
+        answer = self.call(tool, arguments)
+        assert answer.status == 200, (tool, arguments, answer.status, answer.body[:400])
+
+    def _ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        answer = self._portal.call(ask, self._asgi, method, path, headers, body)
+        self._check_leaks(answer.body)
+        return answer
+
     def mcp(self, body: bytes) -> str:
         """Send a message of MCP; judge the answer."""
         headers = {
@@ -131,8 +145,7 @@ class FuzzedApp:
             "accept": "application/json, text/event-stream",
             "host": "127.0.0.1",
         }
-        answer = self._portal.call(ask, self._asgi, "POST", "/mcp", headers, body)
-        self._check_leaks(answer.body)
+        answer = self._ask("POST", "/mcp", headers, body)
         where = (answer.status, answer.body[:400], body[:400])
         assert answer.status in (200, 202, 400, 404), where
         if answer.status == 202:
@@ -155,11 +168,11 @@ class FuzzedApp:
 
     def settle(self) -> None:
         """The store is sound, and holds nothing that nobody might read."""
-        assert self._store.verify().clean, self._store.verify()
+        assert self.store.verify().clean, self.store.verify()
         with Image.open(self._folder / "secret.png") as secret:
             digest = Digest.of(codec.encode(codec.normal(secret)))
         try:
-            self._store.get(digest)
+            self.store.get(digest)
         except ImageNotFound:
             return
         raise AssertionError("a picture outside the allowed folder was read")
@@ -173,7 +186,7 @@ class FuzzedApp:
         return "event result"
 
     def _check_leaks(self, body: bytes) -> None:
-        assert str(self._store.path).encode() not in body, ("the store's folder is told", body[:500])
+        assert str(self.store.path).encode() not in body, ("the store's folder is told", body[:500])
         assert b"Traceback" not in body, body[:500]
 
 

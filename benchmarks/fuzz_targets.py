@@ -6,6 +6,7 @@ documentation does not promise: an undeclared exception, an undocumented answer,
 
 import io
 import json
+import random
 import re
 import tempfile
 import zlib
@@ -190,15 +191,20 @@ class Records:
 
 # -- exports ------------------------------------------------------------------------------------------
 
+ASKED = {"prompt": "a red circle", "seed": 7, "width": 16, "height": 16}
+
 
 class Exports:
-    """Pictures that carry a history against import: the store must be sound after it, whatever it carried."""
+    """Pictures that carry a history against import: the store must be sound after it, whatever it carried.
+
+    So must be what the tools answer about it, also to a request that equals one in an imported record.
+    """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
         self._since: list[bytes] = []
+        self._stack = stack.enter_context(ExitStack())
         self._begin()
-        stack.callback(lambda: self._store.close())
 
     def __call__(self, data: bytes) -> str:
         self._since.append(data)
@@ -226,10 +232,12 @@ class Exports:
             self._begin()
 
     def _begin(self) -> None:
-        if hasattr(self, "_store"):
-            self._store.close()
+        self._stack.close()
         self._root = Path(tempfile.mkdtemp(dir=self._folder))
-        self._store = ImageStore(self._root / "store", limits=LIMITS)
+        self._app = FuzzedApp(self._root, self._stack)
+        self._store = self._app.store
+        made = json.loads(self._app.call("generate_image", ASKED).body)
+        self._made = json.loads(self._store.get_record(made["record"]).canonical)
         colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
         self._images = [self._store.put(Image.new("RGB", (8, 8), colour)).id for colour in colours]
         self._pngs = [self._store.read(image) for image in self._images]
@@ -237,7 +245,7 @@ class Exports:
     def _import(self, data: bytes) -> str:
         choices = Choices(data)
         png = choices.pick(self._pngs)
-        fields = [record_fields(choices, self._images) for _ in range(1 + choices.below(2))]
+        fields = [self._fields(choices) for _ in range(1 + choices.below(2))]
         text = as_json(choices, fields)
         body = b"iTXt" + RECORDS.encode() + b"\0\0\0\0\0" + text
         chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
@@ -251,6 +259,14 @@ class Exports:
             assert 10 < len(skipped.reason) < 2000, skipped
         return f"{len(taken.images)} images, {len(taken.records)} records, {len(taken.skipped)} skipped"
 
+    def _fields(self, choices: Choices) -> dict[str, Any]:
+        """Those of any record, or nearly those of one that was made here."""
+        if choices.below(4):
+            return record_fields(choices, self._images)
+        return {name: choices.or_hostile(value) for name, value in self._made.items()} | {
+            "outputs": [str(choices.pick(self._images)) for _ in range(choices.below(3))]
+        }
+
     def _audit(self) -> None:
         store = self._store
         assert store.verify().clean, store.verify()
@@ -262,11 +278,15 @@ class Exports:
             for step in store.lineage(image.id):
                 assert step.record is None or isinstance(step.record, Record)
             store.notes(image.id)
-        usage = store.usage()
-        store.close()
-        self._store = ImageStore(store.path, limits=LIMITS)
-        assert self._store.usage() == usage
-        self._store.export([image.id for image in images], self._root / "exported")
+        for asked in ({"limit": 50}, {"query": "a"}, {"tool": "edit_image"}):
+            self._app.judged("list_images", asked)
+        for image in images:
+            self._app.judged("image_history", {"image": str(image.id)})
+            self._app.judged("view_image", {"image": str(image.id)})
+        self._app.judged("generate_image", ASKED)
+        with ImageStore(store.path, limits=LIMITS) as again:
+            assert again.usage() == store.usage()
+            again.export([image.id for image in images], self._root / "exported")
 
 
 # -- surfaces -----------------------------------------------------------------------------------------
@@ -361,9 +381,9 @@ def _references() -> Iterable[bytes]:
 
 
 def _decisions() -> Iterable[bytes]:
-    """Inputs of which every decision is the first, the second, ... option."""
+    """Inputs of which every decision is the first, the second, ... option, and some of any."""
     yield from (bytes([number]) * 60 for number in range(16))
-    yield from (bytes(range(first, first + 64)) for first in (0, 64, 128, 192))
+    yield from (random.Random(number).randbytes(300) for number in range(24))
 
 
 _IN_PICTURES = (
