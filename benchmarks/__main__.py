@@ -19,10 +19,11 @@ QUICK = {"weights": [], "startup": [], "overhead": ["nano", "0", "20"], "store":
 
 def summaries() -> dict[str, str]:
     """First line of the docstring of every benchmark, by name."""
-    files = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    texts = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("[!_]*.py"))}
     return {
-        path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
-        for path in files
+        name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+        for name, text in texts.items()
+        if '__name__ == "__main__"' in text  # the others are parts of these
     }
 
 
