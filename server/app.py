@@ -63,7 +63,9 @@ class App:
 
     @asynccontextmanager
     async def _live(self) -> AsyncGenerator[None]:
-        journal = await to_thread.run_sync(Journal, self.store.path)
+        # In a store that may only be read, no job outlives its server.
+        folder = None if self.store.read_only else self.store.path
+        journal = await to_thread.run_sync(Journal, folder)
         try:
             async with self.dispatcher.running(journal), anyio.create_task_group() as background:
                 background.start_soon(self._load_soon)

@@ -88,14 +88,17 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_READING = {errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 """What is wrong with one file. Not here: what passes, such as too many open files."""
-_SQLITE_DAMAGED = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+_SQLITE_DAMAGED = {
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_CONSTRAINT,  # rows that contradict each other: ours never do
+    sqlite3.SQLITE_MISMATCH,
+}
 _SQLITE_DAMAGED_FILE = {
     sqlite3.SQLITE_IOERR_READ,
     sqlite3.SQLITE_IOERR_SHORT_READ,
     sqlite3.SQLITE_IOERR_CORRUPTFS,
 }
-_SQLITE_SUSPECT = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
-"""Also what a wrong statement gives."""
 _SQLITE_NO_WRITING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
 
@@ -137,7 +140,7 @@ def from_sqlite_error(error: sqlite3.Error, folder: Path | None) -> StoreError:
         return read_only(place, _reason(error), IndexReadOnly)
     if code == sqlite3.SQLITE_BUSY:
         return StoreBusy(f"The index of the image store is in use: {error}.", "Try again.", place)
-    return _index_failed(IndexSuspect if code in _SQLITE_SUSPECT else StoreError, error, place)
+    return _index_failed(IndexSuspect if code == sqlite3.SQLITE_ERROR else StoreError, error, place)
 
 
 def read_only(

@@ -70,19 +70,27 @@ def ready_index(parts: Parts) -> None:
     elif parts.locks.deserted():
         with parts.locks.alone():
             if parts.locks.deserted():  # and not just signing in
-                reconcile(parts)
+                _complete(parts)
 
 
 def _copy_index(parts: Parts) -> None:
     """Have in memory what the index of a store that may only be read says, as far as it is true."""
     assert parts.root is not None
     parts.index.copy(parts.root / "index.sqlite")
-    if parts.index.state() != "ready":
+    if parts.index.state() == "ready":
+        _complete(parts)
+        forget_missing(parts)
+    else:
         parts.index = Index(None)
         rebuild(parts)
-        return
-    reconcile(parts)
-    forget_missing(parts)
+
+
+def _complete(parts: Parts) -> None:
+    try:
+        reconcile(parts)
+    except IndexDamaged as error:
+        _set_index_aside(parts, error)
+        rebuild(parts)
 
 
 def heal(parts: Parts, before: Identity, error: IndexDamaged | IndexReadOnly) -> None:

@@ -105,16 +105,18 @@ class Shelf(Parts):
 
     def adopt(self, digest: Digest) -> bool:
         """Index a blob that is there and not indexed, as after a power cut. False if it is not there."""
-        with self.locks.writing():
-            blob = self.blobs.has(digest)
-            if blob is None:
-                return False
-            size = self.size_of(blob)
-            if size:
-                with self.index.writing() as db:
-                    rows.add_image(db, blob, size)
-                    rows.touch(db, [digest], time.time_ns())
-            return size is not None
+
+        def adopt() -> bool:
+            with self.locks.writing():
+                blob = self.blobs.has(digest)
+                size = self.size_of(blob) if blob else None
+                if blob and size:
+                    with self.index.writing() as db:
+                        rows.add_image(db, blob, size)
+                        rows.touch(db, [digest], time.time_ns())
+                return size is not None
+
+        return self.healing(adopt)
 
     def touch(self, digests: Iterable[Digest]) -> None:
         """Keep these from being collected for a while. A store that cannot be written still answers."""

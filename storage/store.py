@@ -87,6 +87,10 @@ class ImageStore:
         """
         return self._shelf.read_only
 
+    def refuse_if_read_only(self) -> None:
+        """Raise StoreReadOnly if nothing can be stored, before any work is done for it."""
+        self._shelf.refuse_if_read_only()
+
     def close(self) -> None:
         """Say that all is well, and give the index's connections back. A store may be used again after it.
 

@@ -45,6 +45,7 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
     store = context.store
     if recipe.fixed and (found := await to_thread.run_sync(partial(_recall, recipe, store, kind, started))):
         return found
+    store.refuse_if_read_only()
 
     def load() -> Task:
         return recipe.task([store.open(image.id) for image in recipe.inputs])

@@ -236,3 +236,17 @@ def test_an_index_of_this_version_is_ready_and_one_of_an_earlier_one_is_old(tmp_
     assert index.state() == "ready"
     changed(tmp_path / "index.sqlite", f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
     assert index.state() == "old"
+
+
+@pytest.mark.parametrize("how", ["verify", "open", "name"])
+def test_an_index_whose_rows_contradict_each_other_is_built_again(tmp_path: Path, last: Digest, how: str):
+    before = answers(tmp_path / "store", last)
+    changed(tmp_path / "store" / "index.sqlite", "DELETE FROM images")
+    if how == "open":  # after a crash
+        (tmp_path / "store" / "locks" / "writers" / "0123456789abcdef").touch()
+    with ImageStore(tmp_path / "store") as store:
+        if how == "verify":
+            assert store.verify().clean
+        elif how == "name":
+            assert store.get(last).id == last
+    assert answers(tmp_path / "store", last) == before

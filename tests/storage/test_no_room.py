@@ -96,7 +96,7 @@ def test_a_read_only_folder_refuses_to_store_and_still_shows():
     try:
         with ImageStore(folder / "store") as store:
             image = store.put(noise(1, (8, 8)), label="kept")
-            with _not_writable(folder / "store"):
+            with not_writable(folder / "store"):
                 for change in (
                     lambda: store.put(noise(2, (8, 8))),
                     lambda: store.label(image.id, "other"),
@@ -119,7 +119,7 @@ def test_a_read_only_folder_refuses_to_store_and_still_shows():
 
 
 @contextlib.contextmanager
-def _not_writable(folder: Path) -> Iterator[None]:
+def not_writable(folder: Path) -> Iterator[None]:
     """Take the right to write away, from root too: it ignores modes, so become nobody meanwhile."""
     modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
     for path in modes:
