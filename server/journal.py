@@ -20,7 +20,7 @@ from typing import cast, get_args
 
 from server.log import get_logger
 from storage.errors import from_os_error, from_sqlite_error
-from storage.modes import create, make_database, make_folder
+from storage.modes import create, make_database, make_folder, may_be_database
 from tools.base import Code, JobState, ToolError
 
 FILE = "jobs.sqlite"
@@ -193,6 +193,8 @@ class Journal:
 
 def _database(file: Path | str) -> sqlite3.Connection:
     """The database in a file, whose table is there and takes our rows."""
+    if isinstance(file, Path) and not may_be_database(file):
+        raise sqlite3.OperationalError("not a regular file")
     database = sqlite3.connect(file, timeout=10, isolation_level=None, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode = WAL")

@@ -119,6 +119,15 @@ def from_os_error(error: OSError, folder: Path | str, reading: bool = False) -> 
     return StoreError(f"The image store failed{_at(error, folder)}: {_reason(error)}.", advice, str(folder))
 
 
+def unreadable_lease(name: str, folder: Path) -> StoreError:
+    """The refusal to collect while it is not known which images a job needs."""
+    return StoreError(
+        f"Cannot collect: locks/leases/{name} cannot be read, and may name images that a job needs.",
+        "Ask the host to remove it when no job runs.",
+        str(folder),
+    )
+
+
 def cannot_write(error: OSError) -> bool:
     """Whether a right is missing, or the file system is read-only."""
     return error.errno in _NO_WRITING or isinstance(error, PermissionError)  # object stores give no number

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 from storage.errors import IndexDamaged, StoreReadOnly, from_sqlite_error
-from storage.modes import create, make_database, make_folder
+from storage.modes import DATABASE_SUFFIXES, create, make_database, make_folder, may_be_database
 from storage.rows import DERIVED, OWN, SCHEMA, SCHEMA_VERSION, totals
 
 _WAIT_S = 60.0
-_SUFFIXES = ("", "-wal", "-shm")
 _WAL_VERSIONS = slice(18, 20)
 """Where in a database file it says whether it is in WAL mode."""
 Identity = tuple[int, int] | None
@@ -83,7 +82,7 @@ class Index:
         place = quarantine / f"index-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         make_folder(place, self.path.parent / "locks")
         with self._turn(fcntl.LOCK_EX):
-            for suffix in reversed(_SUFFIXES):
+            for suffix in reversed(DATABASE_SUFFIXES):
                 if os.path.lexists(self._beside(suffix)):
                     os.rename(self._beside(suffix), place / self._beside(suffix).name)
         return place
@@ -184,7 +183,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         in_memory = f"file:/omnigen2-{self._name}?vfs=memdb"
         with self._turn(fcntl.LOCK_SH):
-            if not all(self._is_regular(suffix) for suffix in _SUFFIXES):
+            if self.path is not None and not may_be_database(self.path):
                 raise IndexDamaged("The index of the image store is not a file.")
             if self.path is not None:
                 with contextlib.suppress(OSError):  # SQLite says better what is wrong
@@ -223,18 +222,6 @@ class Index:
     def _beside(self, suffix: str) -> Path:
         assert self.path is not None
         return self.path.with_name(self.path.name + suffix)
-
-    def _is_regular(self, suffix: str) -> bool:
-        """Whether SQLite may open it, or create it: it would wait for a pipe for ever."""
-        if self.path is None:
-            return True
-        path = self._beside(suffix)
-        try:
-            return stat.S_ISREG(path.stat().st_mode)
-        except FileNotFoundError:
-            return not path.is_symlink()
-        except OSError:
-            return False
 
     @contextlib.contextmanager
     def _errors(self) -> Generator[None]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 from storage.digest import Digest
-from storage.errors import StoreBusy, from_os_error
+from storage.errors import StoreBusy, from_os_error, unreadable_lease
 from storage.modes import create, make_folder
 
 
@@ -107,7 +107,7 @@ class Locks:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise from_os_error(error, self.folder.parent, reading=True) from error
+                raise unreadable_lease(path.name, self.folder.parent) from error
             found.update(Digest(raw[at : at + 32]) for at in range(0, len(raw) - 31, 32))
         return found
 

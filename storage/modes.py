@@ -15,6 +15,9 @@ FOLDER, FILE, BLOB = 0o2777, 0o666, 0o444
 OWNER = 0o700
 PARTS = ("blobs", "records", "locks", "tmp", "quarantine", "jobs", "index.sqlite")
 
+DATABASE_SUFFIXES = ("", "-wal", "-shm")
+"""What SQLite adds to the name of a database for the files beside it."""
+
 
 def make_folder(folder: Path, model: Path | None = None) -> None:
     """Create a folder, and those above that are missing; nothing happens if it is there.
@@ -62,6 +65,20 @@ def make_database(path: Path, model: Path) -> None:
             os.link(aside, path)
     finally:
         aside.unlink()
+
+
+def may_be_database(path: Path) -> bool:
+    """Whether SQLite may open or create a database there: it would wait for a pipe without end."""
+    return all(_may_be_file(path.with_name(path.name + suffix)) for suffix in DATABASE_SUFFIXES)
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return not path.is_symlink()
+    except OSError:
+        return False
 
 
 def permissions(model: Path | None, mask: int) -> int:

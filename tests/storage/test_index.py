@@ -17,6 +17,7 @@ from storage import Digest, ImageStore
 from storage.errors import IndexDamaged, StoreError
 from storage.index import Index
 from storage.rows import SCHEMA_VERSION
+from tests.storage.test_care import without_empty_folders
 
 FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm")
 
@@ -30,6 +31,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Digest]:
         for before, after in itertools.pairwise(images):
             words = {"instruction": "a cat " * 200}
             store.record(tool="edit_image", parameters=words, inputs=[before], outputs=[after])
+    without_empty_folders(folder)
     return folder, images[-1]
 
 

@@ -20,6 +20,7 @@ from server.commands import store as commands
 from server.settings import Settings
 from storage import Digest, ImageStore
 from storage.errors import Corrupt, StoreReadOnly
+from tests.storage.test_care import without_empty_folders
 from tests.storage.test_no_room import not_writable
 
 Protect = Callable[[Path], contextlib.AbstractContextManager[None]]
@@ -56,6 +57,7 @@ def fill(folder: Path) -> tuple[Digest, Digest]:
         second = store.put(noise(2, (8, 8))).id
         store.record(tool="edit_image", parameters={"instruction": "a cat"}, inputs=[first], outputs=[second])
         store.pin(second)
+    without_empty_folders(folder)
     return first, second
 
 
