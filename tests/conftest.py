@@ -4,7 +4,9 @@ Every process that a test starts computes in one thread: the models are small, a
 that wait for each other take a hundred times as long.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,3 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def log_handlers() -> Iterator[None]:
+    """Take back the log handler that a test configured: it writes to a stream that ends with the test."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
