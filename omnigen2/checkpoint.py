@@ -40,7 +40,8 @@ M = TypeVar("M", bound=ModelMixin)
 N = TypeVar("N", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 
-_loading = threading.Lock()
+making_modules = threading.RLock()
+"""Held while a library makes modules: for all threads, it patches `nn.Module` and the default dtype meanwhile."""
 
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> OmniGen2Transformer2DModel:
@@ -186,11 +187,11 @@ def _load_alone(load: Callable[[], N], part: Path, dtype: torch.dtype) -> N:
     The libraries set the default dtype of the whole process while they load, and take it for that of the
     weights: two that load at once spoil each other's, and the process's for good.
     """
-    with _loading, torch.device("cpu"):
+    with making_modules, torch.device("cpu"):
         for _ in range(ATTEMPTS):
             loaded = load()
             numbers = [own for own in loaded.parameters() if own.is_floating_point()]
-            if all(own.dtype == dtype for own in numbers):
+            if all(own.dtype == dtype and not own.is_meta for own in numbers):
                 return loaded
     raise ValueError(
         f"model: {part} could not be loaded in {dtype}: something else in this process keeps changing "

@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from omnigen2.adapter import Adapter
+from omnigen2.checkpoint import making_modules
 from omnigen2.params import InvalidTask
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
@@ -88,6 +89,7 @@ def _load(transformer: OmniGen2Transformer2DModel, adapter: Adapter) -> None:
     check(transformer, weights)
     loaded = getattr(transformer, "peft_config", {})
     transformer.delete_adapters([*loaded][: max(0, len(loaded) - KEPT + 1)])
-    with warnings.catch_warnings():
+    # A model that loads in another thread meanwhile would leave the adapter's layers without weights.
+    with making_modules, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are fine
         transformer.load_lora_adapter(weights, prefix=None, adapter_name=adapter.digest)  # pyright: ignore

@@ -4,18 +4,24 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import omnigen2
+from omnigen2.checkpoint import making_modules
 from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask
 from tests.omnigen2.golden import PIPELINE, model
+
+QUICK = {"steps": 2, "width": 32, "height": 32, "seed": 7, "output": "latents"}
 
 QUICK = {"steps": 3, "seed": 7, "output": "latents", "scheduler": "dpmsolver++"}
 PICTURE = Image.radial_gradient("L").resize((48, 32)).convert("RGB")
@@ -164,3 +170,33 @@ def test_models_loaded_in_several_threads_leave_the_process_as_it_was(omnigen: O
         assert len(kinds) == 1
         if kinds == {torch.float32}:
             assert torch.equal(everything(one)[0], everything(omnigen)[0])
+
+
+def test_an_adapter_met_while_a_model_loads_has_its_weights(untouched: OmniGen2, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    layer = "layers.0.attn.to_q"
+    matrices = {f"{layer}.lora_A.weight": torch.randn(4, 96), f"{layer}.lora_B.weight": torch.randn(96, 4)}
+    save_file(matrices, tmp_path / "one.safetensors")
+    loading, enough = threading.Event(), threading.Event()
+
+    def load() -> None:
+        with making_modules, init_empty_weights():  # as diffusers does: modules of all threads get no weights
+            loading.set()
+            enough.wait(60)
+
+    def use() -> None:
+        made.append(untouched.generate("a circle", lora=tmp_path / "one.safetensors", **QUICK))
+
+    made: list[Tensor] = []
+    threads = [threading.Thread(target=load), threading.Thread(target=use)]
+    threads[0].start()
+    loading.wait(60)
+    threads[1].start()
+    threads[1].join(1)  # it would be over by now, or have failed
+    assert not made
+    enough.set()
+    for thread in threads:
+        thread.join(60)
+    expected = untouched.generate("a circle", lora=tmp_path / "one.safetensors", **QUICK)
+    assert len(made) == 1 and torch.equal(made[0], expected)
+    assert not any(own.is_meta for own in untouched.pipeline.transformer.parameters())
