@@ -41,7 +41,7 @@ N = TypeVar("N", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 
 making_modules = threading.RLock()
-"""Held while a library makes modules: for all threads, it patches `nn.Module` and the default dtype meanwhile."""
+"""Held while a library makes modules: it changes `nn.Module` and the default dtype for all threads."""
 
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> OmniGen2Transformer2DModel:
