@@ -21,7 +21,7 @@ from cyclopts.exceptions import CycloptsError
 from pydantic import ValidationError
 
 from omnigen2.params import explain
-from server import log
+from server import allocator, log
 from server.commands.options import given, parameters
 from server.ending import leave
 from server.errors import as_tool_error
@@ -125,6 +125,7 @@ def serve_command() -> Command:
     signature = inspect.Signature(parameters(Settings, Settings.model_json_schema()))
 
     def serve(**options: Any) -> None:
+        allocator.keep_little()
         settings = Settings(**given(options))
         log.configure(settings.log_level)
         from server.app import build_app
