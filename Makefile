@@ -23,7 +23,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/pyright
 
 docs: setup
-	$(BIN)/python -m server.reference
+	$(BIN)/python -m server.cli.reference
 
 bench: setup
 	$(BIN)/python -m benchmarks

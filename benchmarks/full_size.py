@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from omnigen2.autoencoder import Autoencoder
-from omnigen2.card import published_card
+from omnigen2.checkpoints.card import published_card
 from omnigen2.denoise import Denoiser
 from omnigen2.language import LanguageModel
 from omnigen2.model import OmniGen2

@@ -15,9 +15,9 @@ from PIL import Image
 from starlette.types import ASGIApp, Message
 
 from benchmarks.answers import LONGEST_REFUSAL, judge_answer, judge_refusal
-from omnigen2.card import ModelCard, read_card
+from omnigen2.checkpoints.card import ModelCard, read_card
+from omnigen2.checkpoints.locate import NANO, resolve
 from omnigen2.factory import OneModel
-from omnigen2.hub import NANO, resolve
 from omnigen2.task import ImageTask, Outcome, Progress, Task, Ticket
 from server.app import build_app
 from server.hookspecs import hookimpl

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from omnigen2.filehash import remembered_hash
+from omnigen2.checkpoints.hashes import remembered_hash
 from omnigen2.params import InvalidTask
 
 FILE = "pytorch_lora_weights.safetensors"

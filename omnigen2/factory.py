@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from omnigen2 import hub
-from omnigen2.card import ModelCard, read_card
+from omnigen2.checkpoints import locate
+from omnigen2.checkpoints.card import ModelCard, read_card
 from omnigen2.task import Backend
 
 
@@ -73,19 +73,19 @@ class Checkpoints:
     """OmniGen2 in the published layout: nano, pulled repositories, and any folder, by its path."""
 
     def models(self) -> Sequence[str]:
-        return hub.names()
+        return locate.names()
 
     def card(self, model: str) -> ModelCard:
-        return read_card(hub.resolve(model), model)
+        return read_card(locate.resolve(model), model)
 
     def identify(self, model: str) -> ModelCard | None:
-        digest = hub.known_digest(hub.resolve(model))
+        digest = locate.known_digest(locate.resolve(model))
         return self.card(model).model_copy(update={"digest": digest}) if digest else None
 
     def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
-        folder = hub.resolve(model)
+        folder = locate.resolve(model)
+        from omnigen2.checkpoints.fit import make_room
         from omnigen2.engine import Engine
-        from omnigen2.memory import make_room
         from omnigen2.model import OmniGen2
 
         make_room(folder, device, dtype, evict)

@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from omnigen2.adapter import Adapter
-from omnigen2.checkpoint import making_modules
+from omnigen2.checkpoints.load import making_modules
 from omnigen2.params import InvalidTask
 from omnigen2.transformer import OmniGen2Transformer2DModel
 

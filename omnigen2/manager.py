@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from omnigen2 import hub
-from omnigen2.card import Limits, ModelCard
+from omnigen2.checkpoints import locate
+from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.factory import BackendFactory, Checkpoints
 from omnigen2.task import Backend, Watched
 
@@ -68,7 +68,7 @@ class Manager:
 
     def __init__(
         self,
-        default_model: str = hub.NANO,
+        default_model: str = locate.NANO,
         *,
         device: str = "auto",
         dtype: str = "auto",

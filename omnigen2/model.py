@@ -15,9 +15,10 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from omnigen2 import checkpoint, hub, lora, threads
+from omnigen2 import lora, threads
 from omnigen2.adapter import Adapter
-from omnigen2.card import Limits, ModelCard, read_card
+from omnigen2.checkpoints import load, locate
+from omnigen2.checkpoints.card import Limits, ModelCard, read_card
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
 from omnigen2.guidance import without_effect
@@ -52,18 +53,18 @@ class OmniGen2:
     @classmethod
     def load(cls, source: str, *, device: str = "auto", dtype: str = "auto") -> "OmniGen2":
         """See `omnigen2.load`."""
-        folder = hub.resolve(source)
-        checkpoint.check_layout(folder)
+        folder = locate.resolve(source)
+        load.check_layout(folder)
         place = pick_device(device)
         kind = pick_dtype(dtype, place)
         card = _identified(read_card(folder, source), folder)
-        transformer = checkpoint.load_transformer(folder, kind).eval()
-        autoencoder = checkpoint.load_autoencoder(folder, kind, transformer.config["patch_size"])
-        language = checkpoint.load_language_model(folder, kind)
-        checkpoint.check_fit(transformer, autoencoder, language)
+        transformer = load.load_transformer(folder, kind).eval()
+        autoencoder = load.load_autoencoder(folder, kind, transformer.config["patch_size"])
+        language = load.load_language_model(folder, kind)
+        load.check_fit(transformer, autoencoder, language)
         for part in (transformer, autoencoder.vae, language.mllm):
-            checkpoint.place(part, place)
-        if hub.weights_digest(folder) != card.digest:
+            load.place(part, place)
+        if locate.weights_digest(folder) != card.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
         return cls(Pipeline(transformer, autoencoder, language, card))
 
@@ -247,7 +248,7 @@ def _checked(kind: type[P], asked: Mapping[str, object]) -> P:
 
 def _identified(card: ModelCard, folder: Path) -> ModelCard:
     """The card with the digest of the files in `folder`, which is the published one if there is one."""
-    found = hub.weights_digest(folder)
+    found = locate.weights_digest(folder)
     if card.digest not in (None, found):
         raise ValueError(
             f"weights in {folder} have digest {found}, its card.json says {card.digest}: "

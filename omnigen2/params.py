@@ -1,8 +1,8 @@
 """Every tunable of the model, once: its name, type, bounds and sentence.
 
 Tool schemas, command-line options, REST bodies and reference pages derive from these classes. A field that
-is `None` means "the model decides"; the values it decides on live in the model card (`omnigen2.card`) and
-nowhere else. Nothing here imports torch.
+is `None` means "the model decides"; the values it decides on live in the model card
+(`omnigen2.checkpoints.card`) and nowhere else. Nothing here imports torch.
 """
 
 from reprlib import Repr

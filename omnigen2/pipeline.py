@@ -14,7 +14,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from omnigen2.autoencoder import Autoencoder, flatten
-from omnigen2.card import Limits, ModelCard
+from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.denoise import Sample
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide

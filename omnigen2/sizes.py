@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from omnigen2.card import Limits
+from omnigen2.checkpoints.card import Limits
 from omnigen2.params import InvalidTask, S
 
 LEAST_SIDE = 16

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 from PIL.Image import Image
 
 from omnigen2.adapter import Adapter
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Decoding, ReferenceSampling
 
 NUMERICS_VERSION = 2

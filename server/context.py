@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 from pydantic import ValidationError
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from server.caller import Caller
 from server.errors import without_folders
 from server.jobs import Job, Status

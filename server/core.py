@@ -1,20 +1,13 @@
-"""The core as a plugin: OmniGen2, where images may be kept, and the commands that are no tools."""
+"""The core as a plugin: OmniGen2 checkpoints, and the places where images may be kept."""
 
 from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from omnigen2.factory import BackendFactory, Checkpoints
 from server.hookspecs import StoreOpener, hookimpl
 from storage import ImageStore
 
-if TYPE_CHECKING:
-    from cyclopts import App
-
 OBJECT_STORES = ("memory", "s3", "gs", "az")
-COMMANDS = ("models", "bench", "store", "doctor", "train", "eval")
-"""Modules in `server/commands`, each with its `app`."""
 
 
 @hookimpl
@@ -29,13 +22,6 @@ def register_stores(register: Callable[[str, StoreOpener], None]) -> None:
     register("file", _open_folder)
     for scheme in OBJECT_STORES:
         register(scheme, _open_objects)
-
-
-@hookimpl
-def register_commands(register: Callable[["App"], None]) -> None:
-    """Offer the commands; each is imported only here, when a command line is to be read."""
-    for name in COMMANDS:
-        register(import_module(f"server.commands.{name}").app)
 
 
 def _open_folder(url: str, quota_bytes: int | None) -> ImageStore:

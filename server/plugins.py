@@ -18,7 +18,7 @@ from server.hookspecs import PROJECT, AnyTool, StoreOpener
 if TYPE_CHECKING:
     from cyclopts import App
 
-CORE = ("tools.core", "server.core")
+CORE = ("tools.core", "server.core", "server.cli.commands")
 
 
 class NameTaken(ValueError):

@@ -7,7 +7,7 @@ schemas are ready before the model is.
 from collections.abc import Mapping
 from typing import Any
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from tools.base import Result, Tool, ToolError
 
 Schema = dict[str, Any]

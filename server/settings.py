@@ -1,7 +1,7 @@
 """What the host decides, declared once: environment, TOML file, flags and reference page derive from it.
 
 A flag beats the environment, the environment beats the file, the file beats the default. Defaults of sampling
-are not here: they are the model's (`omnigen2.card`).
+are not here: they are the model's (`omnigen2.checkpoints.card`).
 """
 
 import os
@@ -18,7 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from omnigen2.hub import NANO
+from omnigen2.checkpoints.locate import NANO
 from storage import default_store_path
 from storage.opening import real_folder
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Params
 from omnigen2.task import Outcome, Task
 from storage import ImageStore, StoredImage

@@ -1,6 +1,6 @@
 """A new picture from several."""
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import ReferenceSampling
 from tools.base import Context, Tool
 from tools.fields import ImageRequest, ImagesIn, Instructed

@@ -1,6 +1,6 @@
 """Words about pictures."""
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Decoding
 from tools.base import Context, Tool
 from tools.fields import Asked, ImagesIn, TextRequest

@@ -1,6 +1,6 @@
 """A picture changed as told."""
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import ReferenceSampling
 from tools.base import Context, Tool
 from tools.fields import ImageIn, ImageRequest, Instructed

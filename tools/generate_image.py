@@ -1,6 +1,6 @@
 """A picture from words."""
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Sampling
 from tools.base import Context, Tool
 from tools.fields import ImageRequest, Prompted

@@ -14,7 +14,7 @@ import anyio.to_thread
 from pydantic import JsonValue
 
 from omnigen2.adapter import Adapter, pick_adapter
-from omnigen2.card import Limits, ModelCard
+from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.guidance import without_effect
 from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, S, Sampling
 from omnigen2.sizes import sized

@@ -19,10 +19,10 @@ from PIL import Image
 
 import omnigen2
 from omnigen2 import adapter
-from omnigen2.shapeworld import COLOURS, Example, example, judge, render
-from omnigen2.shapeworld.tasks import Split, Task
+from omnigen2.nano.stages.run import run
+from omnigen2.nano.world import COLOURS, Example, example, judge, render
+from omnigen2.nano.world.tasks import Split, Task
 from omnigen2.training.config import TrainConfig, read_config
-from omnigen2.training.run import run
 
 NAME, VALUE = "pink", (255, 120, 180)
 STANDS_FOR = "purple"

@@ -30,11 +30,11 @@ from torch import Tensor
 
 import omnigen2
 from omnigen2 import adapter, lora
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
+from omnigen2.nano.stages.generation import GenerationLoss, draw_times, normal
 from omnigen2.params import MAX_REFERENCES, explain
 from omnigen2.pipeline import Pipeline
 from omnigen2.training.config import Finetune, TrainConfig
-from omnigen2.training.generation import GenerationLoss, draw_times, normal
 from omnigen2.training.loop import train
 from omnigen2.training.publish import mix_in, publish_like
 from omnigen2.transformer import OmniGen2Transformer2DModel

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from omnigen2.card import CARD_FILE, ModelCard, read_card
-from omnigen2.checkpoint import load_language_model
-from omnigen2.hub import resolve, weights_digest
-from omnigen2.training.tokens import known_words
+from omnigen2.checkpoints.card import CARD_FILE, ModelCard, read_card
+from omnigen2.checkpoints.load import load_language_model
+from omnigen2.checkpoints.locate import resolve, weights_digest
+from omnigen2.nano.stages.tokens import known_words
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 PARTS = ("vae", "mllm", "processor", "transformer")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from omnigen2.model import OmniGen2
-from server.commands import bench
+from server.cli import bench
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
 

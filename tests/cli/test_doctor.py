@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.commands import doctor
+from server.cli import doctor
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
 
@@ -49,7 +49,7 @@ def test_device_that_cannot_be_had_is_a_problem() -> None:
 
 
 def test_model_beyond_the_free_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omnigen2.outlook.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
     memory = by_topic(doctor.check_device(CHECKPOINT, "cpu", "auto"))["memory"]
     assert memory.state == "problem" and memory.advice
 

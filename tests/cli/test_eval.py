@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from server import cli
+from server.cli import main as cli
 
 
 def test_shapeworld_is_scored_by_task_and_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from omnigen2 import hub
-from server.commands.models import app
+from omnigen2.checkpoints import locate
+from server.cli.models import app
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
 
@@ -29,7 +29,7 @@ def test_list_names_every_model_with_its_folder(capsys: pytest.CaptureFixture[st
     listed = json.loads(run(capsys, "list", "--json"))
     (tiny,) = [model for model in listed if model["id"] == "someone/tiny"]
     assert tiny["folder"] == str(models / "someone" / "tiny")
-    assert tiny["bytes"] == hub.folder_bytes(CHECKPOINT)
+    assert tiny["bytes"] == locate.folder_bytes(CHECKPOINT)
     assert "someone/tiny" in run(capsys, "list")
 
 
@@ -42,7 +42,7 @@ def test_list_says_how_to_fetch_the_full_model_where_only_nano_is(
 
 def test_show_counts_parameters_and_gives_digest_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(run(capsys, "show", "someone/tiny", "--json"))
-    assert shown["digest"] == hub.weights_digest(CHECKPOINT)
+    assert shown["digest"] == locate.weights_digest(CHECKPOINT)
     for part in shown["parts"]:
         stored = [load_file(file) for file in (CHECKPOINT / part["name"]).glob("*.safetensors")]
         assert part["parameters"] == sum(tensor.size for tensors in stored for tensor in tensors.values())

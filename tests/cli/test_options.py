@@ -8,7 +8,7 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.commands.options import given, parameters
+from server.cli.options import given, parameters
 
 
 class Request(BaseModel):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from server.commands.store import app
+from server.cli.store import app
 from storage import ImageStore, StoredImage
 from storage.errors import ImageNotFound
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from server import cli
+from server.cli import main as cli
 from storage import ImageStore
 from tests.server.core.conftest import CHECKPOINT, HeldEngine, engine, make_app, omnigen
 
@@ -57,7 +57,7 @@ def image(
     monkeypatch.setenv("OMNIGEN2_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("OMNIGEN2_MODEL", str(CHECKPOINT))
     monkeypatch.setattr(
-        "server.commands.tools.build_app", lambda settings: make_app(lambda: engine, store=settings.store)
+        "server.cli.tools.build_app", lambda settings: make_app(lambda: engine, store=settings.store)
     )
     Path("pictures").mkdir()
     Path("pictures", "\x1b[31m.txt").write_text("no picture")

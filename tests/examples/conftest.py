@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omnigen2.card import published_card
+from omnigen2.checkpoints.card import published_card
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omnigen2.hub import NANO, resolve
+from omnigen2.checkpoints.locate import NANO, resolve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

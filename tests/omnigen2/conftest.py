@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import omnigen2
-from omnigen2.training import tokens
+from omnigen2.nano.stages import tokens
+from omnigen2.nano.stages.run import run
 from omnigen2.training.config import read_config
-from omnigen2.training.run import run
 
 NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
 SMALL = {

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from omnigen2.autoencoder import Autoencoder, flatten, to_image, to_pixels
-from omnigen2.checkpoint import load_autoencoder
+from omnigen2.checkpoints.load import load_autoencoder
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, needs_steps, tensors
 
 PICTURES = sorted(path.name for path in (PIPELINE / "images").glob("*.png"))

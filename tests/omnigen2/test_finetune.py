@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import omnigen2
-from omnigen2.shapeworld import example, render
+from omnigen2.nano.stages.run import run
+from omnigen2.nano.world import example, render
 from omnigen2.training.config import Finetune, TrainConfig, read_config
 from omnigen2.training.finetune import FinetuneTask, adapter_config, read_lines
-from omnigen2.training.run import run
 
 
 def examples_folder(folder: Path, known: bool = False) -> Path:

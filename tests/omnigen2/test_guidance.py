@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from omnigen2.card import published_card
+from omnigen2.checkpoints.card import published_card
 from omnigen2.guidance import Branch, Guidance, branch_weights, guide
 from omnigen2.params import ReferenceSampling
 from tests.omnigen2.golden import PIPELINE, error, model

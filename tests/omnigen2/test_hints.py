@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import omnigen2
-from omnigen2.shapeworld import COLOURS, SHAPES, Scene, Thing, example
-from omnigen2.shapeworld.words import caption
+from omnigen2.nano.stages.emphasis import LOUDEST, emphasis
+from omnigen2.nano.stages.generation import GenerationTask
+from omnigen2.nano.stages.hints import EMPTY, HINTS, IGNORED, TAKEN, Heads, cells_of, equals_of, plans_of
+from omnigen2.nano.stages.understanding import conversations, examples_of
+from omnigen2.nano.world import COLOURS, SHAPES, Scene, Thing, example
+from omnigen2.nano.world.words import caption
 from omnigen2.training.config import Stage
-from omnigen2.training.emphasis import LOUDEST, emphasis
-from omnigen2.training.generation import GenerationTask
-from omnigen2.training.hints import EMPTY, HINTS, IGNORED, TAKEN, Heads, cells_of, equals_of, plans_of
-from omnigen2.training.understanding import conversations, examples_of
 
 SCENE = Scene(
     "white",
@@ -136,7 +136,7 @@ def test_a_batch_may_ask_for_things_that_hardly_stand_out() -> None:
 
 
 def test_a_misspelt_kind_is_an_error_and_not_an_endless_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omnigen2.training.understanding.SEARCHED", 50)
+    monkeypatch.setattr("omnigen2.nano.stages.understanding.SEARCHED", 50)
     with pytest.raises(ValueError, match="'edit:fiant'"):
         examples_of("edit:fiant", 7, 2)
 

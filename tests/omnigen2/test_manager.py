@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save
 
 import omnigen2
-from omnigen2 import checkpoint, filehash, hub, memory
 from omnigen2 import manager as manager_module
-from omnigen2.card import ModelCard, published_card
+from omnigen2.checkpoints import fit, hashes, load, locate
+from omnigen2.checkpoints.card import ModelCard, published_card
 from omnigen2.engine import Engine
 from omnigen2.factory import Checkpoints, OneModel
 from omnigen2.manager import Manager
@@ -132,7 +132,7 @@ def test_an_idle_model_gives_way_to_another(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(manager_module, "IN_HAND_S", -1.0)
     manager, plugin = with_plugin()
     manager.acquire("plugin").result(60)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9 if plugin.closed.is_set() else 10)
+    monkeypatch.setattr(fit, "free_bytes", lambda device: 10**9 if plugin.closed.is_set() else 10)
     assert manager.acquire().result(60).card.id == FOLDER
     assert plugin.closed.is_set()
     manager.close()
@@ -141,7 +141,7 @@ def test_an_idle_model_gives_way_to_another(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_model_too_big_for_the_device_is_refused_with_numbers(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10)
+    monkeypatch.setattr(fit, "free_bytes", lambda device: 10)
     with pytest.raises(OutOfMemory, match=r"needs 0\.0 GB on cpu.*such as nano"):
         manager.acquire().result(60)
 
@@ -168,7 +168,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_checkpoint_has_a_digest_before_and_after_it_is_loaded(manager: Manager) -> None:
     known = manager.identify()
-    assert known is not None and known.digest == hub.weights_digest(Path(FOLDER))
+    assert known is not None and known.digest == locate.weights_digest(Path(FOLDER))
     assert manager.acquire().result(60).card == known
 
 
@@ -211,7 +211,7 @@ def test_other_limits_beside_the_same_weights_are_loaded_anew(folder: Path) -> N
 def test_a_file_that_is_overwritten_changes_no_model_that_is_loaded(folder: Path) -> None:
     model = omnigen2.load(str(folder), device="cpu")
     asked = {"width": 32, "height": 32, "steps": 2, "seed": 3, "output": "latents"}
-    for part in hub.PARTS[:3]:
+    for part in locate.PARTS[:3]:
         (file,) = (folder / part).glob("*.safetensors")
         with file.open("r+b") as opened:  # in place: the inode stays
             opened.write(os.urandom(file.stat().st_size))
@@ -224,8 +224,8 @@ def test_what_is_slow_to_hash_is_known_when_it_is_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMNIGEN2_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(filehash, "LARGE_BYTES", 1000)
-    monkeypatch.setattr(filehash, "SETTLED_NS", 0)
+    monkeypatch.setattr(hashes, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(hashes, "SETTLED_NS", 0)
     manager = Manager(str(folder), device="cpu")
     assert manager.identify() is None
     backend = manager.acquire().result(60)
@@ -236,12 +236,12 @@ def test_what_is_slow_to_hash_is_known_when_it_is_loaded(
 def test_files_that_change_while_they_are_loaded_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.load_language_model
+    real = load.load_language_model
 
     def meddle(*args: Any) -> Any:
         overwrite(folder)
         return real(*args)
 
-    monkeypatch.setattr(checkpoint, "load_language_model", meddle)
+    monkeypatch.setattr(load, "load_language_model", meddle)
     with pytest.raises(ValueError, match="changed while they were loaded"):
         omnigen2.load(str(folder), device="cpu")

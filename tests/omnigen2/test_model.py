@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import omnigen2
-from omnigen2.card import read_card
+from omnigen2.checkpoints.card import read_card
 from omnigen2.model import OmniGen2
 from tests.omnigen2.golden import PIPELINE, error, model
 

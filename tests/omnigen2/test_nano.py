@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 import omnigen2
-from omnigen2 import hub
-from omnigen2.card import read_card
+from omnigen2.checkpoints import locate
+from omnigen2.checkpoints.card import read_card
 from omnigen2.model import OmniGen2
-from omnigen2.shapeworld import Scene, Thing, read_scene, render
-from omnigen2.shapeworld.evaluate import decibels
-from omnigen2.shapeworld.words import READ_AS
+from omnigen2.nano.world import Scene, Thing, read_scene, render
+from omnigen2.nano.world.evaluate import decibels
+from omnigen2.nano.world.words import READ_AS
 
 MOST_BYTES = 20_000_000
 
@@ -23,13 +23,13 @@ def nano() -> OmniGen2:
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return hub.resolve("nano")
+    return locate.resolve("nano")
 
 
 def test_it_is_small_and_is_what_its_card_says(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MOST_BYTES
-    assert read_card(folder, "nano").digest == hub.weights_digest(folder)
-    assert (folder / "README.md").is_file()
+    assert read_card(folder, "nano").digest == locate.weights_digest(folder)
+    assert (folder.parent / "README.md").is_file()
 
 
 def test_most_plain_prompts_come_out_right(nano: OmniGen2) -> None:

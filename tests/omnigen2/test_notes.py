@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import omnigen2
-from omnigen2.card import NEGATIVE_PROMPT, published_card
+from omnigen2.checkpoints.card import NEGATIVE_PROMPT, published_card
 from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding, ReferenceSampling

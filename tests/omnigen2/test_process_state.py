@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import omnigen2
-from omnigen2.checkpoint import making_modules
+from omnigen2.checkpoints.load import making_modules
 from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import ReferenceSampling

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Muon
 
 import omnigen2
-from omnigen2.card import read_card
-from omnigen2.checkpoint import load_autoencoder, load_language_model
-from omnigen2.hub import resolve
-from omnigen2.shapeworld import COLOURS, Scene, Thing, example, render
-from omnigen2.training.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
+from omnigen2.checkpoints.card import read_card
+from omnigen2.checkpoints.load import load_autoencoder, load_language_model
+from omnigen2.checkpoints.locate import resolve
+from omnigen2.nano.stages.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
+from omnigen2.nano.stages.reader import SLOTS, symbols
+from omnigen2.nano.stages.run import run
+from omnigen2.nano.stages.seeing import SeeingTask, embed_patches
+from omnigen2.nano.stages.understanding import draw, numbered
+from omnigen2.nano.world import COLOURS, Scene, Thing, example, render
 from omnigen2.training.config import Generation, Schedule, Stage, TrainConfig, read_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
-from omnigen2.training.reader import SLOTS, symbols
-from omnigen2.training.run import run
-from omnigen2.training.seeing import SeeingTask, embed_patches
-from omnigen2.training.understanding import draw, numbered
 
 
 class Line(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnigen2.checkpoint import load_transformer
+from omnigen2.checkpoints.load import load_transformer
 from omnigen2.positions import rotations, sample_positions
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 from tests.omnigen2.golden import BAR, PIPELINE, ROOT, STEPS, error, keys, names, needs_steps, tensors

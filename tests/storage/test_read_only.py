@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.store_crash import noise
 from server.app import build_app
-from server.commands import store as commands
+from server.cli import store as commands
 from server.settings import Settings
 from storage import Digest, ImageStore
 from storage.errors import Corrupt, StoreReadOnly

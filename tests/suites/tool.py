@@ -76,7 +76,7 @@ class ToolSuite:
         """A parameter of the model is open until the model's card decides; it has no default of its own."""
         if tool.defaults is None:
             return
-        from omnigen2.card import published_card
+        from omnigen2.checkpoints.card import published_card
 
         shared = set(type(tool.defaults(published_card("any"))).model_fields) & set(tool.request.model_fields)
         assert shared

@@ -11,7 +11,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from omnigen2.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.engine import Engine
 from omnigen2.task import Outcome
 from server.references import open_allowed

@@ -97,7 +97,7 @@ def test_entry_points_are_found_and_one_that_cannot_be_imported_is_reported(
     monkeypatch.setattr(module, "entry_points", lambda group: entries)
     plugins = Plugins()
     assert "greet" in plugins.tools() and "generate_image" in plugins.tools()
-    assert plugins.names() == ["tools.core", "server.core", "good"]
+    assert plugins.names() == [*module.CORE, "good"]
     assert "no_such_module" in plugins.failed["bad"]
 
 

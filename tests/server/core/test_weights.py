@@ -11,7 +11,7 @@ import pytest
 from anyio import to_thread
 from safetensors.torch import load_file, save_file
 
-from omnigen2 import filehash, hub
+from omnigen2.checkpoints import hashes, locate
 from server.app import App, build_app
 from server.caller import Caller
 from server.plugins import core_plugins
@@ -37,7 +37,7 @@ def put_model(folder: Path, scale: float) -> str:
     shutil.copytree(CHECKPOINT, folder, copy_function=shutil.copyfile)
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * scale for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    return hub.weights_digest(folder)
+    return locate.weights_digest(folder)
 
 
 def app_for(tmp_path: Path, model: str) -> App:
@@ -109,17 +109,17 @@ async def test_slow_hashing_delays_neither_tools_nor_others_nor_background_calls
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_model(models / NAME, 1.0)
-    monkeypatch.setattr(filehash, "_known", {})
-    monkeypatch.setattr(filehash, "LARGE_BYTES", 1000)
-    hashing, go_on, real = threading.Event(), threading.Event(), filehash._hash
+    monkeypatch.setattr(hashes, "_known", {})
+    monkeypatch.setattr(hashes, "LARGE_BYTES", 1000)
+    hashing, go_on, real = threading.Event(), threading.Event(), hashes._hash
 
     def slow(file: BinaryIO) -> str:
-        if os.fstat(file.fileno()).st_size >= filehash.LARGE_BYTES:
+        if os.fstat(file.fileno()).st_size >= hashes.LARGE_BYTES:
             hashing.set()
             assert go_on.wait(60)
         return real(file)
 
-    monkeypatch.setattr(filehash, "_hash", slow)
+    monkeypatch.setattr(hashes, "_hash", slow)
     async with app_for(tmp_path, NAME) as app, anyio.create_task_group() as tasks:
         results: list[Any] = []
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from server import cli
 from server.app import App, build_app
+from server.cli import main as cli
 from server.plugins import core_plugins
 from server.settings import Settings
 from storage import ImageStore
@@ -27,7 +27,7 @@ def store(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMNIGEN2_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("OMNIGEN2_MODEL", str(CHECKPOINT))
-    monkeypatch.setattr("server.commands.tools.build_app", lambda settings: make_app(lambda: engine))
+    monkeypatch.setattr("server.cli.tools.build_app", lambda settings: make_app(lambda: engine))
     with ImageStore(tmp_path / "store") as opened:
         yield opened
 
@@ -123,7 +123,7 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("server.commands.tools.anyio.run", interrupted)
+    monkeypatch.setattr("server.cli.tools.anyio.run", interrupted)
     assert cli.run(["list"]) == 130
     assert capsys.readouterr().err == ""
 

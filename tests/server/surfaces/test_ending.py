@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from server import cli
+from server.cli import main as cli
 
 PLUGIN = """
 import sys
-from omnigen2.card import published_card
+from omnigen2.checkpoints.card import published_card
 from omnigen2.factory import OneModel
 from server.hookspecs import hookimpl
 

@@ -11,10 +11,10 @@ from cyclopts import App as Command
 from pydantic import Field
 
 from server import http, rest, schema
-from server.commands.options import parameters
+from server.cli.options import parameters
+from server.cli.reference import PAGE, page, tool_section
 from server.hookspecs import AnyTool, hookimpl
 from server.plugins import Plugins, core_plugins
-from server.reference import PAGE, page, tool_section
 from tests.server.core.conftest import CHECKPOINT
 from tests.server.surfaces.conftest import Connect, succeeded
 from tools.base import Context, Request, Result, Tool
@@ -26,10 +26,10 @@ SURFACES = (
     "mcp",
     "rest",
     "http",
-    "cli",
-    "reference",
-    "commands/tools",
-    "commands/options",
+    "cli/main",
+    "cli/reference",
+    "cli/tools",
+    "cli/options",
     "files",
 )
 COMMON = {"model", "images", "query", "limit", "cursor"}
@@ -116,7 +116,7 @@ def test_tools_are_listed_over_stdio_without_torch_and_stdout_holds_the_answer_o
     }
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
     program = (
-        "import sys, server.cli as cli; status = cli.run(['serve']); "
+        "import sys, server.cli.main as cli; status = cli.run(['serve']); "
         "print('torch' in sys.modules, file=sys.stderr); sys.exit(status)"
     )
     ran = subprocess.run(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from omnigen2.card import published_card
+from omnigen2.checkpoints.card import published_card
 from server import schema
 from tools.base import Result, Tool, ToolError
 from tools.core import TOOLS

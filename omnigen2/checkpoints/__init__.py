@@ -1,0 +1,1 @@
+"""Checkpoints on disk: find, download, describe, load them, and know whether they fit."""

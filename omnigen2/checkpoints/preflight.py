@@ -1,0 +1,64 @@
+"""What would happen if a model were loaded now: where it would run, in which precision, and whether it fits.
+
+Loads nothing. `omnigen2-mcp doctor` prints it.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from omnigen2.checkpoints.fit import WORKING_SHARE, free_bytes, weight_bytes
+from omnigen2.device import pick_device, pick_dtype
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Where and how a checkpoint would run. `needed_bytes` counts weights and a floor of working memory."""
+
+    device: str
+    device_name: str
+    dtype: str
+    reason: str
+    needed_bytes: int
+    free_bytes: int
+    torch_version: str
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.free_bytes
+
+
+def preflight(folder: Path, device: str, dtype: str) -> Preflight:
+    """How the checkpoint in `folder` would run, with `device` and `dtype` as given to `omnigen2.load`.
+
+    Raises:
+        ValueError: `device` or `dtype` is unknown or cannot be had here.
+    """
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
+    on_gpu = place.type == "cuda"
+    return Preflight(
+        device=str(place),
+        device_name=torch.cuda.get_device_name(place) if on_gpu else _processor(),
+        dtype=str(kind).removeprefix("torch."),
+        reason=_reason(device, on_gpu),
+        needed_bytes=int(weight_bytes(folder, kind) * (1 + WORKING_SHARE)),
+        free_bytes=free_bytes(place),
+        torch_version=torch.__version__,
+    )
+
+
+def _processor() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _reason(asked: str, on_gpu: bool) -> str:
+    if asked != "auto":
+        return f"the settings ask for {asked}"
+    if on_gpu:
+        return "torch sees a GPU"
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return f"torch is built for CUDA {torch.version.cuda} and sees no GPU"

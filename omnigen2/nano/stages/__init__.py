@@ -1,0 +1,1 @@
+"""The stages that train nano from nothing, in the order of `run`."""

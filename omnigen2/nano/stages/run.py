@@ -1,0 +1,162 @@
+"""A training run from its configuration: the stages in order, each left where it was stopped, and the result.
+
+Every stage takes up the parts that earlier ones left in the output folder and leaves its own there:
+`vae`, `mllm` with `processor`, and `transformer`. When all are there, `model` is the model as published.
+A part that is there already is what its stage goes on from; `start` puts those of a checkpoint there.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnigen2.checkpoints.card import ModelCard, read_card
+from omnigen2.checkpoints.load import load_autoencoder, load_language_model
+from omnigen2.checkpoints.locate import resolve
+from omnigen2.nano.stages.architecture import new_autoencoder, new_language_model, new_transformer
+from omnigen2.nano.stages.autoencoder import AutoencoderTask, DecoderTask
+from omnigen2.nano.stages.generation import GenerationTask
+from omnigen2.nano.stages.seeing import SeeingTask
+from omnigen2.nano.stages.tokens import make_tokenizer, vocabulary
+from omnigen2.nano.stages.understanding import UnderstandingTask
+from omnigen2.nano.world.words import UNKNOWN
+from omnigen2.training.config import STAGES, Stage, StageName, TrainConfig
+from omnigen2.training.finetune import finetune
+from omnigen2.training.loop import train
+from omnigen2.training.publish import missing_parts, mix_in, publish
+from omnigen2.transformer import OmniGen2Transformer2DModel
+
+
+def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
+    """Train the stages that the configuration has, or `only` one of them; the card if the model is complete.
+
+    A stage that was stopped goes on from its last checkpoint, a finished one is not trained again.
+
+    Raises:
+        ValueError: a stage needs a part that is not there, or is not configured; data that cannot be read.
+    """
+    if config.finetune:
+        return finetune(config, config.finetune)
+    if config.start:
+        _take_over(config.start, config.output)
+    stages: list[StageName] = [only] if only else [name for name in STAGES if getattr(config, name)]
+    for name in stages:
+        if getattr(config, name) is None:
+            raise ValueError(
+                f"{name}: the configuration has no such table; it has {', '.join(_present(config))}"
+            )
+        _RUNNERS[name](config)
+    if missing_parts(config.output):
+        return None
+    return publish(config.output, config.output / "model", _card(config))
+
+
+def _take_over(start: str, output: Path) -> None:
+    """Copy the parts of a checkpoint that the output folder does not have yet."""
+    folder = resolve(start)
+    for part in missing_parts(output):
+        temporary = output / f"{part}.new"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(folder / part, temporary)
+        temporary.rename(output / part)
+
+
+def _card(config: TrainConfig) -> Mapping[str, Any]:
+    """The card to publish with: the configuration's, or else that of the checkpoint it went on from."""
+    if config.card or not config.start:
+        return config.card
+    card = read_card(resolve(config.start), config.start)
+    return card.model_dump(mode="json", exclude={"id", "digest", "vocabulary"}, exclude_none=True)
+
+
+def _present(config: TrainConfig) -> list[str]:
+    return [name for name in STAGES if getattr(config, name)] or ["none"]
+
+
+def _autoencoder(config: TrainConfig) -> None:
+    assert config.autoencoder is not None
+    if trained := (config.output / "vae").is_dir():
+        vae = load_autoencoder(config.output, torch.float32, 1).vae
+    else:
+        vae = new_autoencoder(config.model["vae"], config.seed)
+    task = AutoencoderTask(vae, config.autoencoder, config.seed, trained)
+    train(task, config.autoencoder, config.output / task.name, config.precision)
+    task.even_out()
+    task.module.vae.save_pretrained(config.output / "vae")
+
+
+def _decoder(config: TrainConfig) -> None:
+    assert config.decoder is not None
+    vae = load_autoencoder(_with(config.output, "vae"), torch.float32, 1).vae
+    task = DecoderTask(vae, config.decoder, config.seed)
+    train(task, config.decoder, config.output / task.name, config.precision)
+    vae.save_pretrained(config.output / "vae")
+
+
+def _understanding(config: TrainConfig) -> None:
+    assert config.understanding is not None
+    if (config.output / "mllm").is_dir():
+        language = load_language_model(config.output, torch.float32)
+    else:
+        side = config.understanding.sides[0]
+        tokenizer = make_tokenizer(vocabulary(), [UNKNOWN])
+        language = new_language_model(config.model["mllm"], tokenizer, side * side, config.seed)
+    task = UnderstandingTask(language, config.understanding, config.seed)
+    train(task, config.understanding, config.output / task.name, config.precision)
+    language.mllm.save_pretrained(config.output / "mllm")
+    language.tokenizer.save_pretrained(config.output / "processor")
+    language.image_processor.save_pretrained(config.output / "processor")
+
+
+def _looking(config: TrainConfig) -> None:
+    assert config.looking is not None
+    _see(config, "looking", config.looking)
+
+
+def _seeing(config: TrainConfig) -> None:
+    assert config.seeing is not None
+    _see(config, "seeing", config.seeing)
+
+
+def _see(config: TrainConfig, name: StageName, stage: Stage) -> None:
+    language = load_language_model(_with(config.output, "mllm"), torch.float32)
+    torch.manual_seed(config.seed)
+    task = SeeingTask(name, language, stage, config.seed)
+    train(task, stage, config.output / name, config.precision)
+    language.mllm.save_pretrained(config.output / "mllm")
+
+
+def _generation(config: TrainConfig) -> None:
+    assert config.generation is not None
+    if (config.output / "transformer").is_dir():
+        transformer = OmniGen2Transformer2DModel.from_pretrained(config.output / "transformer").float()
+    else:
+        transformer = new_transformer(config.model["transformer"], config.seed)
+    patch = transformer.config["patch_size"]
+    autoencoder = load_autoencoder(_with(config.output, "vae"), torch.float32, patch)
+    language = load_language_model(_with(config.output, "mllm"), torch.float32)
+    folder = config.output / GenerationTask.name
+    task = GenerationTask(transformer, autoencoder, language, config.generation, config.seed, folder)
+    train(task, config.generation, folder, config.precision)
+    if config.start and config.generation.start_share:
+        mix_in(config.start, transformer, config.generation.start_share)
+    transformer.save_pretrained(config.output / "transformer")
+
+
+_RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {
+    "autoencoder": _autoencoder,
+    "decoder": _decoder,
+    "understanding": _understanding,
+    "looking": _looking,
+    "seeing": _seeing,
+    "generation": _generation,
+}
+
+
+def _with(folder: Path, part: str) -> Path:
+    """The output folder, which must hold that part."""
+    if not (folder / part).is_dir():
+        raise ValueError(f"{folder} has no {part} yet: train the stage that makes it first")
+    return folder

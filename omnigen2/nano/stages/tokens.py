@@ -1,0 +1,86 @@
+"""The tokenizer of a small world: one token per word, and one for each fixed piece of the chat.
+
+The chat strings are the published ones; a piece that never changes is one token here, so that a prompt costs
+as many tokens as it has words and two more. Words that mean the same as one of the vocabulary are read as
+that one; all others outside it share one token.
+"""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from omnigen2.language import IMAGE, STOPS, generation_chat
+from omnigen2.nano.world import TASKS, example
+from omnigen2.nano.world.words import READ_AS
+from omnigen2.params import MAX_REFERENCES
+
+UNKNOWN = "<|unknown|>"
+PADDING = "<|endoftext|>"
+VISION = ("<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>")
+WORDS_FROM = 12_000
+"""Examples of each task that the vocabulary is collected from."""
+
+
+def words(text: str) -> list[str]:
+    """The words and marks of a text, as the tokenizer splits it."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def vocabulary(sentences: Iterable[str] = ()) -> list[str]:
+    """Every word of ShapeWorld's training examples and of further sentences, sorted."""
+    read = reading().normalize_str
+    found = {word for sentence in sentences for word in words(read(sentence))}
+    for task in TASKS:
+        for number in range(WORDS_FROM):
+            drawn = example(task, "train", number)  # pyright: ignore[reportArgumentType]
+            found.update(words(read(drawn.text)), words(read(drawn.answer or "")))
+    return sorted(found)
+
+
+def reading() -> normalizers.Normalizer:
+    """How a text is read before it is split: in small letters, and some words as others (`READ_AS`)."""
+    steps = [normalizers.NFKC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase()]
+    for plain, others in READ_AS.items():
+        steps.append(normalizers.Replace(Regex(rf"\b(?:{'|'.join(others)})\b"), plain))
+    return normalizers.Sequence(steps)
+
+
+def make_tokenizer(known: Iterable[str], phrases: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of these words. `phrases` are answers that are one token, and so keep their spelling."""
+    header = generation_chat(UNKNOWN).partition(UNKNOWN)[0]
+    special = [PADDING, UNKNOWN, *VISION, header, "<|im_end|>", "\n", "<|im_start|>assistant\n", *STOPS]
+    special += [f"<img{n}>:" for n in range(1, MAX_REFERENCES + 1)]
+    special = list(dict.fromkeys(special))
+    ids = {word: number for number, word in enumerate([*special, *phrases, *known])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = reading()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False, single_word=True) for phrase in phrases])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        pad_token=PADDING,
+        eos_token="<|im_end|>",
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def with_unknown_word(text: str, rng: np.random.Generator) -> str:
+    """The text with a word that nobody knows somewhere: people word their wishes in more ways than any
+    list."""
+    parts = text.split()
+    parts.insert(int(rng.integers(len(parts) + 1)), UNKNOWN)
+    return " ".join(parts)
+
+
+def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a tokenizer, without marks, numbers and pieces of the chat."""
+    return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word))

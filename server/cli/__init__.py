@@ -1,0 +1,1 @@
+"""The command line: one module per command. Nothing outside this folder imports it."""

@@ -1,0 +1,187 @@
+"""`omnigen2-mcp doctor`: what will run where and why, and what to do about what is missing.
+
+Each check gives findings and changes nothing. A problem makes the command fail, so that scripts can ask too.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+from rich.filesize import decimal
+
+from omnigen2.checkpoints import locate
+from omnigen2.checkpoints.card import read_card
+from omnigen2.factory import Checkpoints
+from server.cli.output import AsJson, show, table
+from server.plugins import Plugins
+from server.settings import Settings
+
+app = App(name="doctor", help="Say what will run where and why, and what is missing.")
+
+State = Literal["ok", "note", "problem"]
+PULL = "omnigen2-mcp models pull OmniGen2/OmniGen2"
+LITTLE_SPACE = 2 * 10**9
+"""Bytes free for the store below which doctor warns."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something doctor saw; `advice` says what to do, where there is something to do."""
+
+    about: str
+    state: State
+    says: str
+    advice: str = ""
+
+
+@app.default
+def doctor(
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    store: str | None = None,
+    config: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the installation, the model, the device, the memory, the store and the plugins; change nothing.
+
+    Ends with status 1 if something would keep the server from working. What is left out is as `serve` has it.
+
+    Parameters
+    ----------
+    model
+        `nano`, a folder, or a repository id.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    dtype
+        `auto`, `float32`, `bfloat16` or `float16`.
+    store
+        Where images are kept.
+    config
+        A TOML file with settings.
+    """
+    typed = {"model": model, "device": device, "dtype": dtype, "store": store, "config": config}
+    settings = Settings(**{name: value for name, value in typed.items() if value is not None})
+    findings = list(examine(settings))
+    rows = [
+        (
+            finding.state,
+            finding.about,
+            f"{finding.says}; {finding.advice}" if finding.advice else finding.says,
+        )
+        for finding in findings
+    ]
+    show([asdict(finding) for finding in findings], table(("", "", ""), rows), as_json=as_json)
+    if any(finding.state == "problem" for finding in findings):
+        sys.exit(1)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check, for a server with these settings."""
+    plugins = Plugins()
+    backends, stores = plugins.backends(), plugins.stores()  # a plugin that breaks does so when it is asked
+    yield from check_installation()
+    own = [factory for factory in backends.values() if not isinstance(factory, Checkpoints)]
+    if brought := [factory for factory in own if settings.model in factory.models()]:
+        yield Finding("model", "ok", f"{brought[0].card(settings.model).title}, brought by a plugin")
+    else:
+        yield from check_model(settings.model, settings.device, settings.dtype)
+    yield from check_models()
+    scheme, separator, place = settings.store.partition("://")
+    if not separator or scheme == "file":
+        yield from check_store(Path(place if separator else settings.store).expanduser())
+    elif scheme in stores:
+        yield Finding("store", "ok", settings.store)
+    else:
+        yield Finding(
+            "store", "problem", f"nothing keeps images in {scheme}://", f"known: {', '.join(stores)}"
+        )
+    yield from check_plugins(plugins.names(), plugins.failed)
+
+
+def check_installation() -> Iterator[Finding]:
+    """Versions of what is installed."""
+    yield Finding(
+        "installation",
+        "ok",
+        f"omnigen2-mcp {version('omnigen2-mcp')}, Python {platform.python_version()}, "
+        f"torch {version('torch')}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    )
+
+
+def check_model(source: str, device: str, dtype: str) -> Iterator[Finding]:
+    """Whether the model is here, and where, how and why there it would run."""
+    try:
+        folder = locate.resolve(source)
+        card = read_card(folder, source)
+    except (FileNotFoundError, ValueError) as error:
+        yield Finding("model", "problem", str(error), f"fetch one with `{PULL}`, or ask for nano")
+        return
+    yield Finding("model", "ok", f"{card.title} ({source}) in {folder}")
+    if card.digest and (found := locate.weights_digest(folder)) != card.digest:
+        yield Finding(
+            "weights", "problem", f"their digest is {found}, the card says {card.digest}", "install them anew"
+        )
+    yield from check_device(folder, device, dtype)
+
+
+def check_device(folder: Path, device: str, dtype: str) -> Iterator[Finding]:
+    """Where the checkpoint in `folder` would run, and whether it fits there."""
+    from omnigen2.checkpoints.preflight import preflight
+
+    try:
+        seen = preflight(folder, device, dtype)
+    except ValueError as error:
+        yield Finding("device", "problem", str(error), "set the device to auto")
+        return
+    yield Finding("device", "ok", f"{seen.device} ({seen.device_name}) in {seen.dtype}: {seen.reason}")
+    yield Finding(
+        "memory",
+        "ok" if seen.fits else "problem",
+        f"needs about {decimal(seen.needed_bytes)}, {decimal(seen.free_bytes)} are free",
+        "" if seen.fits else "free memory, choose another device, or use nano",
+    )
+
+
+def check_models() -> Iterator[Finding]:
+    """Which other models are here."""
+    names = [model.id for model in locate.local()]
+    if any(name != locate.NANO for name in names):
+        yield Finding("models", "ok", f"here: {', '.join(names)}")
+    else:
+        here = "only nano is here" if names else "none is here"
+        yield Finding("models", "note", here, f"fetch the full model with `{PULL}`")
+
+
+def check_store(folder: Path) -> Iterator[Finding]:
+    """Whether the store can be written, and how much room it has."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        yield Finding(
+            "store", "problem", f"{folder} cannot be written", "choose another folder with OMNIGEN2_STORE"
+        )
+        return
+    free = shutil.disk_usage(existing).free
+    state = "a new store" if existing != folder else f"holds {decimal(locate.folder_bytes(folder))}"
+    little = free < LITTLE_SPACE
+    yield Finding(
+        "store",
+        "note" if little else "ok",
+        f"{folder}: {state}, {decimal(free)} free on its disk",
+        "make room with `omnigen2-mcp store gc`" if little else "",
+    )
+
+
+def check_plugins(loaded: list[str], failed: Mapping[str, str]) -> Iterator[Finding]:
+    """Which plugins there are, and which could not be loaded."""
+    yield Finding("plugins", "ok", ", ".join(loaded) or "none")
+    for name, reason in failed.items():
+        yield Finding("plugin " + name, "problem", reason, f"update or uninstall {name}")

@@ -1,0 +1,142 @@
+"""`omnigen2-mcp models`: which models are here, what each one is, and fetching another."""
+
+import json
+from collections import Counter
+from math import prod
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from cyclopts import App
+from rich.filesize import decimal
+from safetensors import safe_open
+
+from omnigen2.checkpoints import locate
+from omnigen2.checkpoints.card import ModelCard, read_card
+from server.cli.output import AsJson, download_bar, facts, show, table
+
+app = App(name="models", help="List, inspect and fetch models.")
+
+PULL_HINT = "Fetch the full model (16 GB) with: omnigen2-mcp models pull OmniGen2/OmniGen2"
+
+
+@app.command(name="list")
+def list_models(*, as_json: AsJson = False) -> None:
+    """List the models on this machine."""
+    found = locate.local()
+    rows = [(model.id, decimal(model.bytes), (model.revision or "-")[:12], model.folder) for model in found]
+    lines = [table(("model", "size", "commit", "folder"), rows)] if rows else ["No model is here."]
+    hint = [] if any(model.id != locate.NANO for model in found) else [PULL_HINT]
+    show([_described(model) for model in found], *lines, *hint, as_json=as_json)
+
+
+@app.command(name="show")
+def show_model(model: str, /, *, as_json: AsJson = False) -> None:
+    """Show what a model is: its card, its files and their digest.
+
+    Parameters
+    ----------
+    model
+        `nano`, a folder, or a repository id like `OmniGen2/OmniGen2`.
+    """
+    folder = locate.resolve(model)
+    card = read_card(folder, model)
+    digest = locate.weights_digest(folder)
+    parts = [_part(folder / part) for part in locate.PARTS if (folder / part).is_dir()]
+    origin = locate.read_origin(folder)
+    value = {"folder": str(folder), "digest": digest, "commit": origin.get("revision"), "parts": parts}
+    about = facts(
+        {
+            "model": f"{card.title} ({card.id})",
+            "about": card.about,
+            "folder": folder,
+            "commit": origin.get("revision") or "not pulled from the hub",
+            "digest": digest,
+        }
+    )
+    sizes = table(
+        ("part", "size", "parameters", "stored as"),
+        [
+            (part["name"], decimal(part["bytes"]), f"{part['parameters']:,}", ", ".join(part["dtypes"]))
+            for part in parts
+        ],
+    )
+    value["card"] = card.model_dump(mode="json")
+    show(value, about, "", sizes, "", _defaults(card), as_json=as_json)
+
+
+@app.command
+def pull(repo_id: str, /, *, revision: str | None = None, as_json: AsJson = False) -> None:
+    """Fetch a model from the Hugging Face Hub, or continue a fetch that was interrupted.
+
+    Only safetensors, JSON and text are fetched, never code. Size and hash of every file are checked, and the
+    commit is written down with the model. Pulling a model that is already here checks it.
+
+    Parameters
+    ----------
+    repo_id
+        For example `OmniGen2/OmniGen2`.
+    revision
+        A branch, tag or commit; the main branch if absent.
+    """
+    with download_bar() as bar:
+        line = bar.add_task("asking the hub", total=None)
+
+        def report(progress: locate.PullProgress) -> None:
+            bar.update(
+                line, description=progress.file, completed=progress.done, total=progress.total, refresh=True
+            )
+
+        model = locate.pull(repo_id, revision, report)
+    show(
+        _described(model),
+        f"{model.id} is here: {decimal(model.bytes)} in {model.folder}, commit {model.revision}",
+        f"Use it with: omnigen2-mcp serve --model {model.id}",
+        as_json=as_json,
+    )
+
+
+def _described(model: locate.LocalModel) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "folder": str(model.folder),
+        "bytes": model.bytes,
+        "commit": model.revision,
+    }
+
+
+def _part(folder: Path) -> dict[str, Any]:
+    """Bytes, number of parameters and stored types of one part of a checkpoint, from the files' headers."""
+    parameters: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "numpy") as tensors:
+            for name in tensors.keys():
+                view = tensors.get_slice(name)
+                parameters[view.get_dtype()] += prod(view.get_shape())
+    return {
+        "name": folder.name,
+        "bytes": locate.folder_bytes(folder),
+        "parameters": parameters.total(),
+        "dtypes": sorted(parameters),
+    }
+
+
+def _defaults(card: ModelCard) -> Any:
+    """What the model decides when a request leaves a field open, one column per ability.
+
+    A long text is cut, with an ellipsis; `--json` prints all of it.
+    """
+    abilities = {name: group.model_dump(mode="json") for name, group in card.defaults}
+    fields = dict.fromkeys(field for group in abilities.values() for field in group)
+    rows = [
+        [field, *(_cell(group.get(field)) for group in abilities.values())]
+        for field in fields
+        if any(group.get(field) is not None for group in abilities.values())
+    ]
+    made = table(("default", *abilities), rows)
+    made.columns[0].no_wrap = True
+    return made
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else shorten(json.dumps(value, ensure_ascii=False), 40, placeholder=" …")

@@ -1,0 +1,120 @@
+"""A command for every tool: what was typed is the request, and the files it made go where the user says.
+
+Works without a running server: the command is one itself, for a single call.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from cyclopts import App as Command
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from omnigen2.checkpoints.card import ModelCard
+from server import schema
+from server.app import App, build_app
+from server.caller import LOCAL, Caller
+from server.cli.options import given, parameters
+from server.cli.output import AsJson, show
+from server.cli.stores import Store, settings_with
+from server.files import check, save
+from server.hookspecs import AnyTool
+from server.settings import Settings
+from server.status import progress_line
+from tools.base import JobStatus, Result, ToolError
+from tools.recipe import PINNED
+from tools.references import FileRef, parse_reference
+
+Output = Annotated[
+    Path | None,
+    Parameter(name="--output", help="Where to write the images: a FILE.png, or a folder. They stay stored."),
+]
+
+
+def tool_command(tool: AnyTool, card: ModelCard | None) -> Command:
+    """The command of a tool; help shows the defaults of `card`."""
+    described = schema.input_schema(tool, card)
+    own = [
+        _option("output", Output, None),
+        _option("store", Store, None),
+        _option("as_json", AsJson, False),
+    ]
+    signature = inspect.Signature([*parameters(tool.request, described), *own])
+
+    def call(*arguments: Any, **options: Any) -> None:
+        typed = signature.bind(*arguments, **options).arguments
+        output, as_json = typed.pop("output", None), typed.pop("as_json", False)
+        settings = settings_with(typed.pop("store", None))
+        if output:
+            check(output, tool.result)
+        app = build_app(settings)
+        result = anyio.run(_call, app, tool, given(typed), settings)
+        files = save(app.store, result, output) if output else []
+        value = schema.dump(result) | ({"files": [str(file) for file in files]} if output else {})
+        show(value, result.line(), *map(str, files), as_json=as_json)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    command = Command(name=tool.command, help=f"{tool.title}.\n\n{tool.description}", group="Tools")
+    command.default(call)
+    return command
+
+
+async def _call(app: App, tool: AnyTool, arguments: dict[str, Any], settings: Settings) -> Result:
+    with _bar() as report:
+
+        async def on_progress(status: JobStatus) -> None:
+            report(status)
+
+        folders = (Path.cwd(), *settings.allow_dir, *_typed_paths(arguments))
+        caller = Caller(LOCAL, "command line", folders, on_progress)
+        async with app:
+            return await app.call(tool, arguments, caller)
+
+
+def _typed_paths(arguments: dict[str, Any]) -> Iterator[Path]:
+    """The files and folders that were typed: whoever types a path means it, also if it is a link."""
+    for value in arguments.values():
+        for text in value if isinstance(value, list) else [value]:
+            if path := _path(text):
+                yield path
+
+
+def _path(text: object) -> Path | None:
+    if not isinstance(text, str) or text[:5].lower() == "data:":
+        return None
+    try:
+        named = parse_reference(text.partition(PINNED)[0], "file")
+        path = Path(os.path.abspath(named.path)) if isinstance(named, FileRef) else None
+        return path if path and path.exists() else None
+    except (ToolError, OSError, ValueError):  # a prompt, or a name that no file can have
+        return None
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[JobStatus], None]]:
+    """A progress bar on stderr; gone when it is done, silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        line = progress.add_task("loading", total=None)
+
+        def report(status: JobStatus) -> None:
+            progress.update(
+                line,
+                description=progress_line(status),
+                completed=status.step,
+                total=status.steps or None,
+                refresh=True,
+            )
+
+        yield report
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

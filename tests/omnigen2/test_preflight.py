@@ -1,0 +1,30 @@
+"""What doctor says about a checkpoint before it is loaded."""
+
+import pytest
+import torch
+
+from omnigen2.checkpoints.preflight import preflight
+from tests.omnigen2.golden import KEPT
+
+CHECKPOINT = KEPT / "pipeline" / "checkpoint"
+
+
+def test_preflight_on_a_cpu_counts_every_weight_in_the_dtype_it_would_have() -> None:
+    single = preflight(CHECKPOINT, "cpu", "auto")
+    half = preflight(CHECKPOINT, "cpu", "bfloat16")
+    assert (single.device, single.dtype, single.reason) == ("cpu", "float32", "the settings ask for cpu")
+    assert single.needed_bytes == pytest.approx(2 * half.needed_bytes, abs=2)
+    assert single.fits and single.torch_version == torch.__version__
+
+
+def test_model_larger_than_the_free_memory_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
+    assert not preflight(CHECKPOINT, "cpu", "auto").fits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_preflight_says_why_no_gpu_is_used() -> None:
+    seen = preflight(CHECKPOINT, "auto", "auto")
+    assert seen.device == "cpu" and ("without CUDA" in seen.reason or "sees no GPU" in seen.reason)
+    with pytest.raises(ValueError, match="device: 'cuda' was asked for"):
+        preflight(CHECKPOINT, "cuda", "auto")
