@@ -9,7 +9,7 @@ from omnigen2.nano.stages import tokens
 from omnigen2.nano.stages.run import run
 from omnigen2.training.config import read_config
 
-NANO_CONFIG = Path(omnigen2.__file__).parent / "training" / "nano.toml"
+NANO_CONFIG = Path(omnigen2.__file__).parent / "nano" / "stages" / "nano.toml"
 SMALL = {
     "hidden_size = 192": "hidden_size = 32",
     "axes_dim_rope = [16, 24, 24]": "axes_dim_rope = [8, 4, 4]",
