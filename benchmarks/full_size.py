@@ -136,7 +136,6 @@ def measure(
     encode, (samples, _) = _timed(device, lambda: pipeline.prepare(task))
     denoiser = Denoiser(pipeline.transformer)
     denoiser.add(samples)
-    tokens = denoiser.cost
     times = []
     while denoiser.samples:
         times.append(_timed(device, denoiser.step)[0])
@@ -146,7 +145,7 @@ def measure(
         "side": side,
         "references": references,
         "speed": speed,
-        "tokens_per_step": tokens,
+        "tokens_per_step": pipeline.step_tokens(task),
         "encode_s": round(encode, 3),
         "first_step_s": round(times[0], 4),
         "step_s": round(sum(times[2:]) / len(times[2:]), 4),

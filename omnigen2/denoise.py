@@ -57,14 +57,6 @@ class Sample:
         """Whether every step was made."""
         return self.index == len(self.plan)
 
-    @property
-    def cost(self) -> int:
-        """Tokens of all branches together: what one step of the picture computes."""
-        return sum(
-            len(c.text) + sum(map(len, c.references)) + c.grid[0] * c.grid[1]
-            for c in self.conditions.values()
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
@@ -113,11 +105,6 @@ class Denoiser:
     def forget(self) -> None:
         """Drop the packed layouts, to free memory."""
         self._layouts = Memo(LAYOUTS if self._together else LAYOUTS * len(self.samples))
-
-    @property
-    def cost(self) -> int:
-        """Tokens of all branches of all pictures in flight."""
-        return sum(sample.cost for sample in self.samples)
 
     @isolated
     def step(self) -> list[Sample]:

@@ -22,6 +22,7 @@ import torch
 from PIL.Image import Image
 
 from omnigen2 import lora
+from omnigen2.cost import cost
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import is_out_of_memory
 from omnigen2.model import OmniGen2
@@ -43,7 +44,7 @@ class _Flight:
 
     ticket: Ticket
     task: ImageTask
-    cost: int  # tokens per step, as the pipeline estimates them
+    tokens: int  # of one step, as estimated
     samples: list[Sample]
     notes: list[str]
     timings: dict[str, float]
@@ -91,6 +92,10 @@ class Engine:
         if isinstance(task, TextTask):
             return not self._writing and self._tickets.first(TextTask) is None
         return self._tickets.first(ImageTask) is None and self._fits(task)
+
+    def cost(self, task: Task) -> float:
+        """Total work of a task (see `omnigen2.cost`)."""
+        return cost(task, self.card.limits)
 
     def busy(self) -> bool:
         """Whether tasks are running or waiting."""
@@ -168,7 +173,7 @@ class Engine:
         if not flights and (not self._writing or self._budget == self._whole_budget):
             return True
         same_weights = not flights or flights[0].task.lora == task.lora
-        return same_weights and _cost(flights) + self._pipeline.cost(task) <= self._budget
+        return same_weights and _tokens(flights) + self._pipeline.step_tokens(task) <= self._budget
 
     def _drop_cancelled(self) -> None:
         """Forget every ticket that was cancelled, waiting or in flight."""
@@ -197,10 +202,10 @@ class Engine:
                 return
         else:
             timings = {"encode_ms": 1000 * (time.perf_counter() - started)}
-            self._join(_Flight(ticket, task, self._pipeline.cost(task), samples, notes, timings))
+            self._join(_Flight(ticket, task, self._pipeline.step_tokens(task), samples, notes, timings))
             return
         self._free_memory()
-        self._budget = _cost(self._flights)
+        self._budget = _tokens(self._flights)
         self._tickets.put_back(ticket)
 
     def _in_company(self) -> bool:
@@ -225,7 +230,7 @@ class Engine:
         """Let a flight wait until there is memory for it."""
         self._leave(flight)
         self._preempted.append(flight)
-        self._budget = 3 * (_cost(self._flights) + flight.cost) // 4
+        self._budget = 3 * (_tokens(self._flights) + flight.tokens) // 4
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -364,8 +369,8 @@ class Engine:
         torch.cuda.empty_cache()
 
 
-def _cost(flights: Iterable[_Flight]) -> int:
-    return sum(flight.cost for flight in flights)
+def _tokens(flights: Iterable[_Flight]) -> int:
+    return sum(flight.tokens for flight in flights)
 
 
 def _explained(error: BaseException) -> Exception:

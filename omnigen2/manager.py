@@ -14,8 +14,9 @@ from typing import Literal
 
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
+from omnigen2.cost import cost
 from omnigen2.factory import BackendFactory, Checkpoints
-from omnigen2.task import Backend, Watched
+from omnigen2.task import Backend, Estimating, Task, Watched
 
 State = Literal["absent", "loading", "ready", "failed"]
 IN_HAND_S = 10.0
@@ -138,6 +139,16 @@ class Manager:
                 ).start()
             resident.last_used = time.monotonic()
             return resident.backend
+
+    def cost(self, task: Task, model: str | None = None) -> float:
+        """Total work of a task for a model, None being the default one; reads no file and loads nothing.
+
+        A model that is not loaded yet, or whose backend is not `Estimating`, counts as the published one.
+        """
+        with self._lock:
+            resident = self._residents.get(model or self.default_model)
+        backend = resident.backend.result() if resident is not None and resident.ready else None
+        return backend.cost(task) if isinstance(backend, Estimating) else cost(task)
 
     def status(self) -> list[ModelStatus]:
         """Every model that was asked for, the default one first."""

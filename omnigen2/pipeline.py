@@ -6,7 +6,6 @@ many at once.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from omnigen2.autoencoder import Autoencoder, flatten
 from omnigen2.checkpoints.card import Limits, ModelCard
+from omnigen2.cost import step_tokens
 from omnigen2.denoise import Sample
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide
@@ -96,30 +96,12 @@ class Pipeline:
         """The current latents (C, h, w) of a sample."""
         return unpatchify(sample.tokens, sample.grid, self.transformer.config["patch_size"])
 
-    def cost(self, task: ImageTask) -> int:
-        """Tokens of one denoising step of the task, all pictures and branches, before anything is encoded.
-
-        The text is estimated; a task that `prepare` refuses, whatever is wrong with it, costs nothing.
-        """
+    def step_tokens(self, task: ImageTask) -> int:
+        """Estimated tokens of one denoising step of the task (`omnigen2.cost`); 0 if the task is invalid."""
         try:
-            return self._estimate(task)
-        except Exception:
+            return step_tokens(task, self.card.limits, self.autoencoder.multiple)
+        except Exception:  # `prepare` says what is wrong with it
             return 0
-
-    def _estimate(self, task: ImageTask) -> int:
-        limits = self.card.limits
-        fit, area = self.autoencoder.fit, self.autoencoder.multiple**2
-        bounds = (limits.max_pixels, limits.max_input_side)
-        sizes = [fit(image.width, image.height, *bounds) for image in task.images]
-        _, made = self._sizes(task, limits)
-        references = sum(math.prod(size) for size in sizes) // area
-        text = min(limits.max_text_tokens, 40 + len(task.prompt) // 3)
-        branches = {branch for step in guide(task.sampling, bool(sizes)) for branch, _ in step.weights}
-        tokens = sum(
-            math.prod(made) // area + text + (references if branch != Branch.BARE else 0)
-            for branch in branches
-        )
-        return tokens * (task.sampling.num_images or 1)
 
     def memory_bytes(self) -> int:
         """Bytes of the weights on their device."""

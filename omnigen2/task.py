@@ -134,6 +134,21 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Estimating(Protocol):
+    """Optional part of a backend: its own estimate of the work in a task.
+
+    A backend without it is taken to need what `omnigen2.cost.cost` says.
+    """
+
+    def cost(self, task: Task) -> float:
+        """Total work of a task, more than 0; comparable between tasks of one kind.
+
+        Its images may be values with only a width and a height (`HasSize`).
+        """
+        ...
+
+
+@runtime_checkable
 class Watched(Protocol):
     """What a backend may offer beside `Backend`, so that a device that hangs can be seen from outside."""
 

@@ -84,7 +84,8 @@ class Dispatcher:
             StoreError: the journal cannot be written.
         """
         self._refuse_if_full(caller.client)
-        job = Job(work, caller.principal, caller.client, self._lane(work))
+        cost = self._manager.cost(work.task, work.model)
+        job = Job(work, caller.principal, caller.client, self._lane(work), cost)
         self._jobs[job.id] = job
         self._tasks.start_soon(self._see_through, job, work, name=job.id)
         with anyio.CancelScope(shield=True):

@@ -17,8 +17,8 @@ from typing import Literal
 import anyio
 from PIL.Image import Image
 
+from omnigen2.cost import input_pixels
 from omnigen2.task import Backend, Outcome, Progress, TextTask, Ticket
-from server.cost import cost, pixels
 from server.log import get_logger
 from server.queue import FairQueue
 from tools.base import JobState, JobTimes, Picture, Result, ToolError, Work
@@ -59,6 +59,8 @@ class Job:
     principal: str
     client: str
     lane: "Lane"
+    cost: float = 1.0
+    """The work in it, as its model estimates it."""
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(8)}")
     state: JobState = "queued"
     position: int = 0
@@ -78,8 +80,7 @@ class Job:
 
     def __post_init__(self, work: Work) -> None:
         self.tool, self.task = work.tool, work.task
-        self.cost = cost(work.task)
-        self.pixels = pixels(work.task)
+        self.pixels = input_pixels(work.task)
         self.is_text = isinstance(work.task, TextTask)
         self.scope = anyio.CancelScope(shield=True)  # only `stop` ends it
         self.at_work = False

@@ -160,7 +160,7 @@ def test_a_listener_that_fails_ends_its_own_task_only(engine: Engine, omnigen: O
 
 def test_there_is_room_until_the_batch_is_full(omnigen: OmniGen2) -> None:
     one = task(omnigen, steps=50)
-    engine = Engine(omnigen, tokens_in_flight=2 * omnigen.pipeline.cost(one) + 1)
+    engine = Engine(omnigen, tokens_in_flight=2 * omnigen.pipeline.step_tokens(one) + 1)
     gate = Gate(step=1)
     try:
         assert engine.has_room(one)

@@ -134,7 +134,7 @@ def test_the_youngest_waits_loses_nothing_and_the_budget_comes_back(
     """On a device where one forward serves all pictures, and needs memory for each of their tokens."""
     monkeypatch.setattr(engine_module, "Denoiser", lambda transformer: Denoiser(transformer, together=True))
     monkeypatch.setattr(engine_module, "RECOVERY_STEPS", 20)
-    engine = Engine(omnigen, tokens_in_flight=4 * omnigen.pipeline.cost(task(omnigen)))
+    engine = Engine(omnigen, tokens_in_flight=4 * omnigen.pipeline.step_tokens(task(omnigen)))
     alone = engine.submit(task(omnigen, "two", seed=2)).future.result(60).pictures[0]
     transformer, whole = omnigen.pipeline.transformer, omnigen.pipeline.transformer.forward
 

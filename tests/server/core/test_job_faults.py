@@ -12,12 +12,10 @@ from anyio import to_thread
 from PIL import Image
 
 from omnigen2.model import OmniGen2
-from omnigen2.params import ReferenceSampling
-from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, Ticket
+from omnigen2.task import Cancelled, Outcome, Progress, Task, Ticket
 from server import dispatcher
 from server.app import App
 from server.caller import Caller
-from server.cost import cost
 from storage import ImageStore
 from tests.server.core.conftest import ANN, BOB, SMALL, HeldEngine, call, settled
 from tools.base import ToolError
@@ -229,17 +227,3 @@ async def test_one_client_leaves_room_in_the_queue_for_every_other(
         engine.released.set()
         await to_thread.run_sync(lambda: None)
     assert taken == {"a": 4, "b": 2, "c": 1}
-
-
-@pytest.mark.parametrize(
-    ("text", "image", "megapixels"), [(1, 1, 2), (5, 1, 3), (1, 2, 5), (5, 2, 5), (2, 2, 3)]
-)
-def test_the_cost_of_a_task_counts_the_branches_that_guidance_runs(
-    text: float, image: float, megapixels: int
-) -> None:
-    size = Image.new("1", (1000, 1000))
-    sampling = ReferenceSampling(
-        width=1000, height=1000, steps=1, num_images=1, cfg_range=(0, 1), speed="exact",
-        text_guidance_scale=text, image_guidance_scale=image,
-    )  # fmt: skip
-    assert cost(ImageTask("x", (size,), sampling)) == megapixels
