@@ -122,7 +122,7 @@ def puts(store: ImageStore, folder: Path, rounds: int) -> dict[str, float]:
         works: list[tuple[str, Callable[[], object]]] = [
             ("bare", lambda png=png, number=number: _bare(folder, png, number)),
             ("SHA-256 alone", lambda png=png: Digest.of(png)),
-            ("store", lambda png=png: store._shelf.put_image(png)),
+            ("store", lambda png=png: store._repository.put_image(png)),
             ("whole put", lambda other=other: store.put(other)),
         ]
         # In turn first and last: what one leaves to the disk must not burden always the same other.

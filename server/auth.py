@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import structlog
 
-from storage.opening import open_file
+from storage.safe_files import open_file
 
 log = structlog.get_logger()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from storage import ImageStore
-from storage.opening import write_file
+from storage.safe_files import write_file
 from storage.transfer import with_history
 from tools.base import Result, ToolError
 

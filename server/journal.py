@@ -20,7 +20,7 @@ from typing import cast, get_args
 
 from server.log import get_logger
 from storage.errors import from_os_error, from_sqlite_error
-from storage.modes import create, make_database, make_folder, may_be_database
+from storage.permissions import create, make_database, make_folder, may_be_database
 from tools.base import Code, JobState, ToolError
 
 FILE = "jobs.sqlite"

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from server.errors import as_tool_error
 from storage import ImageStore, StoredImage
 from storage.errors import ImageRejected, StoreError
-from storage.opening import IsLink, NotRegular, names_in, open_file, real_folder
+from storage.safe_files import IsLink, NotRegular, names_in, open_file, real_folder
 from tools.base import OpenFile, Pick, ToolError
 from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown
 

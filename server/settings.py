@@ -20,7 +20,7 @@ from pydantic_settings import (
 
 from omnigen2.checkpoints.locate import NANO
 from storage import default_store_path
-from storage.opening import real_folder
+from storage.safe_files import real_folder
 
 SHARED_FOLDERS = frozenset(
     Path(folder)

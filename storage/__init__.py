@@ -8,8 +8,8 @@ from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.codec import Limits
 from storage.digest import Digest
 from storage.records import Model, Record
+from storage.results import Ancestor, Page, StoredImage, Usage
 from storage.store import ImageStore, default_store_path
-from storage.values import Ancestor, Page, StoredImage, Usage
 
 __all__ = [
     "Ancestor",

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from storage.digest import Digest
 from storage.errors import Corrupt, from_os_error
-from storage.modes import BLOB, make_folder, permissions
+from storage.permissions import BLOB, make_folder, permissions
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{62}")
@@ -182,7 +182,7 @@ class LocalBlobs:
         _sync_folder(base.parent)
 
 
-def strays(folder: Path) -> Iterator[Path]:
+def foreign_files(folder: Path) -> Iterator[Path]:
     """What lies below a `LocalBlobs` folder and is no blob: it was put there by somebody else."""
     for top in _entries(folder):
         if top.name != "sha256" or not top.is_dir(follow_symlinks=False):

@@ -12,11 +12,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 
-from storage import rows
 from storage.digest import Digest
 from storage.errors import StoreFull
+from storage.index import tables
 from storage.recovery import reconcile
-from storage.shelf import NOTED_EVERY, Shelf
+from storage.repository import ACCESS_RESOLUTION, Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +32,28 @@ class Collected:
     dry_run: bool
 
 
-def collect(shelf: Shelf, *, dry_run: bool, grace: timedelta, keep_accessed: timedelta) -> Collected:
+def collect(
+    repository: Repository, *, dry_run: bool, grace: timedelta, keep_accessed: timedelta
+) -> Collected:
     """Delete what nothing keeps; see `ImageStore.collect`. Writers wait meanwhile."""
     if not dry_run:
-        shelf.refuse_if_read_only()
+        repository.refuse_if_read_only()
     now = time.time_ns()
-    with shelf.locks.caring("collect"), shelf.locks.alone():
+    with repository.locks.maintenance("collect"), repository.locks.exclusive():
         with contextlib.suppress(StoreFull):  # what cannot be indexed is not deleted either
-            reconcile(shelf)
-        leased = shelf.locks.leased()
+            reconcile(repository)
+        leased = repository.locks.leased_images()
         # Accesses are noted this seldom: what looks unused for so long may have been used just now.
-        unnoticed = NOTED_EVERY if keep_accessed else timedelta(0)
-        with shelf.index.reading() as db:
-            images = rows.known_images(db)
+        unnoticed = ACCESS_RESOLUTION if keep_accessed else timedelta(0)
+        with repository.index.reading() as db:
+            images = tables.known_images(db)
             accessed_since = now - _nanoseconds(keep_accessed + unnoticed)
             roots = _roots(db, now - _nanoseconds(grace), accessed_since) | leased
             dead = images - _reached(db, roots)
             records = _speaking_of(db, dead)
-            size = rows.size_of(db, dead, records)
+            size = tables.size_of(db, dead, records)
         if not dry_run:
-            _delete(shelf, dead, records)
+            _delete(repository, dead, records)
     return Collected(tuple(sorted(dead)), tuple(sorted(records)), size, len(images) - len(dead), dry_run)
 
 
@@ -86,29 +88,29 @@ def _speaking_of(db: sqlite3.Connection, images: set[Digest]) -> set[Digest]:
     return {Digest(raw) for image in images for (raw,) in db.execute(statement, (image.raw,))}
 
 
-def _delete(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
+def _delete(repository: Repository, images: set[Digest], records: set[Digest]) -> None:
     try:
-        _forget(shelf, images, records)
+        _forget(repository, images, records)
     except StoreFull:
         # Not even room to say so: make some first. If we die here, `verify` reports what is gone.
-        _remove(shelf, images, records)
-        _forget(shelf, images, records)
-    _remove(shelf, images, records)
+        _remove(repository, images, records)
+        _forget(repository, images, records)
+    _remove(repository, images, records)
 
 
-def _forget(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
+def _forget(repository: Repository, images: set[Digest], records: set[Digest]) -> None:
     # Should we die before they are deleted, the next start finds them: they are then simply back.
-    shelf.sign_in()
-    with shelf.index.writing() as db:
-        rows.remove_records(db, records)
-        rows.remove_images(db, images)
+    repository.register_writer()
+    with repository.index.writing() as db:
+        tables.remove_records(db, records)
+        tables.remove_images(db, images)
 
 
-def _remove(shelf: Shelf, images: set[Digest], records: set[Digest]) -> None:
+def _remove(repository: Repository, images: set[Digest], records: set[Digest]) -> None:
     for digest in records:  # before the images that they name
-        shelf.records.delete(digest)
+        repository.records.delete(digest)
     for digest in images:
-        shelf.blobs.delete(digest)
+        repository.blobs.delete(digest)
 
 
 def _nanoseconds(span: timedelta) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from storage.digest import Digest
 from storage.errors import StoreBusy, from_os_error, unreadable_lease
-from storage.modes import create, make_folder
+from storage.permissions import create, make_folder
 
 
 class Locks:
@@ -31,25 +31,25 @@ class Locks:
             make_folder(folder, self.folder)
 
     @contextlib.contextmanager
-    def writing(self) -> Generator[None]:
+    def shared(self) -> Generator[None]:
         """Share the store with other writers, and with nobody who deletes. Waits."""
         with self._locked("write.lock", fcntl.LOCK_SH):
             yield
 
     @contextlib.contextmanager
-    def alone(self) -> Generator[None]:
+    def exclusive(self) -> Generator[None]:
         """Keep every writer out. Waits for those who are in."""
         with self._locked("write.lock", fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
-    def filling(self) -> Generator[None]:
+    def quota(self) -> Generator[None]:
         """Be the only one who fills up a quota. Waits."""
         with self._locked("quota.lock", fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
-    def caring(self, work: str) -> Generator[None]:
+    def maintenance(self, work: str) -> Generator[None]:
         """The exclusive lease of long maintenance (`work` says which).
 
         Raises:
@@ -62,24 +62,25 @@ class Locks:
                 raise _taken(work) from None
             yield
 
-    def enlist(self) -> Callable[[], None]:
-        """Sign in as a writer, until what is returned is called; who dies before is found by `deserted`.
+    def register_writer(self) -> Callable[[], None]:
+        """Register this process as a writer; call the result to deregister.
 
-        Call it `writing` or `alone`.
+        A process that ends without deregistering is reported by `has_dead_writer`. Requires `shared` or
+        `exclusive`.
         """
         path, handle, process = *self._signed(self.writers), os.getpid()
 
-        def sign_out() -> None:
+        def deregister() -> None:
             if os.getpid() == process:  # a fork's copy of this says nothing
                 _take_back(path, handle)
 
-        return sign_out
+        return deregister
 
-    def deserted(self) -> bool:
+    def has_dead_writer(self) -> bool:
         """Whether a writer died. Sure only if called `alone`: one may be signing in right now."""
         return any(_holder_gone(path) for path in self._signs(self.writers))
 
-    def bury(self) -> None:
+    def forget_dead_writers(self) -> None:
         """Forget the writers who died. Call it `alone`."""
         for path in self._signs(self.writers):
             if _holder_gone(path):
@@ -95,7 +96,7 @@ class Locks:
         finally:
             _take_back(path, handle)
 
-    def leased(self) -> set[Digest]:
+    def leased_images(self) -> set[Digest]:
         """Every image named by a living lease; forgets those whose holder is gone. Call it `alone`."""
         found: set[Digest] = set()
         for path in self._signs(self.leases):
@@ -149,19 +150,19 @@ class MemoryLocks:
     def __init__(self) -> None:
         self._turn = threading.Condition()
         self._writers = 0
-        self._alone = False
-        self._filling = threading.Lock()
-        self._caring = threading.Lock()
+        self._exclusive = False
+        self._quota = threading.Lock()
+        self._maintenance = threading.Lock()
         self._leases: dict[object, set[Digest]] = {}
 
     def prepare(self) -> None:
         """Nothing needs to be prepared."""
 
     @contextlib.contextmanager
-    def writing(self) -> Generator[None]:
+    def shared(self) -> Generator[None]:
         """See `Locks`."""
         with self._turn:
-            self._turn.wait_for(lambda: not self._alone)
+            self._turn.wait_for(lambda: not self._exclusive)
             self._writers += 1
         try:
             yield
@@ -171,43 +172,43 @@ class MemoryLocks:
                 self._turn.notify_all()
 
     @contextlib.contextmanager
-    def alone(self) -> Generator[None]:
+    def exclusive(self) -> Generator[None]:
         """See `Locks`."""
         with self._turn:
-            self._turn.wait_for(lambda: not self._alone and not self._writers)
-            self._alone = True
+            self._turn.wait_for(lambda: not self._exclusive and not self._writers)
+            self._exclusive = True
         try:
             yield
         finally:
             with self._turn:
-                self._alone = False
+                self._exclusive = False
                 self._turn.notify_all()
 
     @contextlib.contextmanager
-    def filling(self) -> Generator[None]:
+    def quota(self) -> Generator[None]:
         """See `Locks`."""
-        with self._filling:
+        with self._quota:
             yield
 
     @contextlib.contextmanager
-    def caring(self, work: str) -> Generator[None]:
+    def maintenance(self, work: str) -> Generator[None]:
         """See `Locks`."""
-        if not self._caring.acquire(blocking=False):
+        if not self._maintenance.acquire(blocking=False):
             raise _taken(work)
         try:
             yield
         finally:
-            self._caring.release()
+            self._maintenance.release()
 
-    def enlist(self) -> Callable[[], None]:
+    def register_writer(self) -> Callable[[], None]:
         """See `Locks`: there is nobody who could look for a writer that died."""
         return lambda: None
 
-    def deserted(self) -> bool:
+    def has_dead_writer(self) -> bool:
         """Never."""
         return False
 
-    def bury(self) -> None:
+    def forget_dead_writers(self) -> None:
         """There is nobody to forget."""
 
     @contextlib.contextmanager
@@ -220,7 +221,7 @@ class MemoryLocks:
         finally:
             del self._leases[name]
 
-    def leased(self) -> set[Digest]:
+    def leased_images(self) -> set[Digest]:
         """See `Locks`."""
         return {digest for digests in list(self._leases.values()) for digest in digests}
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from storage import rows
 from storage.blobs import Blob
+from storage.components import Components, Kind
 from storage.digest import Digest
 from storage.errors import (
     IndexDamaged,
@@ -20,9 +20,9 @@ from storage.errors import (
     StoreError,
     from_os_error,
 )
-from storage.index import Identity, Index
-from storage.modes import close_up
-from storage.parts import Kind, Parts
+from storage.index import tables
+from storage.index.database import Identity, Index
+from storage.permissions import restrict_to_owner
 from storage.records import Record
 
 Progress = Callable[[int, int], None]
@@ -41,7 +41,7 @@ _RECORDS_FAULT = (
 _log = logging.getLogger(__name__)
 
 
-def ticking(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
+def reporting(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """What reports each item, after it was used, as one of `total` done; several loops may share it."""
     done = itertools.count(1)
 
@@ -54,129 +54,131 @@ def ticking(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], 
     return each
 
 
-def ready_index(parts: Parts) -> None:
+def prepare_index(components: Components) -> None:
     """Make the index usable: build it if it is new, old, broken or not ours, complete it after a crash."""
-    if parts.read_only:
-        _copy_index(parts)
-    elif parts.index.state() != "ready":
-        with parts.locks.alone():
-            if (state := parts.index.state()) == "ready":  # another process was faster
+    if components.read_only:
+        _copy_index(components)
+    elif components.index.state() != "ready":
+        with components.locks.exclusive():
+            if (state := components.index.state()) == "ready":  # another process was faster
                 return
             if state == "broken":
-                _set_index_aside(parts, None)
-            elif parts.root and 0 < parts.index.version() <= FOLLOWED_UMASK:
-                close_up(parts.root)
-            rebuild(parts)
-    elif parts.locks.deserted():
-        with parts.locks.alone():
-            if parts.locks.deserted():  # and not just signing in
-                _complete(parts)
+                _set_index_aside(components, None)
+            elif components.root and 0 < components.index.version() <= FOLLOWED_UMASK:
+                restrict_to_owner(components.root)
+            rebuild(components)
+    elif components.locks.has_dead_writer():
+        with components.locks.exclusive():
+            if components.locks.has_dead_writer():  # and not just signing in
+                _complete(components)
 
 
-def _copy_index(parts: Parts) -> None:
+def _copy_index(components: Components) -> None:
     """Have in memory what the index of a store that may only be read says, as far as it is true."""
-    assert parts.root is not None
-    parts.index.copy(parts.root / "index.sqlite")
-    if parts.index.state() == "ready":
-        _complete(parts)
-        forget_missing(parts)
+    assert components.root is not None
+    components.index.copy(components.root / "index.sqlite")
+    if components.index.state() == "ready":
+        _complete(components)
+        forget_missing(components)
     else:
-        parts.index = Index(None)
-        rebuild(parts)
+        components.index = Index(None)
+        rebuild(components)
 
 
-def _complete(parts: Parts) -> None:
+def _complete(components: Components) -> None:
     try:
-        reconcile(parts)
+        reconcile(components)
     except IndexDamaged as error:
-        _set_index_aside(parts, error)
-        rebuild(parts)
+        _set_index_aside(components, error)
+        rebuild(components)
 
 
-def heal(parts: Parts, before: Identity, error: IndexDamaged | IndexReadOnly) -> None:
+def repair_index(components: Components, before: Identity, error: IndexDamaged | IndexReadOnly) -> None:
     """Build the index again, unless another process has, or it is not the index that is wrong.
 
     `before` tells which file was used when `error` was met. Not to be called with a lock.
     """
-    with parts.locks.alone():
-        state = parts.index.state()
-        certain = not isinstance(error, IndexSuspect | IndexReadOnly) and parts.index.identity() == before
+    with components.locks.exclusive():
+        state = components.index.state()
+        certain = (
+            not isinstance(error, IndexSuspect | IndexReadOnly) and components.index.identity() == before
+        )
         if state == "ready" and not certain:
             return
         if state != "old":
-            _set_index_aside(parts, error)
-        rebuild(parts)
+            _set_index_aside(components, error)
+        rebuild(components)
 
 
-def _set_index_aside(parts: Parts, error: StoreError | None) -> None:
+def _set_index_aside(components: Components, error: StoreError | None) -> None:
     reason = error.message if error else "It is damaged, or not an index of this program."
-    if parts.root is None or parts.read_only:
-        parts.index = Index(None)
+    if components.root is None or components.read_only:
+        components.index = Index(None)
         place = None
     else:
         try:
-            place = parts.index.set_aside(parts.root / "quarantine")
+            place = components.index.set_aside(components.root / "quarantine")
         except OSError as failure:
-            raise from_os_error(failure, parts.root) from failure
+            raise from_os_error(failure, components.root) from failure
     where = f"; what was there is in quarantine/{place.name}" if place else ""
     _log.warning("The index of the image store is built again: %s%s", reason, where)
 
 
-def reconcile(parts: Parts) -> int:
+def reconcile(components: Components) -> int:
     """Index what was stored and not indexed, and sweep up what killed writers left half written.
 
     How many were indexed. Call it with every writer kept out.
     """
-    _sweep(parts)
-    with parts.index.reading() as db:
-        images, records = rows.known_images(db), rows.known_records(db)
-    blobs = [blob for blob in parts.blobs.list() if blob.digest not in images]
-    bodies = [blob for blob in parts.records.list() if blob.digest not in records]
-    with parts.index.writing() as db:
-        wrong = _fill(parts, db, blobs, bodies)
-    parts.locks.bury()
+    _clear_staging(components)
+    with components.index.reading() as db:
+        images, records = tables.known_images(db), tables.known_records(db)
+    blobs = [blob for blob in components.blobs.list() if blob.digest not in images]
+    bodies = [blob for blob in components.records.list() if blob.digest not in records]
+    with components.index.writing() as db:
+        wrong = _fill(components, db, blobs, bodies)
+    components.locks.forget_dead_writers()
     return len(blobs) + len(bodies) - len(wrong)
 
 
-def rebuild(parts: Parts, progress: Progress | None = None) -> list[tuple[Blob, Kind]]:
+def rebuild(components: Components, progress: Progress | None = None) -> list[tuple[Blob, Kind]]:
     """Build the index again from blobs and records; those that cannot be read, and are left out.
 
     Call it with every writer kept out.
     """
-    blobs = sorted(parts.blobs.list(), key=lambda blob: (blob.created, blob.digest))
-    bodies = list(parts.records.list())
+    blobs = sorted(components.blobs.list(), key=lambda blob: (blob.created, blob.digest))
+    bodies = list(components.records.list())
     wrong: list[tuple[Blob, Kind]] = []
 
     def fill(db: sqlite3.Connection) -> None:
-        wrong[:] = _fill(parts, db, blobs, bodies, progress)
+        wrong[:] = _fill(components, db, blobs, bodies, progress)
         # What was never asked for in this index counts as asked for now: a rebuild must not make a
         # collection forget.
-        rows.touch_untouched(db, time.time_ns())
+        tables.touch_untouched(db, time.time_ns())
 
     try:
-        parts.index.rebuild(fill)
+        components.index.rebuild(fill)
     except IndexDamaged as error:  # beyond emptying its tables
-        _set_index_aside(parts, error)
-        parts.index.rebuild(fill)
-    parts.locks.bury()
+        _set_index_aside(components, error)
+        components.index.rebuild(fill)
+    components.locks.forget_dead_writers()
     return wrong
 
 
-def forget_missing(parts: Parts) -> set[Digest]:
+def forget_missing(components: Components) -> set[Digest]:
     """Forget images and records that the index names and that are not there. Call it alone."""
-    with parts.index.reading() as db:
-        images, records = rows.known_images(db), rows.known_records(db)
-    lost_images = images - {blob.digest for blob in parts.blobs.list()}
-    lost_records = records - {blob.digest for blob in parts.records.list()}
+    with components.index.reading() as db:
+        images, records = tables.known_images(db), tables.known_records(db)
+    lost_images = images - {blob.digest for blob in components.blobs.list()}
+    lost_records = records - {blob.digest for blob in components.records.list()}
     if lost_images or lost_records:
-        with parts.index.writing() as db:
-            rows.remove_records(db, lost_records)
-            rows.remove_images(db, lost_images)
+        with components.index.writing() as db:
+            tables.remove_records(db, lost_records)
+            tables.remove_images(db, lost_images)
     return lost_images | lost_records
 
 
 def _fill(
-    parts: Parts,
+    components: Components,
     db: sqlite3.Connection,
     blobs: Sequence[Blob],
     records: Sequence[Blob],
@@ -184,13 +186,13 @@ def _fill(
 ) -> list[tuple[Blob, Kind]]:
     """Index these; those that cannot be."""
     wrong: list[tuple[Blob, Kind]] = []
-    tick = ticking(progress, len(blobs) + len(records))
+    tick = reporting(progress, len(blobs) + len(records))
     for blob in tick(blobs):
-        if size := parts.size_of(blob):
-            rows.add_image(db, blob, size)
+        if size := components.size_of(blob):
+            tables.add_image(db, blob, size)
         else:
             wrong.append((blob, "image"))
-    read = [(blob, parts.read_record(blob)) for blob in tick(records)]
+    read = [(blob, components.read_record(blob)) for blob in tick(records)]
     wrong.extend((blob, "record") for blob, found in read if found is None)
     right = [(blob, *found) for blob, found in read if found is not None]
     for blob, record, body in sorted(right, key=lambda item: (item[1].time, item[0].digest)):
@@ -203,7 +205,7 @@ def _add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: by
     """Index a record; False, and as if nothing had been, if the index cannot hold it."""
     db.execute("SAVEPOINT record")
     try:
-        rows.add_record(db, digest, record, body)
+        tables.add_record(db, digest, record, body)
     except (InvalidArgument, *_RECORDS_FAULT):
         db.execute("ROLLBACK TO record")
         return False
@@ -211,9 +213,9 @@ def _add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: by
     return True
 
 
-def _sweep(parts: Parts) -> None:
-    if parts.root is None or parts.read_only:
+def _clear_staging(components: Components) -> None:
+    if components.root is None or components.read_only:
         return
-    for path in (parts.root / "tmp").glob("*"):
+    for path in (components.root / "tmp").glob("*"):
         with contextlib.suppress(OSError):  # it is not ours to remove, and in nobody's way
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,7 +1,7 @@
-"""The image store as everybody uses it: one object, safe from any thread; processes may share a folder.
+"""The public interface of the image store: thread-safe, and safe for processes that share a folder.
 
-A facade: it turns references into digests and rows into values; the write order is in `storage/shelf.py`.
-It knows nothing of models, tools or HTTP.
+A facade that turns references into digests and index rows into results. The write order is defined in
+`storage/repository.py`. Has no knowledge of models, tools or HTTP.
 """
 
 import contextlib
@@ -17,18 +17,19 @@ from typing import Any, Self
 from PIL import Image
 from pydantic import JsonValue
 
-from storage import care, codec, decoder, gc, rows, search, transfer
+from storage import codec, decoder, gc, maintenance, transfer
 from storage.blobs import BlobStore
 from storage.budget import Checkpoint, no_checkpoint
 from storage.codec import Limits
 from storage.digest import Digest, hex_digits
 from storage.errors import ImageNotFound, InvalidArgument
+from storage.index import search, tables
+from storage.index.tables import ImageRow
 from storage.ingest import Ingested
 from storage.records import LABEL, PIN, Model, Record, check_label, make_record, memo, parse_record
 from storage.recovery import Progress
-from storage.rows import ImageRow
-from storage.shelf import NOTED_EVERY, Shelf
-from storage.values import Ancestor, Page, StoredImage, Usage
+from storage.repository import ACCESS_RESOLUTION, Repository
+from storage.results import Ancestor, Page, StoredImage, Usage
 
 Reference = Digest | str
 """An id, a prefix of one with at least 8 hex digits, or an image URI."""
@@ -71,7 +72,7 @@ class ImageStore:
         self.path = Path(path).expanduser().absolute() if path is not None else None
         self.quota_bytes = quota_bytes
         self.limits = limits or Limits()
-        self._shelf = Shelf(self.path, quota_bytes, blobs, records)
+        self._repository = Repository(self.path, quota_bytes, blobs, records)
 
     def __enter__(self) -> Self:
         return self
@@ -85,18 +86,18 @@ class ImageStore:
 
         Then it shows what was in its folder when it was opened, and refuses every change.
         """
-        return self._shelf.read_only
+        return self._repository.read_only
 
     def refuse_if_read_only(self) -> None:
         """Raise StoreReadOnly if nothing can be stored, before any work is done for it."""
-        self._shelf.refuse_if_read_only()
+        self._repository.refuse_if_read_only()
 
     def close(self) -> None:
         """Say that all is well, and give the index's connections back. A store may be used again after it.
 
         A process that dies without it has the next one look through the store for what it left.
         """
-        self._shelf.close()
+        self._repository.close()
 
     # -- images ---------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class ImageStore:
             taken = Ingested(codec.encode(codec.admit(image, self.limits)))
         else:
             taken = decoder.decode(image, self.limits, checkpoint)
-        digest = self._shelf.put_image(taken.png)
+        digest = self._repository.put_image(taken.png)
         stored = self.label(digest, label) if label is not None else self.get(digest)
         return replace(stored, notes=taken.notes)
 
@@ -143,7 +144,7 @@ class ImageStore:
         """The PNG of an image, verified. Raises what `get` does, and `Corrupt`."""
         digest = self.get(ref).id
         try:
-            return self._shelf.blobs.get(digest)
+            return self._repository.blobs.get(digest)
         except KeyError:
             raise _not_found(str(digest)) from None
 
@@ -191,7 +192,7 @@ class ImageStore:
     def notes(self, ref: Reference) -> tuple[Record, ...]:
         """The records by which the label and the pin of an image were set."""
         digest = self._row(ref).digest
-        return tuple(self._shelf.ask(lambda db: rows.notes_of(db, digest)))
+        return tuple(self._repository.query(lambda db: tables.notes_of(db, digest)))
 
     @contextlib.contextmanager
     def hold(self, refs: Iterable[Reference]) -> Generator[tuple[StoredImage, ...]]:
@@ -201,7 +202,7 @@ class ImageStore:
         """
         digests = [self._row(ref).digest for ref in refs]
         with contextlib.ExitStack() as stack:
-            images = self._shelf.healing(lambda: self._leased(digests, stack))
+            images = self._repository.with_index_repair(lambda: self._leased(digests, stack))
             yield tuple(_stored(row) for row in images)
 
     # -- records --------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ class ImageStore:
             StoreFull, StoreReadOnly: nothing was stored.
         """
         fields = {"parameters": dict(parameters), "inputs": inputs, "outputs": outputs, "model": model}
-        return self._shelf.put_record(make_record(tool=tool, seed=seed, **fields, **more))
+        return self._repository.put_record(make_record(tool=tool, seed=seed, **fields, **more))
 
     def put_made(self, pictures: Iterable[Image.Image], *, tool: str, **fields: Any) -> Record:
         """Store pictures and the record that they are its outputs; both are durable when this returns.
@@ -236,7 +237,9 @@ class ImageStore:
         the pictures are there all the same. Raises what both do.
         """
         pngs = [codec.encode(codec.admit(picture, self.limits)) for picture in pictures]
-        return self._shelf.put_made(pngs, lambda digests: make_record(tool=tool, outputs=digests, **fields))
+        return self._repository.put_made(
+            pngs, lambda digests: make_record(tool=tool, outputs=digests, **fields)
+        )
 
     def get_record(self, ref: Reference) -> Record:
         """The record with this complete id, verified.
@@ -246,7 +249,7 @@ class ImageStore:
         """
         digest = ref if isinstance(ref, Digest) else Digest.parse(ref)
         try:
-            return parse_record(self._shelf.records.get(digest))
+            return parse_record(self._repository.records.get(digest))
         except KeyError:
             advice = "Use the `record` of a result, or the history of an image."
             raise InvalidArgument(f"There is no record {digest}.", advice) from None
@@ -267,10 +270,10 @@ class ImageStore:
         """
         weights = model.digest or model.id if model else None
         wanted = memo(tool, parameters, inputs, weights, seed, numerics)
-        bodies = self._shelf.ask(lambda db: search.equal(db, wanted))
-        record = next((parse_record(body) for body in bodies if self._shelf.whole(body)), None)
+        bodies = self._repository.query(lambda db: search.equal(db, wanted))
+        record = next((parse_record(body) for body in bodies if self._repository.whole(body)), None)
         if record is not None:
-            self._shelf.touch(record.outputs)
+            self._repository.touch(record.outputs)
         return record
 
     # -- questions ------------------------------------------------------------------------------------
@@ -292,13 +295,13 @@ class ImageStore:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidArgument(f"limit is {limit}; 1 to {MAX_PAGE} are allowed.")
         question = search.Question(query, tool, _least_key(since), limit, cursor)
-        images, following = self._shelf.ask(lambda db: search.listed(db, question))
+        images, following = self._repository.query(lambda db: search.listed(db, question))
         return Page(tuple(_stored(row) for row in images), following)
 
     def origin(self, ref: Reference) -> Ancestor:
         """An image and how it was made, at a cost that its ancestors do not raise. Raises what `get` does."""
         digest = self._row(ref).digest
-        found = self._shelf.ask(lambda db: search.origin(db, digest))
+        found = self._repository.query(lambda db: search.origin(db, digest))
         if found is None:  # collected since
             raise _not_found(str(digest))
         return _ancestor(found)
@@ -309,24 +312,24 @@ class ImageStore:
         With a `limit`, the image and its nearest ancestors, that many in all. Raises what `get` does.
         """
         digest = self.get(ref).id
-        origins = self._shelf.ask(lambda db: search.origins(db, [digest], limit))
+        origins = self._repository.query(lambda db: search.origins(db, [digest], limit))
         return tuple(map(_ancestor, search.oldest_first(origins, digest)))
 
     def with_ancestors(self, refs: Iterable[Digest]) -> set[Digest]:
         """Images and all their ancestors, each looked at once."""
         images = list(refs)
-        return set(self._shelf.ask(lambda db: search.origins(db, images)))
+        return set(self._repository.query(lambda db: search.origins(db, images)))
 
     def usage(self) -> Usage:
         """How many images and bytes are stored."""
-        images, size = self._shelf.ask(rows.totals)
+        images, size = self._repository.query(tables.totals)
         return Usage(images, size, self.quota_bytes)
 
     # -- care -----------------------------------------------------------------------------------------
 
-    def verify(self, progress: Progress | None = None) -> care.Verification:
+    def verify(self, progress: Progress | None = None) -> maintenance.Verification:
         """Read and hash everything; set aside what is wrong, index what is not indexed, delete nothing."""
-        return self._shelf.healing(lambda: care.verify(self._shelf, progress))
+        return self._repository.with_index_repair(lambda: maintenance.verify(self._repository, progress))
 
     def rebuild_index(self, progress: Progress | None = None) -> tuple[Path, ...]:
         """Build the index again from blobs and records. Those that cannot be read are set aside: where.
@@ -334,7 +337,7 @@ class ImageStore:
         Raises:
             StoreBusy: another process is collecting or rebuilding.
         """
-        return care.rebuild_index(self._shelf, progress)
+        return maintenance.rebuild_index(self._repository, progress)
 
     def collect(
         self,
@@ -351,8 +354,8 @@ class ImageStore:
         Raises:
             StoreBusy: another process is collecting or rebuilding.
         """
-        return self._shelf.healing(
-            lambda: gc.collect(self._shelf, dry_run=dry_run, grace=grace, keep_accessed=keep_accessed)
+        return self._repository.with_index_repair(
+            lambda: gc.collect(self._repository, dry_run=dry_run, grace=grace, keep_accessed=keep_accessed)
         )
 
     def export(
@@ -368,14 +371,14 @@ class ImageStore:
 
     def import_(self, folder: Path | str, progress: Progress | None = None) -> transfer.Imported:
         """Store every picture below a folder, and join the history that exported ones carry."""
-        return transfer.import_folder(self, self._shelf, Path(folder), progress)
+        return transfer.import_folder(self, self._repository, Path(folder), progress)
 
     # -- inside ---------------------------------------------------------------------------------------
 
     def _row(self, ref: Reference) -> ImageRow:
         digits = ref.hex if isinstance(ref, Digest) else hex_digits(ref)
         images = self._matching(digits)
-        if not images and len(digits) == 64 and self._shelf.adopt(Digest(bytes.fromhex(digits))):
+        if not images and len(digits) == 64 and self._repository.adopt(Digest(bytes.fromhex(digits))):
             images = self._matching(digits)
         if not images:
             raise _not_found(str(ref))
@@ -388,27 +391,29 @@ class ImageStore:
 
     def _leased(self, digests: Sequence[Digest], stack: contextlib.ExitStack) -> Sequence[ImageRow]:
         """Images that are there, held until the stack is closed."""
-        with self._shelf.locks.writing():
-            with self._shelf.index.reading() as db:
+        with self._repository.locks.shared():
+            with self._repository.index.reading() as db:
                 found = [search.matching(db, digest.hex) for digest in digests]
             if not all(found):
                 raise _not_found(str(digests[found.index([])]))
-            stack.enter_context(self._shelf.locks.lease(digests))
+            stack.enter_context(self._repository.locks.lease(digests))
         return [row for (row,) in found]
 
     def _matching(self, digits: str) -> Sequence[ImageRow]:
-        return self._shelf.ask(lambda db: search.matching(db, digits))
+        return self._repository.query(lambda db: search.matching(db, digits))
 
     def _note_access(self, images: Sequence[ImageRow]) -> None:
-        stale = time.time_ns() - round(NOTED_EVERY.total_seconds() * 1e9)
+        stale = time.time_ns() - round(ACCESS_RESOLUTION.total_seconds() * 1e9)
         digests = [row.digest for row in images]
-        old = self._shelf.ask(lambda db: [each for each in digests if rows.last_touched(db, each) < stale])
+        old = self._repository.query(
+            lambda db: [each for each in digests if tables.last_touched(db, each) < stale]
+        )
         if old:
-            self._shelf.touch(old)
+            self._repository.touch(old)
 
     def _say(self, ref: Reference, tool: str, parameters: dict[str, JsonValue]) -> StoredImage:
         digest = self._row(ref).digest
-        self._shelf.put_record(make_record(tool=tool, parameters=parameters, inputs=(digest,)))
+        self._repository.put_record(make_record(tool=tool, parameters=parameters, inputs=(digest,)))
         return self.get(digest)
 
 
@@ -434,4 +439,4 @@ def _least_key(since: datetime | None) -> int | None:
         raise InvalidArgument(
             f"since is {since.isoformat()}, without a time zone.", "Add one, for example +00:00."
         )
-    return rows.first_key(since)
+    return tables.first_key(since)

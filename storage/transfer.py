@@ -13,11 +13,11 @@ from storage.decoder import decode
 from storage.digest import Digest
 from storage.embedding import embed, extract
 from storage.errors import ImageNotFound, ImageRejected, InvalidArgument
-from storage.opening import open_file, write_file
 from storage.records import Record
-from storage.recovery import Progress, ticking
-from storage.shelf import Shelf
-from storage.values import StoredImage
+from storage.recovery import Progress, reporting
+from storage.repository import Repository
+from storage.results import StoredImage
+from storage.safe_files import open_file, write_file
 
 if TYPE_CHECKING:
     from storage.store import ImageStore
@@ -52,14 +52,16 @@ def export(
     """
     asked = dict.fromkeys(digests)
     ancestors = store.with_ancestors(asked) - asked.keys()
-    tick = ticking(progress, len(asked) + len(ancestors))
+    tick = reporting(progress, len(asked) + len(ancestors))
     paths = [_write(store, digest, folder) for digest in tick(asked)]
     for digest in tick(sorted(ancestors)):
         _write(store, digest, folder / "lineage")
     return tuple(paths)
 
 
-def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Progress | None) -> Imported:
+def import_folder(
+    store: "ImageStore", repository: Repository, folder: Path, progress: Progress | None
+) -> Imported:
     """Store every picture below `folder`, then every record whose images are all here, oldest first.
 
     Raises:
@@ -72,9 +74,9 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
     records: dict[Digest, tuple[Record, Path]] = {}
     skipped: list[Skipped] = []
     files = list(_files(folder.resolve()))
-    for path in ticking(progress, len(files))(files):
+    for path in reporting(progress, len(files))(files):
         try:
-            image, found, refused = _take(store, shelf, path)
+            image, found, refused = _take(store, repository, path)
         except (ImageRejected, OSError) as error:
             skipped.append(Skipped(path, str(error)))
             continue
@@ -84,7 +86,7 @@ def import_folder(store: "ImageStore", shelf: Shelf, folder: Path, progress: Pro
     joined: list[Digest] = []
     for record, path in sorted(records.values(), key=lambda item: (item[0].time, item[0].id)):
         try:
-            joined.append(shelf.put_record(record))
+            joined.append(repository.put_record(record))
         except ImageNotFound as error:
             skipped.append(Skipped(path, str(error)))
     return Imported(
@@ -120,7 +122,9 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, list[Record], tuple[str, ...]]:
+def _take(
+    store: "ImageStore", repository: Repository, path: Path
+) -> tuple[StoredImage, list[Record], tuple[str, ...]]:
     """Store the picture in a file: the image, the records to join, and why others in it are refused."""
     limit = store.limits.bytes
     with open_file(path) as file:
@@ -134,4 +138,4 @@ def _take(store: "ImageStore", shelf: Shelf, path: Path) -> tuple[StoredImage, l
     # the id that the records know.
     known = any(digest in (*record.inputs, *record.outputs) for record in records)
     taken = decode(png, store.limits, keep_own=known)
-    return replace(store.get(shelf.put_image(taken.png)), notes=taken.notes), records, refused
+    return replace(store.get(repository.put_image(taken.png)), notes=taken.notes), records, refused

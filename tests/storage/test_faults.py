@@ -18,7 +18,7 @@ from benchmarks.store_crash import noise
 from server.journal import Journal
 from storage import Digest, ImageStore
 from storage.errors import StoreError
-from tests.storage.test_care import without_empty_folders
+from tests.storage.test_maintenance import without_empty_folders
 from tests.storage.test_no_room import NOBODY
 
 

@@ -15,9 +15,9 @@ import pytest
 from benchmarks.store_crash import inspect, noise
 from storage import Digest, ImageStore
 from storage.errors import IndexDamaged, StoreError
-from storage.index import Index
-from storage.rows import SCHEMA_VERSION
-from tests.storage.test_care import without_empty_folders
+from storage.index.database import Index
+from storage.index.tables import SCHEMA_VERSION
+from tests.storage.test_maintenance import without_empty_folders
 
 FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm")
 
@@ -165,7 +165,7 @@ def test_an_index_that_breaks_in_use_is_built_again_at_once(tmp_path: Path, last
     before = answers(tmp_path / "store", last)
     with ImageStore(tmp_path / "store") as store:
         store.list()
-        store._shelf.index.close()  # as the server does between two busy times: no page is remembered
+        store._repository.index.close()  # as the server does between two busy times: no page is remembered
         DAMAGE[damage](tmp_path / "store" / "index.sqlite")
         assert store.list(limit=100) == before[0]
         assert store.list(query="cat").images == before[1]
@@ -196,7 +196,7 @@ def test_two_stores_that_see_the_damage_build_one_index(tmp_path: Path, last: Di
     first, second = ImageStore(tmp_path / "store"), ImageStore(tmp_path / "store")
     before = first.list(), second.list()
     for store in (first, second):
-        store._shelf.index.close()
+        store._repository.index.close()
     DAMAGE["garbage"](tmp_path / "store" / "index.sqlite")
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(lambda store: store.list(), (first, second) * 4)) == [before[0]] * 8
@@ -209,13 +209,15 @@ def test_two_stores_that_see_the_damage_build_one_index(tmp_path: Path, last: Di
 
 def test_a_statement_that_is_wrong_does_not_cost_the_index(tmp_path: Path, last: Digest):
     with ImageStore(tmp_path / "store") as store:
-        before = store._shelf.index.identity()
+        before = store._repository.index.identity()
         for _ in range(2):
             with pytest.raises(StoreError):
-                store._shelf.ask(
+                store._repository.query(
                     lambda db: db.execute("SELECT * FROM words WHERE words MATCH '\"'").fetchall()
                 )
-        assert store._shelf.index.identity() == before and not (tmp_path / "store" / "quarantine").exists()
+        assert (
+            store._repository.index.identity() == before and not (tmp_path / "store" / "quarantine").exists()
+        )
 
 
 def test_an_index_that_cannot_be_built_again_is_an_error_not_a_loop(tmp_path: Path, last: Digest):
@@ -227,7 +229,7 @@ def test_an_index_that_cannot_be_built_again_is_an_error_not_a_loop(tmp_path: Pa
             raise IndexDamaged("damaged")
 
         with pytest.raises(IndexDamaged):
-            store._shelf.ask(question)
+            store._repository.query(question)
         assert len(asked) == 2 and store.verify().clean
 
 

@@ -20,7 +20,7 @@ from server.cli import store as commands
 from server.settings import Settings
 from storage import Digest, ImageStore
 from storage.errors import Corrupt, StoreReadOnly
-from tests.storage.test_care import without_empty_folders
+from tests.storage.test_maintenance import without_empty_folders
 from tests.storage.test_no_room import not_writable
 
 Protect = Callable[[Path], contextlib.AbstractContextManager[None]]

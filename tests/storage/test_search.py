@@ -10,7 +10,7 @@ from PIL import Image
 
 from storage import ImageStore
 from storage.errors import InvalidArgument
-from storage.search import MAX_TERMS
+from storage.index.search import MAX_TERMS
 
 LABELS = (
     "東京タワーの夜景",

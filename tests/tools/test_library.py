@@ -116,10 +116,10 @@ def chain(store: ImageStore, length: int) -> list[Digest]:
 def database_steps(store: ImageStore) -> Iterator[list[int]]:
     """Counts what SQLite does for a store: one entry for every ten instructions of its machine."""
     steps: list[int] = []
-    connection = store._shelf.index._connect()
+    connection = store._repository.index._connect()
     connection.set_progress_handler(lambda: steps.append(1), 10)
-    store._shelf.index.close()
-    store._shelf.index._free.append(connection)
+    store._repository.index.close()
+    store._repository.index._free.append(connection)
     yield steps
     connection.set_progress_handler(None, 0)
 

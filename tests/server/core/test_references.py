@@ -21,7 +21,7 @@ from server.caller import Caller
 from server.context import CallContext
 from server.references import References
 from storage import ImageStore, Limits, StoredImage, decoder
-from storage.opening import NotRegular
+from storage.safe_files import NotRegular
 from tests.server.core.conftest import ANN, SMALL, call
 from tests.swapping import link_in_the_place_of, swapping
 from tools.base import ToolError

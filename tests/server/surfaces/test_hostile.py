@@ -11,7 +11,7 @@ from PIL import Image
 
 from server.app import App
 from server.schema import ERROR
-from storage import search
+from storage.index import search
 from tests.server.surfaces import hostile
 from tests.server.surfaces.conftest import SMALL, Connect, succeeded
 
@@ -67,7 +67,7 @@ async def test_prefix_of_two_images_is_refused_and_names_them(
     matching = search.matching
     # Two ids with the same 8 digits are hard to come by: one digit stands for them.
     monkeypatch.setattr(
-        "storage.search.matching", lambda db, digits: matching(db, digits.replace("c" * 8, first))
+        "storage.index.search.matching", lambda db, digits: matching(db, digits.replace("c" * 8, first))
     )
     async with connect(app) as client:
         error = told(await client.call_tool("view_image", {"image": "sha256:" + "c" * 8}))

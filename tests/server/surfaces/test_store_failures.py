@@ -161,7 +161,7 @@ def broken(request: pytest.FixtureRequest, app: App, monkeypatch: pytest.MonkeyP
         def fail() -> None:
             raise RuntimeError(f"broken: {app.store.path}")
 
-        monkeypatch.setattr(app.store._shelf.index, "reading", fail)
+        monkeypatch.setattr(app.store._repository.index, "reading", fail)
     return app
 
 

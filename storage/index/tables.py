@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from storage import words
 from storage.blobs import Blob
 from storage.digest import Digest
 from storage.errors import IndexDamaged, InvalidArgument
+from storage.index import tokenizer
 from storage.records import LABEL, PIN, Record, parse_record
 
 SCHEMA_VERSION = 3
@@ -270,7 +270,7 @@ def _add_words(db: sqlite3.Connection, key: int, image: Digest) -> None:
     texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
     tools = " ".join(sorted({tool_word(record.tool) for record in records}))
     if records or texts[-1]:
-        text = words.indexed("\n".join(texts))
+        text = tokenizer.indexed("\n".join(texts))
         db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, text, tools))
 
 

@@ -1,7 +1,7 @@
 """The index: answers questions about images and records quickly. A cache, never the truth.
 
 SQLite in WAL mode, one short transaction per write, a pool of connections so that any thread may call. Its
-tables are in `rows.py`. Deleted, damaged, of another schema version or not ours at all, it is built again
+tables are in `tables.py`. Deleted, damaged, of another schema version or not ours at all, it is built again
 from blobs and records, so there are no migrations; a file that is damaged or not ours is set aside.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from storage.errors import IndexDamaged, StoreReadOnly, from_sqlite_error
-from storage.modes import DATABASE_SUFFIXES, create, make_database, make_folder, may_be_database
-from storage.rows import DERIVED, OWN, SCHEMA, SCHEMA_VERSION, totals
+from storage.index.tables import DERIVED, OWN, SCHEMA, SCHEMA_VERSION, totals
+from storage.permissions import DATABASE_SUFFIXES, create, make_database, make_folder, may_be_database
 
 _WAIT_S = 60.0
 _WAL_VERSIONS = slice(18, 20)

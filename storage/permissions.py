@@ -89,7 +89,7 @@ def permissions(model: Path | None, mask: int) -> int:
         return OWNER & mask
 
 
-def close_up(store: Path) -> None:
+def restrict_to_owner(store: Path) -> None:
     """Take from everybody else what an earlier version left open: it made parts as the umask said."""
     for path in (store, *(store / part for part in PARTS)):
         with contextlib.suppress(OSError):  # it is not there, or another user's

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.opening import NotRegular, names_in, open_file, write_file
+from storage.safe_files import NotRegular, names_in, open_file, write_file
 from tests.swapping import link_in_the_place_of, swapping
 
 

@@ -1,6 +1,6 @@
-"""Questions to the index: find by name, list, search, walk the lineage. Reads only.
+"""Read-only queries: find by id prefix, list, full-text search, lineage.
 
-Knows the tables of `storage/rows.py`. Each question is one statement; a lineage is one for every ancestor.
+Uses the tables of `storage/index/tables.py`. Each query is one SQL statement, a lineage one per ancestor.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from storage import words
 from storage.digest import Digest
 from storage.errors import InvalidArgument
+from storage.index import tokenizer
+from storage.index.tables import IMAGE_COLUMNS, ImageRow, image_row, indexed_record, tool_word
 from storage.records import Record
-from storage.rows import IMAGE_COLUMNS, ImageRow, image_row, indexed_record, tool_word
 
 MAX_TERMS = 256
 """Words of a query: each costs a look into the index."""
@@ -73,7 +73,7 @@ def _match(question: Question) -> str | None:
     """The full-text expression; None if nothing is to be matched, empty if nothing can match."""
     terms: list[str] = []
     if question.query is not None and question.query.strip():
-        asked = list(dict.fromkeys(words.terms(question.query)))
+        asked = list(dict.fromkeys(tokenizer.terms(question.query)))
         if not asked:
             return ""
         if len(asked) > MAX_TERMS:

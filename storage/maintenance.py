@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage import rows
-from storage.blobs import Blob, LocalBlobs, strays
+from storage.blobs import Blob, LocalBlobs, foreign_files
+from storage.components import Kind
 from storage.digest import Digest
 from storage.errors import cannot_write, from_os_error
-from storage.modes import FOLDER, create, make_folder, permissions
-from storage.parts import Kind
-from storage.recovery import Progress, forget_missing, rebuild, reconcile, ticking
-from storage.shelf import Shelf
+from storage.index import tables
+from storage.permissions import FOLDER, create, make_folder, permissions
+from storage.recovery import Progress, forget_missing, rebuild, reconcile, reporting
+from storage.repository import Repository
 
 _LONGEST_NAME = 100
 """Bytes of a stray file's name that are kept."""
@@ -51,21 +51,21 @@ class Verification:
         return not (self.quarantined or self.left or self.missing or self.dangling)
 
 
-def verify(shelf: Shelf, progress: Progress | None = None) -> Verification:
+def verify(repository: Repository, progress: Progress | None = None) -> Verification:
     """Read and hash every image and record. What is wrong goes into `quarantine/`; nothing is deleted."""
-    with shelf.locks.alone():
-        indexed = reconcile(shelf)
+    with repository.locks.exclusive():
+        indexed = reconcile(repository)
     work: list[tuple[Blob, Kind]] = []
-    work.extend((blob, "image") for blob in shelf.blobs.list())
-    work.extend((blob, "record") for blob in shelf.records.list())
-    read = [(*item, shelf.readable(*item)) for item in ticking(progress, len(work))(work)]
-    with shelf.locks.alone():
-        aside = _Aside(shelf)
+    work.extend((blob, "image") for blob in repository.blobs.list())
+    work.extend((blob, "record") for blob in repository.records.list())
+    read = [(*item, repository.readable(*item)) for item in reporting(progress, len(work))(work)]
+    with repository.locks.exclusive():
+        aside = _Aside(repository)
         aside.take((blob, kind) for blob, kind, right in read if not right)
-        aside.take_strays()
-        missing = tuple(sorted(forget_missing(shelf)))
-        with shelf.index.reading() as db:
-            dangling = tuple(rows.dangling_records(db))
+        aside.take_foreign_files()
+        missing = tuple(sorted(forget_missing(repository)))
+        with repository.index.reading() as db:
+            dangling = tuple(tables.dangling_records(db))
     right = {kind: sum(k == kind and r for _, k, r in read) for kind in ("image", "record")}
     return Verification(
         right["image"] + aside.righted["image"],
@@ -78,53 +78,53 @@ def verify(shelf: Shelf, progress: Progress | None = None) -> Verification:
     )
 
 
-def rebuild_index(shelf: Shelf, progress: Progress | None) -> tuple[Path, ...]:
+def rebuild_index(repository: Repository, progress: Progress | None) -> tuple[Path, ...]:
     """Build the index again from blobs and records, while writers wait.
 
     What cannot be read goes into `quarantine/`, as with `verify`; where it lies now.
     """
-    shelf.refuse_if_read_only()
-    with shelf.locks.caring("rebuild the index"), shelf.locks.alone():
-        aside = _Aside(shelf)
-        aside.take(rebuild(shelf, progress))
+    repository.refuse_if_read_only()
+    with repository.locks.maintenance("rebuild the index"), repository.locks.exclusive():
+        aside = _Aside(repository)
+        aside.take(rebuild(repository, progress))
     return tuple(aside.moved)
 
 
 class _Aside:
     """Takes what is wrong out of the way. Use it with every writer kept out."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, repository: Repository) -> None:
         self.moved: list[Path] = []
         self.left: list[str] = []
         self.righted: dict[Kind, int] = {"image": 0, "record": 0}
         """What was put right since it was first read."""
-        self._shelf = shelf
+        self._repository = repository
 
     def take(self, wrong: Iterable[tuple[Blob, Kind]]) -> None:
         """Move images and records that are still wrong."""
         for blob, kind in wrong:
-            raw = self._shelf.raw_blobs if kind == "image" else self._shelf.raw_records
+            raw = self._repository.raw_blobs if kind == "image" else self._repository.raw_records
             now = raw.has(blob.digest)
             if now is None:  # collected since it was listed
                 continue
-            if self._shelf.readable(now, kind):
+            if self._repository.readable(now, kind):
                 self.righted[kind] += 1
             elif isinstance(raw, LocalBlobs):
                 self._move(raw.path(blob.digest), f"{kind}-{blob.digest.hex}")
-            elif self._shelf.root is not None:  # and nothing can damage what is in memory
+            elif self._repository.root is not None:  # and nothing can damage what is in memory
                 self._write(raw.get(blob.digest), f"{kind}-{blob.digest.hex}")
                 raw.delete(blob.digest)
 
-    def take_strays(self) -> None:
+    def take_foreign_files(self) -> None:
         """Move files that are no blob's."""
-        if self._shelf.root is None:
+        if self._repository.root is None:
             return
         for name in ("blobs", "records"):
-            for stray in strays(self._shelf.root / name):
+            for stray in foreign_files(self._repository.root / name):
                 self._move(stray, f"stray-{_short(stray.name)}")
 
     def _move(self, path: Path, name: str) -> None:
-        root = self._shelf.root
+        root = self._repository.root
         assert root is not None
 
         def move(place: Path) -> None:
@@ -144,7 +144,7 @@ class _Aside:
 
     def _placed(self, name: str, move: Callable[[Path], None], what: str) -> None:
         """Have `move` fill a free place in the quarantine."""
-        root = self._shelf.root
+        root = self._repository.root
         assert root is not None
         try:
             make_folder(root / "quarantine", root / "locks")

@@ -16,20 +16,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from storage import codec, recovery, rows
+from storage import codec, recovery
 from storage.blobs import Blob, BlobStore
+from storage.components import Components
 from storage.digest import Digest
 from storage.errors import ImageNotFound, IndexDamaged, IndexReadOnly, StoreError
-from storage.parts import Parts
+from storage.index import tables
 from storage.records import Record
 
 T = TypeVar("T")
-NOTED_EVERY = timedelta(hours=1)
+ACCESS_RESOLUTION = timedelta(hours=1)
 """An access younger than this is not noted again: most reads then write nothing."""
 
 
 @dataclass
-class _News:
+class _Pending:
     """What is durable and not indexed yet."""
 
     images: dict[Digest, tuple[Blob, tuple[int, int]]] = field(default_factory=dict[Digest, Any])
@@ -37,43 +38,43 @@ class _News:
     records: dict[Digest, Record] = field(default_factory=dict[Digest, Record])
 
 
-class Shelf(Parts):
+class Repository(Components):
     """One store's parts, and the few ways to change them together."""
 
     def __init__(
         self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
     ) -> None:
         super().__init__(root, quota, blobs, records)
-        self._signing = threading.Lock()
-        self._sign_out: weakref.finalize[[], Self] | None = None
-        recovery.ready_index(self)
+        self._registering = threading.Lock()
+        self._deregister: weakref.finalize[[], Self] | None = None
+        recovery.prepare_index(self)
 
-    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    def query(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """What `question` finds in the index. Not to be called with a lock."""
 
         def asked() -> T:
             with self.index.reading() as db:
                 return question(db)
 
-        return self.healing(asked)
+        return self.with_index_repair(asked)
 
-    def healing(self, work: Callable[[], T]) -> T:
+    def with_index_repair(self, work: Callable[[], T]) -> T:
         """`work`, once more if the index turned out to be damaged. Not to be called with a lock."""
         before = self.index.identity()
         try:
             return work()
         except (IndexDamaged, IndexReadOnly) as error:
-            recovery.heal(self, before, error)
+            recovery.repair_index(self, before, error)
             return work()
 
     def put_image(self, png: bytes) -> Digest:
         """Store the bytes of a PNG durably and index them; its id."""
 
         def put() -> Digest:
-            with self._putting() as news:
-                return self._put_image(png, news)
+            with self._writing() as pending:
+                return self._put_image(png, pending)
 
-        return self.healing(put)
+        return self.with_index_repair(put)
 
     def put_record(self, record: Record) -> Digest:
         """Store a record durably and index it; the images it names are then known to be in use.
@@ -83,10 +84,10 @@ class Shelf(Parts):
         """
 
         def put() -> Digest:
-            with self._putting() as news:
-                return self._put_record(record, news)
+            with self._writing() as pending:
+                return self._put_record(record, pending)
 
-        return self.healing(put)
+        return self.with_index_repair(put)
 
     def put_made(self, pngs: Iterable[bytes], describe: Callable[[list[Digest]], Record]) -> Record:
         """Store PNGs and the record that `describe` makes of their ids, and index them together.
@@ -96,51 +97,51 @@ class Shelf(Parts):
         given = list(pngs)
 
         def put() -> Record:
-            with self._putting() as news:
-                record = describe([self._put_image(png, news) for png in given])
-                self._put_record(record, news)
+            with self._writing() as pending:
+                record = describe([self._put_image(png, pending) for png in given])
+                self._put_record(record, pending)
             return record
 
-        return self.healing(put)
+        return self.with_index_repair(put)
 
     def adopt(self, digest: Digest) -> bool:
         """Index a blob that is there and not indexed, as after a power cut. False if it is not there."""
 
         def adopt() -> bool:
-            with self.locks.writing():
+            with self.locks.shared():
                 blob = self.blobs.has(digest)
                 size = self.size_of(blob) if blob else None
                 if blob and size:
                     with self.index.writing() as db:
-                        rows.add_image(db, blob, size)
-                        rows.touch(db, [digest], time.time_ns())
+                        tables.add_image(db, blob, size)
+                        tables.touch(db, [digest], time.time_ns())
                 return size is not None
 
-        return self.healing(adopt)
+        return self.with_index_repair(adopt)
 
     def touch(self, digests: Iterable[Digest]) -> None:
         """Keep these from being collected for a while. A store that cannot be written still answers."""
-        with contextlib.suppress(StoreError), self.locks.writing(), self.index.writing() as db:
-            rows.touch(db, digests, time.time_ns())
+        with contextlib.suppress(StoreError), self.locks.shared(), self.index.writing() as db:
+            tables.touch(db, digests, time.time_ns())
 
-    def sign_in(self) -> None:
+    def register_writer(self) -> None:
         """Have the next start look for what was stored and not indexed, if this process dies before it signs
         out. Call it with the write lock."""
-        with self._signing:
-            if self._sign_out is None or not self._sign_out.alive:
-                self._sign_out = weakref.finalize(self, self.locks.enlist())
+        with self._registering:
+            if self._deregister is None or not self._deregister.alive:
+                self._deregister = weakref.finalize(self, self.locks.register_writer())
 
     def close(self) -> None:
         """Sign out, and give the index's connections back. Both come again with the next use."""
-        with self._signing:
-            if self._sign_out:
-                self._sign_out()
+        with self._registering:
+            if self._deregister:
+                self._deregister()
         self.index.close()
 
     def whole(self, body: bytes) -> bool:
         """Whether an indexed record, given as its bytes, and every image it made can be read."""
-        outputs = rows.indexed_record(body).outputs
-        if not self.ask(lambda db: all(rows.has_image(db, image) for image in outputs)):
+        outputs = tables.indexed_record(body).outputs
+        if not self.query(lambda db: all(tables.has_image(db, image) for image in outputs)):
             return False
         try:
             self.records.get(Digest.of(body))
@@ -151,51 +152,51 @@ class Shelf(Parts):
         return True
 
     @contextlib.contextmanager
-    def _putting(self) -> Generator["_News"]:
+    def _writing(self) -> Generator["_Pending"]:
         """Share the write lock, as a writer who is missed if it dies; under a quota, one at a time.
 
         What became durable in the block is indexed after it, in one transaction, also if the block failed.
         """
         with (
-            self.locks.writing(),
-            self.locks.filling() if self.quota is not None else contextlib.nullcontext(),
+            self.locks.shared(),
+            self.locks.quota() if self.quota is not None else contextlib.nullcontext(),
         ):
-            self.sign_in()
-            news = _News()
+            self.register_writer()
+            pending = _Pending()
             try:
-                yield news
+                yield pending
             finally:
-                self._index(news)
+                self._index(pending)
 
-    def _put_image(self, png: bytes, news: "_News") -> Digest:
+    def _put_image(self, png: bytes, pending: "_Pending") -> Digest:
         size = codec.size_of(png)
         blob = self.blobs.put(png)
-        news.images[blob.digest] = (blob, size)
+        pending.images[blob.digest] = (blob, size)
         if self.quota is not None:
-            self._index(news)  # the next put asks the index how much is used
+            self._index(pending)  # the next put asks the index how much is used
         return blob.digest
 
-    def _put_record(self, record: Record, news: "_News") -> Digest:
-        if named := [digest for digest in (*record.inputs, *record.outputs) if digest not in news.images]:
+    def _put_record(self, record: Record, pending: "_Pending") -> Digest:
+        if named := [digest for digest in (*record.inputs, *record.outputs) if digest not in pending.images]:
             with self.index.reading() as db:
-                missing = [digest for digest in named if not rows.has_image(db, digest)]
+                missing = [digest for digest in named if not tables.has_image(db, digest)]
             if missing:
                 raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
         blob = self.records.put(record.canonical)
-        news.records[blob.digest] = record
+        pending.records[blob.digest] = record
         return blob.digest
 
-    def _index(self, news: "_News") -> None:
+    def _index(self, pending: "_Pending") -> None:
         """Index what is new; the images of a record count as asked for now."""
-        if not (news.images or news.records):
+        if not (pending.images or pending.records):
             return
-        asked_for = set(news.images)
+        asked_for = set(pending.images)
         with self.index.writing() as db:
-            for digest, record in news.records.items():  # first: then an image's words are indexed once
-                rows.add_record(db, digest, record, record.canonical)
+            for digest, record in pending.records.items():  # first: then an image's words are indexed once
+                tables.add_record(db, digest, record, record.canonical)
                 asked_for.update(record.inputs, record.outputs)
-            for blob, size in news.images.values():
-                rows.add_image(db, blob, size)
-            rows.touch(db, asked_for, time.time_ns())
-        news.images.clear()
-        news.records.clear()
+            for blob, size in pending.images.values():
+                tables.add_image(db, blob, size)
+            tables.touch(db, asked_for, time.time_ns())
+        pending.images.clear()
+        pending.records.clear()

@@ -1,6 +1,6 @@
 """The parts of one store: locks, index, blobs and records, and whether what lies there can be read.
 
-Knows nothing of the order in which they change: that is in `shelf.py`.
+Knows nothing of the order in which they change: that is in `repository.py`.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Literal
 from storage import codec
 from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.errors import Corrupt, ImageRejected, InvalidArgument, Unreadable, from_os_error, read_only
-from storage.index import Index
+from storage.index.database import Index
 from storage.locks import Locks, MemoryLocks
 from storage.policies import QuotaBlobs, ReadOnlyBlobs, VerifiedBlobs
 from storage.records import MAX_BYTES, Record, parse_record
@@ -18,7 +18,7 @@ from storage.records import MAX_BYTES, Record, parse_record
 Kind = Literal["image", "record"]
 
 
-class Parts:
+class Components:
     """One store's parts. The index is not ready yet."""
 
     def __init__(

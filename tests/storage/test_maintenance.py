@@ -54,7 +54,7 @@ def age(store: ImageStore, digest: Digest, days: float) -> None:
     past = time.time() - days * 86_400
     os.utime(place(store, digest), (past, past))
     store.rebuild_index()
-    with store._shelf.index.writing() as db:
+    with store._repository.index.writing() as db:
         db.execute("UPDATE accesses SET time = ? WHERE image = ?", (int(past * 1e9), digest.raw))
 
 
@@ -132,7 +132,7 @@ def test_collect_keeps_what_is_labelled_pinned_young_or_asked_for(store: ImageSt
     store.label(labelled, "kept")
     store.pin(pinned)
     store.read(asked)
-    with store._shelf.index.writing() as db:  # the labels and the pin are themselves accesses
+    with store._repository.index.writing() as db:  # the labels and the pin are themselves accesses
         db.execute("DELETE FROM accesses WHERE image != ?", (asked.raw,))
     dry = store.collect(dry_run=True)
     assert dry.images == (old,) and store.usage().images == 5
@@ -191,7 +191,7 @@ def test_a_hold_of_another_process_ends_with_it(store: ImageStore):
 
 
 def test_two_may_not_collect_at_once(store: ImageStore):
-    with Locks(store.path).caring("collect"):
+    with Locks(store.path).maintenance("collect"):
         for work in (store.collect, store.rebuild_index):
             with pytest.raises(StoreBusy, match="another process is collecting or rebuilding"):
                 work()
@@ -213,14 +213,14 @@ def test_what_is_put_right_while_verify_reads_stays(store: ImageStore, kind: str
     picture = noise(1, (8, 8))
     image = store.put(picture).id
     made = make_record(tool="x", parameters={"prompt": "a cat"}, outputs=[image])
-    record = store._shelf.put_record(made)
+    record = store._repository.put_record(made)
     damaged = image if kind == "blobs" else record
     place(store, damaged, kind).write_bytes(b"damage")
 
     def put_again(done: int, total: int) -> None:
         if done == total:  # everything was read, nothing was taken away yet
             store.put(picture)
-            store._shelf.put_record(made)
+            store._repository.put_record(made)
 
     found = store.verify(put_again)
     assert found.clean and (found.images, found.records) == (1, 1)
