@@ -21,8 +21,9 @@ from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits, ModelCard, read_card
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.explain import explain
 from omnigen2.guidance import without_effect
-from omnigen2.params import MAX_SEED, Decoding, P, ReferenceSampling, explain
+from omnigen2.params import MAX_SEED, Decoding, P, ReferenceSampling
 from omnigen2.pipeline import Pipeline, readable
 from omnigen2.sizes import sized
 from omnigen2.task import ImageTask, TextTask
@@ -243,7 +244,7 @@ def _checked(kind: type[P], asked: Mapping[str, object]) -> P:
     try:
         return kind.model_validate(asked)
     except ValidationError as error:
-        raise ValueError(explain(error)) from None
+        raise ValueError(explain(error, kind)) from None
 
 
 def _identified(card: ModelCard, folder: Path) -> ModelCard:

@@ -5,17 +5,16 @@ is `None` means "the model decides"; the values it decides on live in the model 
 (`omnigen2.checkpoints.card`) and nowhere else. Nothing here imports torch.
 """
 
-from reprlib import Repr
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-MAX_EXPLAINED = 10  # wrong fields that an error names
 MAX_SEED = 2**53 - 1  # the largest integer that survives JSON in every client
 MAX_REFERENCES = 5  # rows of the checkpoint's image_index_embedding
 
 Scheduler = Literal["euler", "dpmsolver++"]
 Speed = Literal["exact", "balanced", "fast"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 P = TypeVar("P", bound="Params")
 S = TypeVar("S", bound="Sampling")
@@ -64,18 +63,19 @@ class Sampling(Params):
     """Denoising steps: more is slower and finer."""
     text_guidance_scale: float | None = Field(default=None, ge=0, le=30)
     """How strongly the text is followed; 1 or less turns text guidance off and halves the work."""
-    cfg_range: tuple[float, float] | None = None
+    cfg_range: tuple[Share, Share] | None = None
     """Part of the denoising, from 0 to 1, in which guidance applies; a shorter range is faster."""
     scheduler: Scheduler | None = None
     """The sampler: `euler`, or `dpmsolver++`, which needs fewer steps."""
     speed: Speed | None = None
     """`exact` computes every step in full; `balanced` and `fast` reuse guidance, and differ slightly."""
 
-    @model_validator(mode="after")
-    def _range_is_ordered(self) -> Self:
-        if self.cfg_range is not None and not 0 <= self.cfg_range[0] <= self.cfg_range[1] <= 1:
-            raise ValueError("cfg_range must be [start, end] with 0 <= start <= end <= 1")
-        return self
+    @field_validator("cfg_range")
+    @classmethod
+    def _range_is_ordered(cls, cfg_range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if cfg_range is not None and cfg_range[0] > cfg_range[1]:
+            raise ValueError("must be [start, end] with 0 <= start <= end <= 1")
+        return cfg_range
 
 
 class ReferenceSampling(Sampling):
@@ -94,25 +94,3 @@ class Decoding(Params):
     """0 gives the most likely answer; higher values vary it."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     """Number that fixes the answer when the temperature is above 0. Drawn if absent."""
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence per wrong field, of at most ten: its name, what was given, what is allowed."""
-    problems = error.errors(include_url=False, include_context=False)
-    sentences = []
-    for problem in problems[:MAX_EXPLAINED]:
-        field = ".".join(str(part)[:100] for part in problem["loc"]) or "request"
-        given = "" if problem["type"] == "missing" else f" (given: {_short(problem['input'])})"
-        sentences.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{given}")
-    if more := len(problems) - len(sentences):
-        sentences.append(f"and {more:,} more")
-    return "; ".join(sentences)
-
-
-def _short(value: object, limit: int = 80) -> str:
-    text = _EXCERPT.repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-_EXCERPT = Repr()  # looks at the beginning of a value only, however large it is
-_EXCERPT.maxstring = _EXCERPT.maxlong = _EXCERPT.maxother = 100

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 from anyio import to_thread
-from pydantic import ValidationError
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.manager import Manager
-from omnigen2.params import explain
+from server.arguments import read_arguments
 from server.caller import Caller
 from server.context import CallContext
 from server.dispatcher import Dispatcher, not_loaded, stopping
@@ -23,13 +22,11 @@ from server.plugins import Plugins
 from server.references import References
 from server.settings import Settings
 from storage import ImageStore
-from tools.base import Request, Result, ToolError
+from tools.base import Result, ToolError
 
 if TYPE_CHECKING:
     from server.fetch import Fetcher
 
-MAX_UNKNOWN = 20
-"""Unknown arguments of a call that are looked at one by one."""
 WARM_UP_S = 3.0
 """Seconds after the start at which the default model is loaded, if nothing asked for it sooner."""
 
@@ -103,7 +100,9 @@ class App:
         with anyio.CancelScope() as scope:
             self._calls.add(scope)
             try:
-                return await tool.run(_validated(tool.request, arguments), CallContext(self, caller))
+                request, notes = read_arguments(tool.request, arguments)
+                result = await tool.run(request, CallContext(self, caller))
+                return result.model_copy(update={"notes": (*notes, *result.notes)}) if notes else result
             finally:
                 self._calls.discard(scope)
         raise stopping()  # only `stop` cancels the scope
@@ -212,22 +211,6 @@ def open_store(settings: Settings, plugins: Plugins) -> ImageStore:
 def _named(card: ModelCard) -> ModelCard:
     """A card as callers and records see it: a model in a folder is called as the folder is."""
     return card.model_copy(update={"id": without_folders(card.id.rstrip("/"))})
-
-
-def _validated(kind: type[Request], arguments: Mapping[str, object]) -> Request:
-    unknown = [name for name in arguments if name not in kind.model_fields]
-    if len(unknown) > MAX_UNKNOWN:  # more than a mistake: not worth a sentence each
-        raise ToolError(
-            "invalid_argument",
-            f"{unknown[0][:100]}: Extra inputs are not permitted, nor are {len(unknown) - 1:,} more.",
-            "Give the parameters of the tool and no others.",
-        )
-    try:
-        return kind.model_validate(dict(arguments))
-    except ValidationError as error:
-        raise ToolError(
-            "invalid_argument", f"{explain(error)}.", "Correct what is named, and call again."
-        ) from error
 
 
 def _fetcher(store: ImageStore) -> "Fetcher":

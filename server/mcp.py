@@ -139,7 +139,7 @@ class Studio:
         shown = [Picture(*store.preview(image)) for image in result.previewed()]
         return types.CallToolResult(
             content=[
-                types.TextContent(text=result.line()),
+                types.TextContent(text=result.summary()),
                 *(_image(picture) for picture in (*shown, *result.pictures())),
                 *(link(store.get(image)) for image in result.linked()),
             ],

@@ -49,7 +49,9 @@ def output_schema(tool: Tool[Any, Any]) -> Schema:
 
 def dump(result: Result) -> dict[str, Any]:
     """A result as its schema describes it: what is None is left out."""
-    return result.model_dump(mode="json", exclude_none=True)
+    fields = result.model_dump(mode="json", exclude_none=True)
+    fields["notes"] = fields.pop("notes")  # what matters most comes first
+    return fields
 
 
 def dump_error(error: ToolError) -> dict[str, Any]:

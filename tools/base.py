@@ -70,8 +70,16 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    notes: tuple[str, ...] = ()
+    """What you should know about this result: what was cut, reduced, replaced or ignored."""
+
+    def summary(self) -> str:
+        """The result and its notes, for models that read only text."""
+        line = self.line()
+        return ("\n" if "\n" in line else " ").join([line, *self.notes])
+
     def line(self) -> str:
-        """The result in a sentence or two, for models that read only text."""
+        """The result in a sentence or two, without its notes."""
         raise NotImplementedError
 
     def linked(self) -> tuple[str, ...]:

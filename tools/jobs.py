@@ -62,7 +62,7 @@ class JobResult(Result):
 
     def line(self) -> str:
         if self.result is not None:
-            return self.result.line()
+            return self.result.summary()
         if self.error is not None:
             return f"Job {self.job_id} {self.status}: {self.error.message} {self.error.advice}".rstrip()
         where = f", {self.position} ahead of it" if self.status == "queued" and self.position else ""

@@ -35,12 +35,9 @@ class ImportResult(Result):
 
     image: ImageInfo
     label: str | None
-    notes: tuple[str, ...] = ()
-    """What of the file was dropped, reduced or converted."""
 
     def line(self) -> str:
-        taken = f"Image {self.image.id}, {self.image.width}x{self.image.height}{_named(self.label)}."
-        return " ".join([taken, *self.notes])
+        return f"Image {self.image.id}, {self.image.width}x{self.image.height}{_named(self.label)}."
 
     def linked(self) -> tuple[str, ...]:
         return (self.image.id,)
@@ -91,15 +88,15 @@ IMPORT_IMAGE = Tool(
 class ListImages(Request):
     """Which images to list."""
 
-    query: str | None = Field(default=None, max_length=500)
+    query: str | None = Field(default=None, min_length=1, max_length=500)
     """Words that all occur in the prompt, instruction or label; in scripts without spaces, any part of it."""
-    tool: str | None = Field(default=None, max_length=100)
+    tool: str | None = Field(default=None, min_length=1, max_length=100)
     """Only images made by the tool of this name."""
     since: AwareDatetime | None = None
     """Only images stored at or after this time (ISO 8601 with a time zone)."""
     limit: int = Field(default=20, ge=1, le=100)
     """Most images to give at once."""
-    cursor: str | None = Field(default=None, max_length=100)
+    cursor: str | None = Field(default=None, min_length=1, max_length=100)
     """The cursor of an earlier answer: goes on after its last image."""
 
 
@@ -275,12 +272,9 @@ class History(Result):
     """The lineage of an image, oldest first; the image itself is last."""
 
     steps: list[Step]
-    notes: tuple[str, ...] = ()
-    """What you should know about it, such as that it goes further back."""
 
     def line(self) -> str:
-        lines = (f"{place}. {_told(step)}" for place, step in enumerate(self.steps, 1))
-        return "\n".join((*lines, *self.notes))
+        return "\n".join(f"{place}. {_told(step)}" for place, step in enumerate(self.steps, 1))
 
     def linked(self) -> tuple[str, ...]:
         return tuple(step.image.id for step in self.steps)

@@ -126,13 +126,11 @@ class Made(Result):
     cached: bool = False
     """Whether an equal request was answered before and this is its result."""
     job_id: str | None = None
-    notes: tuple[str, ...] = ()
-    """What you should know about the result."""
 
     def line(self) -> str:
         if self.status == "queued":
             return f"Queued as {self.job_id}. Ask get_job for its result."
-        return " ".join([self._summary(), *self.notes])
+        return self._summary()
 
     def _summary(self) -> str:
         raise NotImplementedError

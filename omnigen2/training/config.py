@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from omnigen2.params import explain
+from omnigen2.explain import explain
 
 StageName = Literal["autoencoder", "decoder", "understanding", "looking", "seeing", "generation"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -127,4 +127,4 @@ def read_config(path: Path) -> TrainConfig:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: no valid TOML: {error}") from None
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error)}") from None
+        raise ValueError(f"{path}: {explain(error, TrainConfig)}") from None

@@ -31,8 +31,9 @@ from torch import Tensor
 import omnigen2
 from omnigen2 import adapter, lora
 from omnigen2.checkpoints.card import ModelCard
+from omnigen2.explain import explain
 from omnigen2.nano.stages.generation import GenerationLoss, draw_times, normal
-from omnigen2.params import MAX_REFERENCES, explain
+from omnigen2.params import MAX_REFERENCES
 from omnigen2.pipeline import Pipeline
 from omnigen2.training.config import Finetune, TrainConfig
 from omnigen2.training.loop import train
@@ -177,7 +178,7 @@ def read_lines(folder: Path) -> list[Line]:
         try:
             lines.append(Line.model_validate(json.loads(text)))
         except (json.JSONDecodeError, ValidationError) as error:
-            reason = explain(error) if isinstance(error, ValidationError) else str(error)
+            reason = explain(error, Line) if isinstance(error, ValidationError) else str(error)
             raise ValueError(f"data: {path}, line {number}: {reason}") from None
     if not lines:
         raise ValueError(f"data: {path} is empty")

@@ -20,7 +20,7 @@ from cyclopts import App as Command
 from cyclopts.exceptions import CycloptsError
 from pydantic import ValidationError
 
-from omnigen2.params import explain
+from omnigen2.explain import explain
 from server import allocator, log
 from server.cli.options import given, parameters
 from server.ending import leave
@@ -152,7 +152,7 @@ def report(error: Exception, *, as_json: bool = False) -> int:
         case CycloptsError():
             failure = ToolError("invalid_argument", str(error), f"See {NAME} --help.")
         case ValidationError():
-            failure = ToolError("invalid_argument", f"{explain(error)}.")
+            failure = ToolError("invalid_argument", f"{explain(error, Settings)}.")
         case ValueError():
             failure = ToolError("invalid_argument", str(error))
         case OSError():

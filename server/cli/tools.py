@@ -57,7 +57,7 @@ def tool_command(tool: AnyTool, card: ModelCard | None) -> Command:
         result = anyio.run(_call, app, tool, given(typed), settings)
         files = save(app.store, result, output) if output else []
         value = schema.dump(result) | ({"files": [str(file) for file in files]} if output else {})
-        show(value, result.line(), *map(str, files), as_json=as_json)
+        show(value, result.summary(), *map(str, files), as_json=as_json)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     command = Command(name=tool.command, help=f"{tool.title}.\n\n{tool.description}", group="Tools")

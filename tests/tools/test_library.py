@@ -143,7 +143,7 @@ async def test_a_long_history_tells_the_nearest_and_where_it_goes_on(studio: Stu
     images = [str(digest) for digest in chain(studio.store, MAX_STEPS + 30)]
     near = await studio.call("image_history", image=images[-1])
     assert [step.image.id for step in near.steps] == images[-MAX_STEPS:]
-    assert near.steps[0].image.id in near.notes[0] and near.notes[0] in near.line()
+    assert near.steps[0].image.id in near.notes[0] and near.notes[0] in near.summary()
     far = await studio.call("image_history", image=near.steps[0].image.id)
     assert [step.image.id for step in far.steps] == images[:31] and far.notes == ()
 

@@ -177,7 +177,7 @@ async def test_what_the_model_remarks_reaches_the_caller_also_from_the_store(stu
     words = "circle " * 1100
     first = await studio.call("generate_image", prompt=words, **QUICK)
     again = await studio.call("generate_image", prompt=words, **QUICK)
-    assert "ignored" in first.notes[0] and first.notes[0] in first.line()
+    assert "ignored" in first.notes[0] and first.notes[0] in first.summary()
     assert again.cached and again.notes == first.notes
 
 
@@ -234,7 +234,7 @@ async def test_a_background_job_answers_at_once_and_is_followed_by_its_id(studio
     done = await studio.call("get_job", job_id=accepted.job_id, wait_seconds=5)
     assert done.status == "done" and done.linked() == done.previewed() == done.result.linked()
     assert done.model_dump(mode="json")["result"]["images"][0]["seed"] == 7
-    assert done.line() == done.result.line()
+    assert done.line() == done.result.summary()
 
 
 async def test_a_cancelled_job_stores_nothing(studio: Studio) -> None:

@@ -270,6 +270,6 @@ async def test_an_import_says_what_it_left_out(app: App, home: Path) -> None:
     (home / "phone.png").write_bytes(png() + b"left over")
     result = await call(app, "import_image", caller=replace(ANN, folders=(home,)), image="phone.png")
     assert result.notes == ("9 bytes that follow the picture in the file were dropped.",)
-    assert result.notes[0] in result.line()
+    assert result.notes[0] in result.summary()
     [made] = app.store.lineage(result.image.id)
     assert made.record is not None and made.record.notes == result.notes

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from omnigen2.params import explain
+from omnigen2.explain import explain
 from server.settings import Settings
 
 
@@ -34,7 +34,7 @@ def test_the_file_can_be_named_by_the_environment(config: Path, monkeypatch: pyt
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as error:
         Settings(config=tmp_path / "none.toml")
-    assert "config: there is no file" in explain(error.value)
+    assert "config: there is no file" in explain(error.value, Settings)
 
 
 def test_a_key_that_is_no_setting_is_an_error(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_key_that_is_no_setting_is_an_error(tmp_path: Path) -> None:
     path.write_text("prot = 1\n", encoding="utf-8")
     with pytest.raises(ValidationError) as error:
         Settings(config=path)
-    assert "prot" in explain(error.value)
+    assert "prot" in explain(error.value, Settings)
 
 
 def test_folders_come_as_a_list_or_as_a_path_of_the_environment(

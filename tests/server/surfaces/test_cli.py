@@ -84,7 +84,7 @@ def test_look_at_an_image_is_written_as_it_is_shown(run: Run, store: ImageStore)
     ("words", "status", "told"),
     [
         (["generate"], 2, "prompt"),
-        (["generate", "x", "--steps", "0"], 2, "steps: Input should be greater than or equal to 1"),
+        (["generate", "x", "--steps", "0"], 2, "steps: must be a whole number from 1 to 1000"),
         (["generate", "x", "--stepz", "3"], 2, "--steps"),
         (["paint"], 2, "paint"),
         (["edit", "missing.png", "x"], 1, "missing.png"),

@@ -89,7 +89,10 @@ async def test_tool_of_a_plugin_is_on_every_surface(
     app = make_app(lambda: engine, [Counting()])  # type: ignore[operator]
     async with connect(app) as client:
         assert "count_letters" in {tool.name for tool in (await client.list_tools()).tools}
-        assert await succeeded(client, "count_letters", letters="abc", twice=True) == {"number": 6}
+        assert await succeeded(client, "count_letters", letters="abc", twice=True) == {
+            "number": 6,
+            "notes": [],
+        }
         assert "/v1/tools/count_letters" in rest.openapi(app)["paths"]
     assert "Letters to count." in tool_section(COUNT)
     described = schema.input_schema(COUNT, None)
