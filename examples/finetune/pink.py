@@ -19,10 +19,10 @@ from PIL import Image
 
 import omnigen2
 from omnigen2 import adapter
-from omnigen2.nano.stages.run import run
 from omnigen2.nano.world import COLOURS, Example, example, judge, render
 from omnigen2.nano.world.tasks import Split, Task
-from omnigen2.training.config import TrainConfig, read_config
+from omnigen2.training.config import FinetuneConfig, read_config
+from omnigen2.training.finetune import finetune
 
 NAME, VALUE = "pink", (255, 120, 180)
 STANDS_FOR = "purple"
@@ -88,18 +88,15 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of those in train.toml")
     steps = parser.parse_args().steps
-    config = read_config(CONFIG)
-    assert config.finetune is not None
+    config = read_config(CONFIG, FinetuneConfig)
     if steps:
-        config = TrainConfig.model_validate(
-            config.model_dump() | {"finetune": config.finetune.model_dump() | {"steps": steps}}
-        )
+        config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"steps": steps})})
     write_data(config.output / "data")
     model = omnigen2.load(config.finetune.model)
     asked = list(itertools.islice(examples("generate", "test", pink=True), ASKED))
     prompts = [in_pink(own.text) for own in asked]
     before = list(model.generate(prompts, seed=1))
-    run(config)
+    finetune(config)
     after = list(model.generate(prompts, seed=1, lora=config.output))
     for name, pictures in (("before", before), ("after", after)):
         right = sum(is_right(picture, own) for picture, own in zip(pictures, asked, strict=True))

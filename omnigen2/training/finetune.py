@@ -31,12 +31,15 @@ from torch import Tensor
 import omnigen2
 from omnigen2 import adapter, lora
 from omnigen2.checkpoints.card import ModelCard
+from omnigen2.checkpoints.fit import WORKING_SHARE, free_bytes, weight_bytes
+from omnigen2.checkpoints.locate import resolve
+from omnigen2.device import pick_device
 from omnigen2.explain import explain
-from omnigen2.nano.stages.generation import GenerationLoss, draw_times, normal
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.pipeline import Pipeline
-from omnigen2.training.config import Finetune, TrainConfig
+from omnigen2.training.config import Finetune, FinetuneConfig
 from omnigen2.training.loop import train
+from omnigen2.training.objective import VelocityLoss, draw_normal, draw_times
 from omnigen2.training.publish import mix_in, publish_like
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
@@ -66,24 +69,23 @@ class Encoded:
     known: bool
 
 
-class FinetuneLoss(GenerationLoss):
-    """The mean squared error of the velocity: from the data, or, of examples that are `known`, from what the
-    model makes of them without its adapter."""
+class FinetuneLoss(VelocityLoss):
+    """The velocity loss; for examples that are `known`, the target is the prediction without the adapter."""
 
-    def wanted(self, batch: dict[str, Any]) -> Tensor:
-        wanted = super().wanted(batch)
+    def target(self, batch: dict[str, Any]) -> Tensor:
+        target = super().target(batch)
         known = [n for n, own in enumerate(batch["known"]) if own]
         if not known:
-            return wanted
-        told = list(wanted.split([own.numel() // wanted.shape[1] for own in batch["data"]]))
+            return target
+        targets = list(target.split([own.numel() // target.shape[1] for own in batch["data"]]))
         part = {key: [batch[key][n] for n in known] for key in ("texts", "references", "data", "noise")}
         self.transformer.disable_adapters()
         with torch.no_grad():
-            segments, before = self.velocity(part | {"time": batch["time"][known]})
+            lengths, unadapted = self.predict(part | {"time": batch["time"][known]})
         self.transformer.enable_adapters()
-        for n, own in zip(known, before.split(segments.lengths), strict=True):
-            told[n] = own
-        return torch.cat(told)
+        for n, own in zip(known, unadapted.split(lengths), strict=True):
+            targets[n] = own
+        return torch.cat(targets)
 
 
 class FinetuneTask:
@@ -94,7 +96,7 @@ class FinetuneTask:
     def __init__(self, pipeline: Pipeline, settings: Finetune, lines: Sequence[Line], seed: int):
         self.module = FinetuneLoss(pipeline.transformer)
         self.settings, self.seed = settings, seed
-        self.silence = pipeline.caption("", pipeline.card.limits).features.clone()
+        self.silence = _kept(pipeline.caption("", pipeline.card.limits).features)
         self.examples = [encode(pipeline, settings.data, line) for line in lines]
 
     def batch(self, number: int) -> dict[str, Any]:
@@ -107,13 +109,11 @@ class FinetuneTask:
         ]
         silent = rng.random(len(chosen)) < self.settings.dropped_prompt
         return {
-            "tasks": [self.name],
-            "counts": [len(chosen)],
             "texts": [self.silence if quiet else own.text for own, quiet in zip(chosen, silent, strict=True)],
             "references": [own.references for own in chosen],
             "data": [own.data for own in chosen],
-            "noise": [normal(own.data.shape, rng) for own in chosen],
-            "time": torch.from_numpy(draw_times(len(chosen), rng)),
+            "noise": [draw_normal(own.data.shape, rng) for own in chosen],
+            "time": draw_times([own.data[0].numel() for own in chosen], rng),
             "known": [own.known for own in chosen],
         }
 
@@ -121,20 +121,20 @@ class FinetuneTask:
         return np.random.default_rng([self.seed, 7, epoch]).permutation(len(self.examples)).tolist()
 
 
-def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
-    """Train an adapter or the transformer, or go on where that was stopped; the card of what was trained.
+def finetune(config: FinetuneConfig) -> ModelCard:
+    """Train an adapter or the transformer, or resume an interrupted training; the card of the trained model.
 
-    Leaves `pytorch_lora_weights.safetensors`, or a whole `model`, in the output folder.
+    Writes `pytorch_lora_weights.safetensors`, or a whole `model`, to the output folder.
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: the data folder is no good; the message names file and line.
+        ValueError: the data cannot be used; the message names file and line.
     """
+    settings = config.finetune
     lines = read_lines(settings.data)  # what is wrong with them is said before anything large is loaded
     _check_known(lines, settings)
-    model = omnigen2.load(settings.model, device="cpu", dtype="float32")
-    transformer = model.pipeline.transformer
-    task = FinetuneTask(model.pipeline, settings, lines, config.seed)
+    card, task = _prepare(config, lines)
+    transformer = task.module.transformer
     if settings.lora_rank:
         torch.manual_seed(config.seed)
         transformer.add_adapter(adapter_config(settings.lora_rank))
@@ -145,10 +145,23 @@ def finetune(config: TrainConfig, settings: Finetune) -> ModelCard:
     train(task, settings, config.output / task.name, config.precision)
     if settings.lora_rank:
         save_file(_adapter(transformer, settings.start_share), config.output / adapter.FILE)
-        return model.card
+        return card
     if settings.start_share:
         mix_in(settings.model, transformer, settings.start_share)
     return publish_like(settings.model, transformer, config.output / "model")
+
+
+def _prepare(config: FinetuneConfig, lines: Sequence[Line]) -> tuple[ModelCard, FinetuneTask]:
+    """The model's card and the encoded examples; of the model, the task keeps the transformer alone.
+
+    On a GPU if there is one that the whole model fits in float32.
+    """
+    source = config.finetune.model
+    fits = weight_bytes(resolve(source), torch.float32) * (1 + WORKING_SHARE) < free_bytes(
+        pick_device("auto")
+    )
+    model = omnigen2.load(source, device="auto" if fits else "cpu", dtype="float32")
+    return model.card, FinetuneTask(model.pipeline, config.finetune, lines, config.seed)
 
 
 def _adapter(transformer: OmniGen2Transformer2DModel, start_share: float) -> dict[str, Tensor]:
@@ -198,10 +211,14 @@ def encode(pipeline: Pipeline, folder: Path, line: Line) -> Encoded:
     """An example through the frozen parts of the checkpoint. Raises ValueError if an image is unreadable."""
     limits = pipeline.card.limits
     images = [_open(folder / name) for name in (*line.input_images, line.output_image)]
-    # Cloned out of inference mode: what is trained may not meet its tensors.
-    *references, data = (latents.clone() for latents in pipeline.encode_references(images, limits))
-    text = pipeline.caption(line.instruction, limits).features.clone()
+    *references, data = map(_kept, pipeline.encode_references(images, limits))
+    text = _kept(pipeline.caption(line.instruction, limits).features)
     return Encoded(text, references, data, line.known)
+
+
+def _kept(value: Tensor) -> Tensor:
+    """A copy in main memory for the loop's workers, and not an inference tensor, which autograd refuses."""
+    return value.cpu().clone()
 
 
 def _open(path: Path) -> Image.Image:

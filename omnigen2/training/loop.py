@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +85,7 @@ def train(task: Task, schedule: Schedule, folder: Path, precision: str) -> nn.Mo
                     group["lr"] = group["initial_lr"] * rate_at(step, schedule)
             losses = _gradients(accelerator, module, loader, schedule.accumulate)
             norm = accelerator.clip_grad_norm_(module.parameters(), schedule.clip)
+            assert norm is not None
             for optimizer in prepared:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -103,7 +103,7 @@ def _gradients(
     accelerator: Accelerator, module: nn.Module, loader: Iterator[Any], count: int
 ) -> dict[str, Tensor]:
     """Add up the gradients of `count` batches; the mean of each named loss."""
-    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+    totals: dict[str, Tensor] = {}
     for _ in range(count):
         with accelerator.autocast():
             losses: Mapping[str, Tensor] = module(_moved(next(loader), accelerator.device))
@@ -111,8 +111,8 @@ def _gradients(
         loss = torch.stack([value for value in losses.values() if value.requires_grad]).sum()
         accelerator.backward(loss / count)
         for name, value in losses.items():
-            totals[name] = totals[name] + value.detach().float().cpu() / count
-    return dict(totals)
+            totals[name] = totals.get(name, 0) + value.detach().float() / count
+    return totals
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -140,6 +140,7 @@ def _loader(task: Task, step: int, schedule: Schedule, accelerator: Accelerator)
         numbered,
         batch_size=None,
         num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
         prefetch_factor=max(2, PREFETCHED // workers),
         worker_init_fn=_step_back,
     )
@@ -184,7 +185,7 @@ class _Log:
 
     def __init__(self, name: str, folder: Path, steps: int, step: int, active: bool):
         self.path, self.active, self.step = folder / METRICS, active, step
-        self.sums: dict[str, float] = defaultdict(float)
+        self.sums: dict[str, Tensor] = {}  # on the device: reading them would wait for it
         self.count = 0
         console = Console(stderr=True)
         self.bar = Progress(
@@ -212,15 +213,15 @@ class _Log:
         if self.active:
             plot_losses(self.path, self.path.with_name("loss.png"))
 
-    def add(self, step: int, values: Mapping[str, Any]) -> None:
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Take in one step; every few of them make a line."""
         for name, value in values.items():
-            self.sums[name] += float(value)
+            self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
         if step % LOG_EVERY:
             return
         now = time.perf_counter()
-        means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
+        means = {name: round(float(total) / self.count, 5) for name, total in self.sums.items()}
         means |= {"seconds_per_step": round((now - self.since) / self.count, 4)}
         self.sums.clear()
         self.count, self.since = 0, now

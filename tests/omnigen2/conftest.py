@@ -6,6 +6,7 @@ import pytest
 
 import omnigen2
 from omnigen2.nano.stages import tokens
+from omnigen2.nano.stages.config import StagesConfig
 from omnigen2.nano.stages.run import run
 from omnigen2.training.config import read_config
 
@@ -58,6 +59,6 @@ def small(small_config: Path) -> Path:
     """A model trained by every stage, in the published layout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "WORDS_FROM", 300)
-        card = run(read_config(small_config))
+        card = run(read_config(small_config, StagesConfig))
     assert card is not None and card.digest
     return small_config.parent / "model"

@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import omnigen2
-from omnigen2.nano.stages.run import run
 from omnigen2.nano.world import example, render
-from omnigen2.training.config import Finetune, TrainConfig, read_config
-from omnigen2.training.finetune import FinetuneTask, adapter_config, read_lines
+from omnigen2.training.config import Finetune, FinetuneConfig, read_config
+from omnigen2.training.finetune import FinetuneTask, adapter_config, finetune, read_lines
 
 
 def examples_folder(folder: Path, known: bool = False) -> Path:
@@ -40,7 +39,7 @@ def test_fine_tuning_leaves_what_can_be_used(small: Path, tmp_path: Path, rank: 
         "batch = 2\naccumulate = 2\ncheckpoint_gradients = true\n",
         encoding="utf-8",
     )
-    run(read_config(tmp_path / "tune.toml"))
+    finetune(read_config(tmp_path / "tune.toml", FinetuneConfig))
     asked: dict[str, Any] = {"seed": 1, "steps": 2, "output": "latents"}
     before = omnigen2.load(str(small)).generate("a red circle", **asked)
     if rank:
@@ -55,12 +54,12 @@ def test_of_what_is_known_an_adapter_learns_to_change_nothing(small: Path, tmp_p
     settings = Finetune(data=data, steps=1, rate=1e-2, warmup=0, batch=3)
     task = FinetuneTask(omnigen2.load(str(small)).pipeline, settings, read_lines(data), 1)
     batch = task.batch(0)
-    new = task.module(batch | {"known": [False] * 3})["finetune"]
+    new = task.module(batch | {"known": [False] * 3})["velocity"]
     task.module.transformer.add_adapter(adapter_config(2))
     assert new > 0.1
-    assert task.module(batch)["finetune"] < 1e-10
+    assert task.module(batch)["velocity"] < 1e-10
     some = task.module(batch | {"known": [True, False, True]})
-    assert 0 < some["finetune"] < new
+    assert 0 < some["velocity"] < new
     some["velocity"].backward()
     assert any(weight.grad is not None for weight in task.module.parameters())
 
@@ -69,7 +68,7 @@ def test_what_is_known_needs_an_adapter(small: Path, tmp_path: Path) -> None:
     data = examples_folder(tmp_path / "data", known=True)
     settings = Finetune(model=str(small), data=data, steps=1, rate=1e-2, lora_rank=0)
     with pytest.raises(ValueError, match="line 1: known"):
-        run(TrainConfig(output=tmp_path / "out", finetune=settings))
+        finetune(FinetuneConfig(output=tmp_path / "out", finetune=settings))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_data_that_cannot_be_used_is_named(small: Path, tmp_path: Path, line: st
         encoding="utf-8",
     )
     with pytest.raises(ValueError, match=said):
-        run(read_config(tmp_path / "tune.toml"))
+        finetune(read_config(tmp_path / "tune.toml", FinetuneConfig))
 
 
 @pytest.mark.parametrize("rank", [2, 0])
@@ -101,7 +100,7 @@ def test_what_was_fine_tuned_has_its_share_of_the_start(small: Path, tmp_path: P
         settings = Finetune(
             model=str(small), data=data, steps=2, rate=1e-2, warmup=0, lora_rank=rank, start_share=share
         )
-        run(TrainConfig(output=output, finetune=settings))
+        finetune(FinetuneConfig(output=output, finetune=settings))
         folder = output if rank else output / "model" / "transformer"
         return load_file(next(folder.glob("*.safetensors")))
 
@@ -119,4 +118,4 @@ def test_a_run_may_be_made_shorter_than_it_is(small: Path, tmp_path: Path) -> No
     data = examples_folder(tmp_path / "data")
     for steps in (2, 1):
         settings = Finetune(model=str(small), data=data, steps=steps, rate=1e-2, batch=1)
-        assert run(TrainConfig(output=tmp_path / "out", finetune=settings))
+        assert finetune(FinetuneConfig(output=tmp_path / "out", finetune=settings))

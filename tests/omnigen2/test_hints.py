@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 import omnigen2
+from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.emphasis import LOUDEST, emphasis
 from omnigen2.nano.stages.generation import GenerationTask
 from omnigen2.nano.stages.hints import EMPTY, HINTS, IGNORED, TAKEN, Heads, cells_of, equals_of, plans_of
 from omnigen2.nano.stages.understanding import conversations, examples_of
 from omnigen2.nano.world import COLOURS, SHAPES, Scene, Thing, example
 from omnigen2.nano.world.words import caption
-from omnigen2.training.config import Stage
+from omnigen2.transformer import unpatchify
 
 SCENE = Scene(
     "white",
@@ -139,6 +140,25 @@ def test_a_misspelt_kind_is_an_error_and_not_an_endless_search(monkeypatch: pyte
     monkeypatch.setattr("omnigen2.nano.stages.understanding.SEARCHED", 50)
     with pytest.raises(ValueError, match="'edit:fiant'"):
         examples_of("edit:fiant", 7, 2)
+
+
+def test_the_packed_loss_is_that_of_its_pictures_one_by_one(tmp_path: Path) -> None:
+    parts = omnigen2.load("nano").pipeline
+    stage = Stage(steps=1, rate=1e-3, batch={"generate": 2, "edit:several": 2, "compose": 1})
+    task = GenerationTask(parts.transformer, parts.autoencoder, parts.language, stage, 1, tmp_path)
+    batch = task.batch(0)
+    per_picture = ("texts", "references", "data", "noise", "time", "weights")
+    errors = []
+    with torch.inference_mode():
+        packed = task.module(batch)
+        for n in range(5):
+            one = {key: batch[key][n : n + 1] for key in per_picture}
+            _, predicted = task.module.predict(one)
+            error = (unpatchify(predicted, (6, 6)) - (one["data"][0] - one["noise"][0])).square().mean(dim=0)
+            blocks = one["weights"][0].reshape(6, 2, 6, 2).mean(dim=(1, 3))
+            errors.append(float((error.reshape(6, 2, 6, 2).mean(dim=(1, 3)) * blocks).mean()))
+    assert float(packed["velocity"]) == pytest.approx(sum(errors) / 5, rel=1e-5)
+    assert float(packed["edit:several"]) == pytest.approx((errors[2] + errors[3]) / 2, rel=1e-5)
 
 
 def test_weights_count_in_the_loss_and_a_batch_may_ask_for_one_kind(tmp_path: Path) -> None:

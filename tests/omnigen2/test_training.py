@@ -17,12 +17,13 @@ from omnigen2.checkpoints.card import read_card
 from omnigen2.checkpoints.load import load_autoencoder, load_language_model
 from omnigen2.checkpoints.locate import resolve
 from omnigen2.nano.stages.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
+from omnigen2.nano.stages.config import Generation, Stage, StagesConfig
 from omnigen2.nano.stages.reader import SLOTS, symbols
 from omnigen2.nano.stages.run import run
 from omnigen2.nano.stages.seeing import SeeingTask, embed_patches
 from omnigen2.nano.stages.understanding import draw, numbered
 from omnigen2.nano.world import COLOURS, Scene, Thing, example, render
-from omnigen2.training.config import Generation, Schedule, Stage, TrainConfig, read_config
+from omnigen2.training.config import Schedule, read_config
 from omnigen2.training.loop import train
 from omnigen2.training.optimizer import Float32Muon, rate_at
 
@@ -95,7 +96,7 @@ def test_stages_go_on_from_a_checkpoint(small: Path, tmp_path: Path) -> None:
         "[generation]\nsteps = 1\nrate = 1e-3\nsides = [64]\nbatch = { generate = 1, edit = 1 }\n"
         "ema = 0.0\nwarmup = 0\n"
     )
-    card = run(read_config(tmp_path / "further.toml"))
+    card = run(read_config(tmp_path / "further.toml", StagesConfig))
     before = read_card(small, "small")
     assert card is not None and (card.title, card.defaults) == (before.title, before.defaults)
     for part, same in (("vae", True), ("mllm", False), ("transformer", False)):
@@ -110,7 +111,7 @@ def test_what_is_published_has_its_share_of_the_start(small: Path, tmp_path: Pat
         stage = Generation(
             steps=1, rate=1e-2, warmup=0, ema=0, sides=(64,), batch={"generate": 1}, start_share=share
         )
-        run(TrainConfig(output=tmp_path / str(share), start=str(small), generation=stage))
+        run(StagesConfig(output=tmp_path / str(share), start=str(small), generation=stage))
         return load_file(next((tmp_path / str(share) / "transformer").glob("*.safetensors")))
 
     before = load_file(next((small / "transformer").glob("*.safetensors")))
@@ -127,7 +128,7 @@ def test_only_generation_that_started_somewhere_has_a_share(tmp_path: Path, stag
         encoding="utf-8",
     )
     with pytest.raises(ValueError, match=rf"{stage}\.start_share"):
-        read_config(tmp_path / "a.toml")
+        read_config(tmp_path / "a.toml", StagesConfig)
 
 
 def test_the_kinds_of_a_task_go_through_together_but_apart_by_images(small: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_changed_weight_is_found_out(small: Path, tmp_path: Path) -> None:
 def test_a_wrong_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('output = "x"\n[generation]\nsteps = 0\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"generation\.steps"):
-        read_config(tmp_path / "a.toml")
+        read_config(tmp_path / "a.toml", StagesConfig)
 
 
 def test_steps_in_float32_are_those_of_the_library() -> None:
@@ -207,7 +208,7 @@ def test_an_autoencoder_that_goes_on_keeps_its_latents(tmp_path: Path) -> None:
         "[autoencoder]\nsteps = 10\nrate = 1e-4\nwarmup = 0\nbatch = { scenes = 2 }\n",
         encoding="utf-8",
     )
-    assert run(read_config(config)) is not None
+    assert run(read_config(config, StagesConfig)) is not None
     parts = [load_autoencoder(folder, torch.float32, 2).vae for folder in (resolve("nano"), tmp_path / "run")]
     pixels = to_tensor(render(Scene("white", (Thing("star", "red", "large", 0.5, 0.5),)))[None])
     with torch.inference_mode():

@@ -8,23 +8,23 @@ where the batch is made.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from omnigen2.attention import Segments
 from omnigen2.autoencoder import Autoencoder
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.nano.stages.autoencoder import draw_size, to_tensor
+from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.emphasis import emphasis
 from omnigen2.nano.stages.understanding import draw, examples_of, numbered, worded
 from omnigen2.nano.world import Example, Scene, render
-from omnigen2.training.config import Stage
-from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
+from omnigen2.training.objective import VelocityLoss, draw_normal
+from omnigen2.transformer import OmniGen2Transformer2DModel
 
 DROPPED_PROMPT = 0.1
 DROPPED_REFERENCES = 0.5
@@ -39,49 +39,6 @@ ENCODED_TOGETHER = 8
 UNIFORM_TIMES = 0.25
 """Share of the times drawn uniformly; the others lie near the noise, where the prompt decides what is
 drawn."""
-
-
-class GenerationLoss(nn.Module):
-    """The mean squared error of the velocity, over all pictures and of each task.
-
-    A batch holds, per picture, `texts` (L, text_feat_dim), `references` (lists of latents), `data` and
-    `noise` (C, h, w), and `time` (n,); `tasks` and `counts` say how many of them belong together under which
-    name; `weights` (h, w), where there are any, say how much the error weighs where.
-    """
-
-    def __init__(self, transformer: OmniGen2Transformer2DModel):
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        wanted = self.wanted(batch)
-        segments, velocity = self.velocity(batch)
-        error = (velocity - wanted).square().mean(dim=1)
-        if "weights" in batch:
-            error = error * self._tokens([own[None] for own in batch["weights"]]).mean(dim=1)
-        lengths = torch.bincount(segments.owner, minlength=len(batch["time"]))
-        error = torch.zeros_like(batch["time"]).index_add(0, segments.owner, error) / lengths
-        own = zip(batch["tasks"], error.detach().split(batch["counts"]), strict=True)
-        return {"velocity": error.mean()} | {name: errors.mean() for name, errors in own}
-
-    def velocity(self, batch: dict[str, Any]) -> tuple[Segments, Tensor]:
-        """What the transformer makes of a batch: the pictures' segments, and (sum N, p * p * C) float32."""
-        data, time = batch["data"], batch["time"]
-        packed = self.transformer.condition(
-            batch["texts"], batch["references"], [(one.shape[-2], one.shape[-1]) for one in data]
-        )
-        segments = packed.picture_segments
-        share = time[segments.owner][:, None]
-        noisy = torch.lerp(self._tokens(batch["noise"]), self._tokens(data), share)
-        return segments, self.transformer(noisy, time, packed).float()
-
-    def wanted(self, batch: dict[str, Any]) -> Tensor:
-        """What it should make of it, of the same shape."""
-        return self._tokens(batch["data"]) - self._tokens(batch["noise"])
-
-    def _tokens(self, pictures: Iterable[Tensor]) -> Tensor:
-        """The patches of all pictures, one after the other."""
-        return torch.cat([patchify(one, self.transformer.config["patch_size"]) for one in pictures])
 
 
 class GenerationTask:
@@ -99,7 +56,7 @@ class GenerationTask:
         folder: Path,
     ):
         draw(stage, 0)  # what is misspelt is told here, and not by a worker of the loop
-        self.module = GenerationLoss(transformer)
+        self.module = VelocityLoss(transformer)
         self.autoencoder, self.language = autoencoder, language
         autoencoder.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.stage, self.seed = stage, seed
@@ -113,12 +70,12 @@ class GenerationTask:
         encoded = self._encoded(number % self.stage.pool if self.stage.pool else number)
         data = encoded["data"].float()
         texts = encoded.pop("text").float()
-        texts += FEATURE_NOISE * texts.square().mean().sqrt() * normal(texts.shape, rng)
+        texts += FEATURE_NOISE * texts.square().mean().sqrt() * draw_normal(texts.shape, rng)
         return encoded | {
             "texts": list(texts.split(encoded.pop("lengths"))),
             "references": [[latents.float() for latents in own] for own in encoded["references"]],
             "data": data,
-            "noise": normal(data.shape, rng),
+            "noise": draw_normal(data.shape, rng),
             "time": torch.from_numpy(draw_times(len(data), rng)),
         }
 
@@ -195,8 +152,3 @@ def draw_times(count: int, rng: np.random.Generator) -> np.ndarray:
     near_noise = 1 / (1 + np.exp(-rng.normal(-1.5, 1.2, count)))
     uniform = rng.random(count)
     return np.where(rng.random(count) < UNIFORM_TIMES, uniform, near_noise).astype(np.float32)
-
-
-def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """Standard normal noise of that shape, float32."""
-    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))

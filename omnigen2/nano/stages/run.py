@@ -17,19 +17,19 @@ from omnigen2.checkpoints.load import load_autoencoder, load_language_model
 from omnigen2.checkpoints.locate import resolve
 from omnigen2.nano.stages.architecture import new_autoencoder, new_language_model, new_transformer
 from omnigen2.nano.stages.autoencoder import AutoencoderTask, DecoderTask
+from omnigen2.nano.stages.config import STAGES, Stage, StageName, StagesConfig
 from omnigen2.nano.stages.generation import GenerationTask
+from omnigen2.nano.stages.publish import missing_parts, publish
 from omnigen2.nano.stages.seeing import SeeingTask
 from omnigen2.nano.stages.tokens import make_tokenizer, vocabulary
 from omnigen2.nano.stages.understanding import UnderstandingTask
 from omnigen2.nano.world.words import UNKNOWN
-from omnigen2.training.config import STAGES, Stage, StageName, TrainConfig
-from omnigen2.training.finetune import finetune
 from omnigen2.training.loop import train
-from omnigen2.training.publish import missing_parts, mix_in, publish
+from omnigen2.training.publish import mix_in
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 
-def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
+def run(config: StagesConfig, only: StageName | None = None) -> ModelCard | None:
     """Train the stages that the configuration has, or `only` one of them; the card if the model is complete.
 
     A stage that was stopped goes on from its last checkpoint, a finished one is not trained again.
@@ -37,8 +37,6 @@ def run(config: TrainConfig, only: StageName | None = None) -> ModelCard | None:
     Raises:
         ValueError: a stage needs a part that is not there, or is not configured; data that cannot be read.
     """
-    if config.finetune:
-        return finetune(config, config.finetune)
     if config.start:
         _take_over(config.start, config.output)
     stages: list[StageName] = [only] if only else [name for name in STAGES if getattr(config, name)]
@@ -63,7 +61,7 @@ def _take_over(start: str, output: Path) -> None:
         temporary.rename(output / part)
 
 
-def _card(config: TrainConfig) -> Mapping[str, Any]:
+def _card(config: StagesConfig) -> Mapping[str, Any]:
     """The card to publish with: the configuration's, or else that of the checkpoint it went on from."""
     if config.card or not config.start:
         return config.card
@@ -71,11 +69,11 @@ def _card(config: TrainConfig) -> Mapping[str, Any]:
     return card.model_dump(mode="json", exclude={"id", "digest", "vocabulary"}, exclude_none=True)
 
 
-def _present(config: TrainConfig) -> list[str]:
+def _present(config: StagesConfig) -> list[str]:
     return [name for name in STAGES if getattr(config, name)] or ["none"]
 
 
-def _autoencoder(config: TrainConfig) -> None:
+def _autoencoder(config: StagesConfig) -> None:
     assert config.autoencoder is not None
     if trained := (config.output / "vae").is_dir():
         vae = load_autoencoder(config.output, torch.float32, 1).vae
@@ -87,7 +85,7 @@ def _autoencoder(config: TrainConfig) -> None:
     task.module.vae.save_pretrained(config.output / "vae")
 
 
-def _decoder(config: TrainConfig) -> None:
+def _decoder(config: StagesConfig) -> None:
     assert config.decoder is not None
     vae = load_autoencoder(_with(config.output, "vae"), torch.float32, 1).vae
     task = DecoderTask(vae, config.decoder, config.seed)
@@ -95,7 +93,7 @@ def _decoder(config: TrainConfig) -> None:
     vae.save_pretrained(config.output / "vae")
 
 
-def _understanding(config: TrainConfig) -> None:
+def _understanding(config: StagesConfig) -> None:
     assert config.understanding is not None
     if (config.output / "mllm").is_dir():
         language = load_language_model(config.output, torch.float32)
@@ -110,17 +108,17 @@ def _understanding(config: TrainConfig) -> None:
     language.image_processor.save_pretrained(config.output / "processor")
 
 
-def _looking(config: TrainConfig) -> None:
+def _looking(config: StagesConfig) -> None:
     assert config.looking is not None
     _see(config, "looking", config.looking)
 
 
-def _seeing(config: TrainConfig) -> None:
+def _seeing(config: StagesConfig) -> None:
     assert config.seeing is not None
     _see(config, "seeing", config.seeing)
 
 
-def _see(config: TrainConfig, name: StageName, stage: Stage) -> None:
+def _see(config: StagesConfig, name: StageName, stage: Stage) -> None:
     language = load_language_model(_with(config.output, "mllm"), torch.float32)
     torch.manual_seed(config.seed)
     task = SeeingTask(name, language, stage, config.seed)
@@ -128,7 +126,7 @@ def _see(config: TrainConfig, name: StageName, stage: Stage) -> None:
     language.mllm.save_pretrained(config.output / "mllm")
 
 
-def _generation(config: TrainConfig) -> None:
+def _generation(config: StagesConfig) -> None:
     assert config.generation is not None
     if (config.output / "transformer").is_dir():
         transformer = OmniGen2Transformer2DModel.from_pretrained(config.output / "transformer").float()
@@ -145,7 +143,7 @@ def _generation(config: TrainConfig) -> None:
     transformer.save_pretrained(config.output / "transformer")
 
 
-_RUNNERS: dict[StageName, Callable[[TrainConfig], None]] = {
+_RUNNERS: dict[StageName, Callable[[StagesConfig], None]] = {
     "autoencoder": _autoencoder,
     "decoder": _decoder,
     "understanding": _understanding,

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel
+from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.hints import HINTS, IGNORED, Heads, cells_of
 from omnigen2.nano.stages.understanding import answer_losses, conversations, draw, numbered, prompts
 from omnigen2.nano.world import Example, Scene, render, sample_scene
-from omnigen2.training.config import Stage
 
 SCENES = "scenes"
 """The name by which a stage's `batch` says how many pictures are looked at without a question."""

@@ -16,11 +16,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.nano.stages.autoencoder import CLOSE
+from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.hints import HINTS, IGNORED, plans_of, seen_of
 from omnigen2.nano.stages.reader import Reader, symbols
 from omnigen2.nano.stages.tokens import with_unknown_word
 from omnigen2.nano.world import COLOURS, Example, example, render
-from omnigen2.training.config import Stage
 
 RARE = 40
 """Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
