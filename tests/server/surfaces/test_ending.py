@@ -65,7 +65,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         pipe = subprocess.PIPE
         # As on a terminal: the shell of a job in the background has it ignore Ctrl-C.
         heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        command = [sys.executable, "-c", f"{heeding}; from server.cli import main; main()", *words]
+        command = [sys.executable, "-c", f"{heeding}; from server.cli.main import main; main()", *words]
         process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment
         )
