@@ -1,9 +1,9 @@
-# setup · demo · test · lint · docs · bench: each works alone, from a fresh clone.
+# setup · demo · check · test · coverage · lint · docs · bench: each works alone, from a fresh clone.
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs bench
+.PHONY: setup demo check check-tests test coverage lint docs bench
 setup: $(STAMP)
 
 # torch first and pinned: an unpinned resolve would pull gigabytes of CUDA onto a machine without a GPU.
@@ -16,8 +16,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Lint and the fast tests, side by side: the loop while writing, under a minute on two cores.
+check: setup
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-tests
+
+check-tests: setup
+	$(BIN)/python -m pytest -q -m "not slow"
+
 test: setup
 	$(BIN)/python -m pytest
+
+# Line and branch coverage of the whole suite, also of the processes that tests start.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/pyright

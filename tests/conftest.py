@@ -1,4 +1,4 @@
-"""What holds for every test: those marked `gpu` are skipped where there is no CUDA device.
+"""What holds for every test: GPU tests are skipped where there is no CUDA device, slow files are marked.
 
 Every process that a test starts computes in one thread: the models are small, and on a busy machine threads
 that wait for each other take a hundred times as long.
@@ -7,14 +7,48 @@ that wait for each other take a hundred times as long.
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
+TESTS = Path(__file__).parent
+SLOW = {
+    "attacks/": "fuzzing with thousands of inputs",
+    "cli/test_bench.py": "measures a model",
+    "cli/test_terminal.py": "every command with every encoding",
+    "clients/": "servers as processes, and clients in other languages",
+    "examples/": "every example as a process of its own",
+    "omnigen2/test_hints.py": "trains",
+    "omnigen2/test_finetune.py": "trains",
+    "omnigen2/test_nano.py": "pictures with nano's weights",
+    "omnigen2/test_other_shapes.py": "random models of many shapes against a plain implementation",
+    "omnigen2/test_out_of_memory.py": "fills and empties models many times",
+    "omnigen2/test_process_state.py": "loads models in several threads",
+    "omnigen2/test_training.py": "trains",
+    "omnigen2/test_world.py": "thousands of scenes",
+    "server/core/test_allocator.py": "allocates gigabytes",
+    "server/core/test_clients.py": "32 clients at once",
+    "server/core/test_weights.py": "hashes and loads models",
+    "server/surfaces/test_ending.py": "server processes that end",
+    "server/surfaces/test_stopping.py": "servers that wait for their callers",
+    "storage/test_crash.py": "hundreds of processes that are killed",
+    "storage/test_decoder.py": "large pictures in worker processes",
+    "storage/test_hostile_records.py": "many stores that are damaged and opened",
+    "storage/test_ingest.py": "thousands of hostile files",
+    "storage/test_processes.py": "eight processes on one store",
+    "storage/test_read_only.py": "many stores that are damaged and opened",
+}
+"""Files and folders that `make check` leaves out, and what takes the time in them."""
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests cleanly; torch is asked only if there is one."""
+    """Mark slow files, and skip GPU tests cleanly; torch is asked only if there is one."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(tuple(SLOW)):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from tests.conftest import SLOW, TESTS
+
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("server", "tools", "omnigen2", "storage")
 
@@ -43,3 +45,7 @@ def test_the_packages_import_exactly_the_distributions_they_declare() -> None:
         if name not in own
     }
     assert used == declared()
+
+
+def test_every_slow_file_is_there() -> None:
+    assert [name for name in SLOW if not (TESTS / name).exists()] == []
