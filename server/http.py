@@ -33,6 +33,7 @@ from server.dispatcher import stopping
 from server.ending import leave_soon
 from server.errors import answering
 from server.mcp import Studio
+from server.sessions import SessionMiddleware, Sessions
 from storage import Digest, codec
 from tools.base import Code, ToolError
 
@@ -151,13 +152,14 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
 
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
-    sessions = StreamableHTTPSessionManager(
-        Studio(app, mcp_caller).server(), stateless=True, max_request_body_size=max_body
+    sessions = Sessions()
+    manager = StreamableHTTPSessionManager(
+        Studio(app, mcp_caller, sessions).server(), stateless=True, max_request_body_size=max_body
     )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
-        async with app, sessions.run():
+        async with app, manager.run():
             app.warm_up()
             yield
 
@@ -182,7 +184,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
 
     return Starlette(
         routes=[
-            Route("/mcp", StreamableHTTPASGIApp(sessions)),
+            Route("/mcp", SessionMiddleware(StreamableHTTPASGIApp(manager), sessions)),
             *rest.routes(app, caller),
             Route("/images/{digest}", image),
             Route("/images/{digest}/preview", image),

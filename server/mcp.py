@@ -8,6 +8,7 @@ import asyncio
 import signal
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
 
+from omnigen2.task import Cancelled
 from server import prompts, schema
 from server.app import App
 from server.caller import LOCAL, Caller
@@ -27,6 +29,7 @@ from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
 from server.resources import Resources, link, list_templates
+from server.sessions import Sessions
 from server.status import progress_line
 from tools.base import JobStatus, Picture, Result, ToolError
 
@@ -57,9 +60,12 @@ When a call fails, the message says what was wrong and what to do; correct that 
 class Studio:
     """The handlers of an MCP server around an app."""
 
-    def __init__(self, app: App, caller: Callable[[Context], Caller]) -> None:
-        """`caller` says on whose behalf a request is made."""
+    def __init__(
+        self, app: App, caller: Callable[[Context], Caller], sessions: Sessions | None = None
+    ) -> None:
+        """`caller` says on whose behalf a request is made; `sessions` are those of clients over HTTP."""
         self.app = app
+        self._sessions = sessions
         self._caller = caller
         self._resources = Resources(app.store)
         self._cold = True
@@ -121,9 +127,16 @@ class Studio:
                 types.INVALID_PARAMS, f"There is no tool {params.name[:100]!r}. The tools are: {known}."
             )
         try:
-            return await self.app.answer(tool, params.arguments or {}, self._reporting(ctx), self._answer)
+            with self._cancellable(ctx):
+                return await self.app.answer(tool, params.arguments or {}, self._reporting(ctx), self._answer)
+            raise Cancelled  # by the client, which has stopped listening
         except Exception as error:
             return failure(as_tool_error(error))
+
+    def _cancellable(self, ctx: Context) -> AbstractContextManager[object]:
+        if self._sessions is None or ctx.request is None:
+            return nullcontext()
+        return self._sessions.cancellable(ctx.request, ctx.request_id)
 
     def _reporting(self, ctx: Context) -> Caller:
         """The caller of a request, which hears of progress if it asked to."""

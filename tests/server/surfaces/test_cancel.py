@@ -64,6 +64,56 @@ async def test_cancelled_by_leaving_mcp_over_http(app: App, engine: HeldEngine, 
             assert (await succeeded(client, "generate_image", prompt="x", **SMALL))["images"]
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_cancelled_over_http_by_a_client_that_stays(app: App, engine: HeldEngine, mode: str) -> None:
+    engine.hold_at = HELD
+    async with served(app) as url, Client(f"{url}/mcp", mode=mode) as client:  # type: ignore[arg-type]
+        await leave(lambda: client.call_tool("generate_image", LONG), engine)
+        await ended(engine, app)
+        assert (await succeeded(client, "generate_image", prompt="x", **SMALL))["images"]
+
+
+async def test_another_session_cancels_nothing(app: App, engine: HeldEngine) -> None:
+    cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled"}
+    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
+    engine.hold_at = HELD
+    async with (
+        served(app) as url,
+        Client(f"{url}/mcp", mode="legacy") as client,
+        httpx.AsyncClient() as other,
+    ):
+        results: list[object] = []
+
+        async def ask() -> None:
+            results.append(await client.call_tool("generate_image", LONG))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await engine.is_held()
+            for request_id in range(10):
+                body = cancel | {"params": {"requestId": request_id}}
+                session = headers | {"Mcp-Session-Id": "0" * 32}
+                assert (await other.post(f"{url}/mcp", json=body, headers=session)).status_code == 202
+            engine.released.set()
+        assert not results[0].is_error  # type: ignore[attr-defined]
+
+
+async def test_sessions_are_named_and_have_no_stream(app: App) -> None:
+    headers = {"Accept": "application/json, text/event-stream"}
+    params = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "a b/ü", "version": "1"},
+    }
+    begin = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    async with served(app) as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
+        ids = [(await client.post("/mcp", json=begin)).headers["Mcp-Session-Id"] for _ in range(2)]
+        assert ids[0] != ids[1] and all(own.endswith(".a-b-") and own.isascii() for own in ids)
+        refused = await client.get("/mcp", headers={"Mcp-Session-Id": ids[0]})
+        assert refused.status_code == 405 and refused.json()["error"]["code"] == "invalid_argument"
+        assert (await client.delete("/mcp", headers={"Mcp-Session-Id": ids[0]})).status_code == 204
+
+
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 async def test_cancelled_by_leaving_rest(app: App, engine: HeldEngine, accept: str) -> None:
     engine.hold_at = HELD
