@@ -21,8 +21,8 @@ from server.journal import Journal
 from server.plugins import Plugins
 from server.references import References
 from server.settings import Settings
-from storage import ImageStore
-from tools.base import Result, ToolError
+from storage import ImageStore, StoredImage
+from tools.base import Picture, Result, ToolError
 
 if TYPE_CHECKING:
     from server.fetch import Fetcher
@@ -31,6 +31,8 @@ WARM_UP_S = 3.0
 """Seconds after the start at which the default model is loaded, if nothing asked for it sooner."""
 
 T = TypeVar("T")
+Shown = Mapping[str, tuple[StoredImage, Picture | None]]
+"""New images by id, with their previews if the caller is shown previews."""
 
 
 class App:
@@ -78,30 +80,37 @@ class App:
         """Validate `arguments`, run the tool, and give its result. Cancelling the call cancels its job.
 
         Raises:
-            ToolError: whatever went wrong; what nobody foresaw is logged and has the code `internal`.
+            ToolError: whatever went wrong; an unforeseen error is logged and has the code `internal`.
         """
         with answering(tool.name, caller.client):
-            return await self._run(tool, arguments, caller)
+            return await self._run(tool, arguments, CallContext(self, caller))
 
     async def answer(
         self,
         tool: AnyTool,
         arguments: Mapping[str, object],
         caller: Caller,
-        render: Callable[[Result], T],
+        render: Callable[[Result, Shown], T],
     ) -> T:
-        """What `render` makes of the result of a call, on a worker thread. Raises what `call` does."""
-        with answering(tool.name, caller.client):
-            return await to_thread.run_sync(render, await self._run(tool, arguments, caller))
+        """What `render` makes of the result of a call and of the new images in it. Raises what `call` does.
 
-    async def _run(self, tool: AnyTool, arguments: Mapping[str, object], caller: Caller) -> Result:
+        `render` runs on a worker thread if the result names images that it may have to look up.
+        """
+        with answering(tool.name, caller.client):
+            context = CallContext(self, caller)
+            result = await self._run(tool, arguments, context)
+            if {*result.linked(), *result.previewed()} <= context.shown.keys():
+                return render(result, context.shown)
+            return await to_thread.run_sync(render, result, context.shown)
+
+    async def _run(self, tool: AnyTool, arguments: Mapping[str, object], context: CallContext) -> Result:
         if self._stopped:
             raise stopping()
         with anyio.CancelScope() as scope:
             self._calls.add(scope)
             try:
                 request, notes = read_arguments(tool.request, arguments)
-                result = await tool.run(request, CallContext(self, caller))
+                result = await tool.run(request, context)
                 return result.model_copy(update={"notes": (*notes, *result.notes)}) if notes else result
             finally:
                 self._calls.discard(scope)
@@ -137,28 +146,31 @@ class App:
         """A model by its name; None if it is the default one, whose setting and whose card both name it."""
         return None if model in (None, self.settings.model, self._default_card.id) else model
 
-    async def identify(self, model: str | None, wait: bool) -> ModelCard | None:
-        """The card of a model with the digest of its weights as they are now.
+    def identify(self, model: str | None) -> ModelCard | None:
+        """The card of a model with the digest of its weights as they are now; None if that needs loading.
 
-        It may have to be loaded for that; without `wait` it is None then.
+        Reads files: not for the event loop.
 
         Raises:
-            ToolError: as `card`; `not_ready` or `out_of_memory` if it cannot be loaded.
+            ToolError: `not_ready`: its files cannot be read.
         """
         model = self.other(model)
-        card = await to_thread.run_sync(self._identify, model)
-        if card is not None or not wait:
-            return card and _named(card)
+        try:
+            card = self.manager.identify(model)
+        except (OSError, ValueError) as error:
+            raise not_loaded(model or self.manager.default_model, error) from error
+        return card and _named(card)
+
+    async def load(self, model: str | None) -> ModelCard:
+        """The card of a model with the digest of its weights, once it is loaded.
+
+        Raises:
+            ToolError: `not_ready` or `out_of_memory`: it cannot be loaded.
+        """
+        model = self.other(model)
         try:
             return _named((await asyncio.wrap_future(self.manager.acquire(model))).card)
         except Exception as error:
-            raise not_loaded(model or self.manager.default_model, error) from error
-
-    def _identify(self, model: str | None) -> ModelCard | None:
-        self.card(model)  # is it offered?
-        try:
-            return self.manager.identify(model)
-        except (OSError, ValueError) as error:
             raise not_loaded(model or self.manager.default_model, error) from error
 
     def warm_up(self) -> None:

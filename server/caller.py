@@ -22,5 +22,7 @@ class Caller:
     """Folders it may read images from."""
     on_progress: Callable[[JobStatus], Awaitable[None]] | None = None
     """Called on the event loop, at most once per step."""
-    patience_s: float | None = None
+    timeout_s: float | None = None
     """Seconds after which the client gives up waiting; None waits for ever."""
+    previews: bool = False
+    """Whether answers show it previews of the images they name."""

@@ -1,6 +1,7 @@
 """What a running tool may use: one context per call, bound to its caller."""
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +9,23 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
-from pydantic import ValidationError
+from PIL.Image import Image
 
 from omnigen2.checkpoints.card import ModelCard
 from server.caller import Caller
 from server.errors import without_folders
-from server.jobs import Job, Status
+from server.hookspecs import AnyTool
+from server.jobs import Job
 from server.references import open_allowed
 from storage import StoredImage, codec
-from tools.base import OpenFile, Pick, Picture, Result, ToolError, Work
+from storage.errors import InvalidArgument
+from tools.base import JobError, JobStatus, OpenFile, Pick, Picture, Result, ToolError, Work
 
 if TYPE_CHECKING:
     from server.app import App
 
-PATIENCE_USED = 0.9
-"""Share of a client's patience after which it is told that the model is not ready."""
+TIMEOUT_USED = 0.9
+"""Share of a client's timeout after which it is told that the model is not ready."""
 HEARTBEAT_S = 5.0
 """Seconds without news after which progress is reported again, so that no client takes it for dead."""
 PREVIEW_SIDE = 256
@@ -38,6 +41,8 @@ class CallContext:
         self._caller = caller
         self.store = app.store
         self.principal = caller.principal
+        self.shown: dict[str, tuple[StoredImage, Picture | None]] = {}
+        """New images by id, with their previews if the caller is shown previews."""
         self._cards: dict[str | None, ModelCard] = {}
 
     def card(self, model: str | None) -> ModelCard:
@@ -45,13 +50,31 @@ class CallContext:
             self._cards[model] = self._app.card(model)
         return self._cards[model]
 
-    async def identify(self, model: str | None, wait: bool = True) -> ModelCard | None:
-        with anyio.move_on_after(self._patience):
-            card = await self._app.identify(model, wait)
-            if card is not None:
-                self._cards[model] = card
-            return card
-        raise _still_loading(model or self._app.settings.model)
+    async def look_up(
+        self, model: str | None, references: Mapping[str, str], *, wait: bool
+    ) -> tuple[ModelCard, bool, tuple[StoredImage, ...]]:
+        found: dict[str, StoredImage] = {}
+
+        def look() -> ModelCard | None:
+            self.card(model)  # is it offered?
+            known = self._app.identify(model)
+            for field, reference in references.items():
+                if (image := self._app.references.look_up(reference, field)) is not None:
+                    found[field] = image
+            return known
+
+        known = await to_thread.run_sync(look)
+        if known is None and wait:
+            with anyio.move_on_after(self._timeout):
+                known = await self._app.load(model)
+            if known is None:
+                raise _still_loading(model or self._app.settings.model)
+        if known is not None:
+            self._cards[model] = known
+        for field, reference in references.items():  # one after the other: each may be large
+            if field not in found:
+                found[field] = await self.resolve(reference, field)
+        return self._cards[model], known is not None, tuple(found[field] for field in references)
 
     async def resolve(self, reference: str, field: str) -> StoredImage:
         return await self._app.references.resolve(reference, field, self._caller.folders)
@@ -59,38 +82,53 @@ class CallContext:
     def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
         return open_allowed(Path(path), field, self._caller.folders, pick)
 
-    async def run(self, work: Work, *, background: bool) -> Result:
-        self.card(work.model)  # a model that is not offered gets no lane
-        work = replace(work, model=self._app.other(work.model))
-        job = await self._app.dispatcher.submit(work, self._caller)
-        if background:
-            return work.accepted(job.id)
-        try:
-            await self._follow(job)
-        finally:
-            job.stop("cancelled")
-        if job.error is not None:
-            raise job.error.copy()
-        assert job.result is not None
-        return job.result
+    def show(self, image: StoredImage, pixels: Image) -> None:
+        preview = Picture(*codec.preview(pixels)) if self._caller.previews else None
+        self.shown[str(image.id)] = image, preview
 
-    async def job(self, job_id: str, wait_seconds: float = 0) -> Status:
+    async def run(self, work: Work, *, background: bool) -> Result:
+        if work.model not in self._cards:
+            await to_thread.run_sync(self.card, work.model)  # a model that is not offered gets no lane
+        work = replace(work, model=self._app.other(work.model))
+        taken = await self._app.dispatcher.submit(work, self._caller)
+        if isinstance(taken, Result):
+            return taken
+        if background:
+            return work.accepted(taken.id)
+        try:
+            await self._follow(taken)
+        finally:
+            taken.stop("cancelled")
+        if taken.status.error is not None:
+            raise taken.status.error.raised()
+        assert taken.status.result is not None
+        return taken.status.result
+
+    async def job(self, job_id: str, wait_seconds: float = 0) -> JobStatus:
         job = self._app.dispatcher.find(job_id, self.principal)
         if job is None:
-            return await self._remembered(job_id)
+            return await to_thread.run_sync(self._journaled, job_id)
         if job.ticket is not None:
             job.ticket.wants_preview.set()
         with anyio.move_on_after(wait_seconds):
             await job.ended.wait()
-        return await _status(job)
+        return await self._status(job)
 
-    async def cancel(self, job_id: str) -> Status:
+    async def cancel(self, job_id: str) -> JobStatus:
         job = self._app.dispatcher.find(job_id, self.principal)
         if job is None:
-            return await self._remembered(job_id)
+            return await to_thread.run_sync(self._journaled, job_id)
         job.stop("cancelled")
         await job.ended.wait()  # at most a step
-        return job.status()
+        return job.status
+
+    async def _status(self, job: Job) -> JobStatus:
+        """Where a job stands, with a preview if there is one."""
+        lane, picture = self._app.dispatcher.lane(job), job.picture
+        if picture is None:
+            return lane.status(job)
+        preview = Picture(*await to_thread.run_sync(codec.preview, picture, PREVIEW_SIDE, PREVIEW_BYTES))
+        return lane.status(job, None if job.ended.is_set() else preview)
 
     async def _follow(self, job: Job) -> None:
         """Wait until the job has ended, and report on the way.
@@ -98,35 +136,35 @@ class CallContext:
         Raises:
             ToolError: `not_ready`: the model is loaded for longer than the client waits.
         """
-        report = self._caller.on_progress
-        listening = nullcontext() if report is None else job.listening()
+        report, lane = self._caller.on_progress, self._app.dispatcher.lane(job)
+        listening = nullcontext() if report is None else lane.listening(job)
         version = -1
-        with listening, anyio.move_on_after(self._patience) as impatience:
+        with listening, anyio.move_on_after(self._timeout) as timeout:
             while not job.ended.is_set() or job.version != version:
-                if not job.loading:
-                    impatience.deadline = math.inf
-                    if report is None:  # steps are nobody's concern
+                if not lane.is_loading(job):
+                    timeout.deadline = math.inf
+                    if report is None:  # nobody follows the steps
                         await job.ended.wait()
                         break
                 with anyio.move_on_after(HEARTBEAT_S):
                     await job.changed(version)
-                news = job.told(version) or ([] if job.ended.is_set() else [job.status()])
+                news = job.history(version) or ([] if job.ended.is_set() else [lane.status(job)])
                 version = job.version
                 for status in news:
                     if report is not None:
                         await report(status)
-        if impatience.cancelled_caught:
-            raise _still_loading(job.lane.model)
+        if timeout.cancelled_caught:
+            raise _still_loading(lane.model)
 
     @property
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
         """Seconds that the caller waits for a model that is being loaded."""
-        patience_s = self._caller.patience_s
-        return math.inf if patience_s is None else patience_s * PATIENCE_USED
+        timeout_s = self._caller.timeout_s
+        return math.inf if timeout_s is None else timeout_s * TIMEOUT_USED
 
-    async def _remembered(self, job_id: str) -> Status:
-        """A job that is no longer in memory, from the journal."""
-        entry = await to_thread.run_sync(self._app.dispatcher.journal.find, job_id, self.principal)
+    def _journaled(self, job_id: str) -> JobStatus:
+        """A job that is no longer in memory, from the journal. Runs on a worker thread."""
+        entry = self._app.dispatcher.journal.find(job_id, self.principal)
         if entry is None:
             raise ToolError(
                 "invalid_argument",
@@ -134,23 +172,25 @@ class CallContext:
                 "Give the job_id of an earlier answer; old jobs are forgotten.",
             )
         tool = self._app.tools.get(entry.tool)
+        result = self._journaled_result(tool, entry.result, job_id) if tool and entry.result else None
+        error = JobError.of(entry.error) if entry.error else None
+        return JobStatus.new(job_id).changed(status=entry.state, result=result, error=error)
+
+    def _journaled_result(self, tool: AnyTool, text: str, job_id: str) -> Result:
         try:
-            result = tool.result.model_validate_json(entry.result) if tool and entry.result else None
-        except ValidationError as error:  # written by a version whose results were others
+            return tool.result.from_journal(text, self.store, job_id)
+        except InvalidArgument as error:  # its record is gone
+            raise ToolError(
+                "image_not_found",
+                f"job_id: the result of {job_id} is no longer stored.",
+                "Make the call again; with the same seed it gives the same result.",
+            ) from error
+        except (ValueError, LookupError, TypeError) as error:
             raise ToolError(
                 "invalid_argument",
                 f"job_id: the result of {job_id} was written by another version and cannot be read.",
                 "Look for its images with list_images.",
             ) from error
-        return Status(job_id, entry.state, result=result, error=entry.error)
-
-
-async def _status(job: Job) -> Status:
-    """Where a job stands, with a picture of it if there is one."""
-    if job.preview is None:
-        return job.status()
-    data, mime_type = await to_thread.run_sync(codec.preview, job.preview, PREVIEW_SIDE, PREVIEW_BYTES)
-    return job.status(None if job.ended.is_set() else Picture(data, mime_type))
 
 
 def _still_loading(model: str) -> ToolError:

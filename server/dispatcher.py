@@ -1,14 +1,15 @@
-"""Brings jobs to the model: lets them wait in turn, watches them, ends them, and writes down how they ended.
+"""Brings jobs to the model: queues them in turn, follows them, ends them, and journals how they ended.
 
 One task per job. A job waits in the lane of its model and kind, with the sizes of its pictures only. When the
-model has room they are decoded and handed over, and what comes out is stored; both on worker threads.
-Everything else happens on the event loop; what a model says on its own thread is passed over to the loop.
+model has room they are decoded and handed over, and what comes out is stored. A job uses worker threads for
+`_admit`, `Work.load` and `_complete`. Everything else happens on the event loop; what a model reports on its
+own thread is passed over to the loop.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from typing import TypeVar, TypeVarTuple
@@ -19,28 +20,28 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from omnigen2.manager import Manager
 from omnigen2.params import InvalidTask
-from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, Task, TextTask
+from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, Task
 from server.caller import Caller
 from server.errors import as_tool_error, without_folders
-from server.jobs import Job, Lane
+from server.jobs import Job
 from server.journal import Journal, interrupted
+from server.lanes import Lane
 from server.log import get_logger
-from storage import ImageStore, StoredImage
-from tools.base import JobState, Result, ToolError, Work
+from storage import ImageStore
+from tools.base import Result, ToolError, Work
 
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
-NEWS_S = 0.1
-"""Seconds between steps that are told: each takes the model a moment of its processor."""
+PROGRESS_S = 0.1
+"""Least seconds between two progress events of a job: each costs the model's thread CPU time."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 5.0
 """Seconds that running jobs get to finish when the server stops."""
-PIXELS_AT_WORK = 128_000_000
-"""Pixels of decoded input pictures that models may have at once; a job that has more gets its turn alone."""
+DECODED_PIXELS = 128_000_000
+"""Most pixels of decoded inputs in memory at once; a job with more than that gets its turn alone."""
 TRIES = 3
-"""Models that may be unloaded under a job before it is given up."""
-
+"""How often the model may be unloaded under a job before the job fails."""
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 log = get_logger(__name__)
@@ -57,9 +58,10 @@ class Dispatcher:
         self._ended: deque[str] = deque()
         self._lanes: dict[tuple[str, bool], Lane] = {}
         self._closing = False
-        self._pixels_at_work = 0
+        self._decoded_pixels = 0
         # Threads of their own, so that jobs go on while requests keep all other threads busy.
-        self._threads = anyio.CapacityLimiter(8)
+        self._admitting = anyio.CapacityLimiter(8)
+        self._completing = anyio.CapacityLimiter(8)
         self._decoding = anyio.CapacityLimiter(2)
 
     @asynccontextmanager
@@ -76,26 +78,27 @@ class Dispatcher:
 
     # -- for callers ----------------------------------------------------------------------------------
 
-    async def submit(self, work: Work, caller: Caller) -> Job:
-        """Take on a piece of work.
+    async def submit(self, work: Work, caller: Caller) -> Job | Result:
+        """Queue a piece of work, or give the result of an equal earlier request.
 
         Raises:
             ToolError: `busy`: too much waits already; it says when to come back.
-            StoreError: the journal cannot be written.
+            StoreError: the journal cannot be written, an input is gone, or nothing can be stored.
         """
-        self._refuse_if_full(caller.client)
-        cost = self._manager.cost(work.task, work.model)
-        job = Job(work, caller.principal, caller.client, self._lane(work), cost)
-        self._jobs[job.id] = job
-        self._tasks.start_soon(self._see_through, job, work, name=job.id)
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._thread(self.journal.begin, job.id, job.principal, work.tool)
-            except BaseException:
-                job.stop("cancelled")
-                raise
-            finally:
-                job.noted.set()
+        refusal = self._refusal(caller.client)
+        model = work.model or self._manager.default_model
+        job = Job(work, model, caller.principal, caller.client, self._manager.cost(work.task, work.model))
+        if refusal is None:
+            self._jobs[job.id] = job
+        try:
+            found = await to_thread.run_sync(self._admit, job, work, refusal, limiter=self._admitting)
+        except BaseException:
+            self._forget(job)
+            raise
+        if found is not None:
+            self._forget(job)
+            return found
+        self._tasks.start_soon(self._run, job, work, name=job.id)
         return job
 
     def find(self, job_id: str, principal: str) -> Job | None:
@@ -103,21 +106,47 @@ class Dispatcher:
         job = self._jobs.get(job_id)
         return job if job is not None and job.principal == principal else None
 
+    def lane(self, job: Job) -> Lane:
+        """The lane of a job."""
+        return self._lanes.setdefault((job.model, job.is_text), Lane(job.model))
+
     # -- one job, from begin to end -------------------------------------------------------------------
 
-    async def _see_through(self, job: Job, work: Work) -> None:
+    def _admit(self, job: Job, work: Work, refusal: ToolError | None) -> Result | None:
+        """The result of an equal earlier request; without one, hold the inputs and journal the new job."""
+        found = work.recall()
+        if found is not None:
+            return found
+        if refusal is not None:
+            raise refusal
+        with ExitStack() as holds:
+            if work.inputs:
+                holds.enter_context(self._store.hold([image.id for image in work.inputs]))
+            self.journal.begin(job.id, job.principal, work.tool)
+            job.holds = holds.pop_all()
+        return None
+
+    def _forget(self, job: Job) -> None:
+        """Drop a job that was not admitted."""
+        self._jobs.pop(job.id, None)
+        job.ended.set()
+
+    async def _run(self, job: Job, work: Work) -> None:
         with job.scope:
             try:
-                result = await self._carry_out(job, work)
+                outcome = await self._compute(job, work)
+                await checkpoint_if_cancelled()
+                with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
+                    result = await self._thread(self._complete, job, work, outcome)
+                self.lane(job).learn_length(job)
                 job.end("done", result)
             except Exception as error:
-                self._end_badly(job, error)
+                self._fail(job, error)
         if job.scope.cancelled_caught:
-            self._end_badly(job, Cancelled())
+            self._fail(job, Cancelled())
         if job.state != "done":
             with anyio.CancelScope(shield=True):
-                await job.noted.wait()
-                await self._thread(self._write_down, job.id, job.state, None, job.error)
+                await self._thread(self._close, job, None)
         log.info("job ended", job=job.id, tool=job.tool, state=job.state, queued_s=round(job.queued_s, 3))
         job.ended.set()
         job.touch()
@@ -125,42 +154,40 @@ class Dispatcher:
         if len(self._ended) > KEPT_JOBS:
             del self._jobs[self._ended.popleft()]
 
-    async def _carry_out(self, job: Job, work: Work) -> Result:
-        async with self._held(work.holds):
-            outcome = await self._compute(job, work)
-            await job.noted.wait()
-            await checkpoint_if_cancelled()
-            with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
-                result = await self._thread(self._finish, job, work, outcome)
+    def _complete(self, job: Job, work: Work, outcome: Outcome) -> Result:
+        """Store an outcome, and journal that the job is done. Runs on a worker thread."""
+        result = work.store(outcome, job.id, job.waited())
+        self._close(job, result)
         return result
 
-    def _finish(self, job: Job, work: Work, outcome: Outcome) -> Result:
-        """Store what came out, and write down that it is done. Runs on a worker thread."""
-        result = work.finish(outcome, job.times())
-        self._write_down(job.id, "done", result, None)
-        return result
+    def _fail(self, job: Job, error: Exception) -> None:
+        if job.stopped == "interrupted":
+            job.end("interrupted", error=interrupted())
+        elif job.stopped == "cancelled":
+            job.end("cancelled", error=as_tool_error(Cancelled()))
+        else:
+            job.end("failed", error=as_tool_error(error))
 
-    @asynccontextmanager
-    async def _held(self, images: Sequence[StoredImage]) -> AsyncGenerator[None]:
-        """Keep images from being collected."""
-        if not images:
-            yield
-            return
-        with ExitStack() as stack:
-            hold = self._store.hold([image.id for image in images])
-            await self._thread(stack.enter_context, hold)
-            try:
-                yield
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._thread(stack.close)
+    def _close(self, job: Job, result: Result | None) -> None:
+        """Journal how a job ended, with a result or else in the state that it has, and release its inputs."""
+        try:
+            if result is not None:
+                self.journal.end(job.id, "done", result.to_journal(), None)
+            else:
+                error = job.status.error
+                self.journal.end(job.id, job.state, None, error and error.raised())
+        # A full disk, a plugin's result that is not JSON: the job ended all the same.
+        except Exception as failure:
+            log.warning("the end of a job could not be journaled", job=job.id, reason=str(failure))
+        finally:
+            job.holds.close()
 
     async def _compute(self, job: Job, work: Work) -> Outcome:
         """Wait for the job's turn and for the model. When this is cancelled, so is the task of the model."""
-        lane = job.lane
+        lane = self.lane(job)
         try:
-            await self._begin(job, work)
-            await job.landed.wait()
+            await self._hand_over(job, work, lane)
+            await job.completed.wait()
         except anyio.get_cancelled_exc_class():
             if job.ticket is not None:
                 job.ticket.cancel()  # the model drops it when it can; nobody has to wait for that
@@ -170,61 +197,43 @@ class Dispatcher:
             lane.queue.discard(job)
             lane.running.discard(job)
             if job.ticket is None:
-                self._leave(job)
+                self._release_pixels(job)
             self._pump(lane)
         try:
             return job.outcome()
         except InvalidTask as error:
             raise ToolError("invalid_argument", str(error)) from error
 
-    async def _begin(self, job: Job, work: Work) -> None:
+    async def _hand_over(self, job: Job, work: Work, lane: Lane) -> None:
         """Wait for the job's turn, decode its pictures, and give it to the model."""
         for _ in range(TRIES):
-            job.lane.queue.push(job, job.client, job.cost)
-            self._pump(job.lane)
+            lane.queue.push(job, job.client, job.cost)
+            self._pump(lane)
             backend = await job.turn()
             try:
-                # One without pictures has nothing to decode, and needs no thread.
-                task = await self._thread(work.load, limiter=self._decoding) if work.holds else work.load()
+                if work.inputs:
+                    task = await to_thread.run_sync(work.load, limiter=self._decoding)
+                else:
+                    task = work.load()  # it decodes nothing, and needs no thread
                 self._start(job, task, backend)
                 return
             except Cancelled:  # unloaded since it was asked for: the next turn loads it again
-                self._leave(job)
-        raise not_loaded(job.lane.model, Cancelled("it was unloaded again and again"))
+                self._release_pixels(job)
+        raise not_loaded(lane.model, Cancelled("it was unloaded again and again"))
 
-    def _leave(self, job: Job) -> None:
-        """The job's pictures are gone from the memory, or never came."""
-        if job.lane.entering is job:
-            job.lane.entering = None
-        if job.at_work:
-            self._pixels_at_work -= job.pixels
-            job.at_work = False
-
-    def _end_badly(self, job: Job, error: Exception) -> None:
-        if job.stopped == "interrupted":
-            job.end("interrupted", error=interrupted())
-        elif job.stopped == "cancelled":
-            job.end("cancelled", error=as_tool_error(Cancelled()))
-        else:
-            job.end("failed", error=as_tool_error(error))
-
-    def _write_down(
-        self, job_id: str, state: JobState, result: Result | None, error: ToolError | None
-    ) -> None:
-        try:
-            self.journal.end(job_id, state, result.model_dump_json() if result else None, error)
-        # A full disk, a plugin's result that is no JSON: the job ended all the same.
-        except Exception as failure:
-            log.warning("a job could not be written down", job=job_id, reason=str(failure))
+    def _release_pixels(self, job: Job) -> None:
+        """Count the job's pictures as gone from memory, or as never loaded."""
+        lane = self.lane(job)
+        if lane.entering is job:
+            lane.entering = None
+        if job.decoded:
+            self._decoded_pixels -= job.pixels
+            job.decoded = False
 
     # -- lanes ----------------------------------------------------------------------------------------
 
-    def _lane(self, work: Work) -> Lane:
-        model = work.model or self._manager.default_model
-        return self._lanes.setdefault((model, isinstance(work.task, TextTask)), Lane(model))
-
     def _pump(self, lane: Lane) -> None:
-        """Call the next of those that wait, if the model has room; one at a time, until it has been given."""
+        """Call the next waiting job if the model has room; the one after it once that one is handed over."""
         while lane.queue and lane.entering is None:
             job = lane.queue.order()[0]
             try:
@@ -239,45 +248,45 @@ class Dispatcher:
                 job.fail(error)
                 continue
             lane.entering = lane.queue.pop()
-            self._pixels_at_work += job.pixels
-            job.at_work = True
+            self._decoded_pixels += job.pixels
+            job.decoded = True
             job.call(backend)
         lane.place()
 
     def _affordable(self, job: Job) -> bool:
-        """Whether the job's pictures may be decoded beside those that models have."""
-        return self._pixels_at_work == 0 or self._pixels_at_work + job.pixels <= PIXELS_AT_WORK
+        """Whether the job's pictures may be decoded beside those in memory."""
+        return self._decoded_pixels == 0 or self._decoded_pixels + job.pixels <= DECODED_PIXELS
 
     def _pump_again(self, lane: Lane) -> None:
-        """Look again soon: a step or an end is news of room, but room may also come without any news."""
+        """Try again soon: a step or an end mostly shows that there is room, but not always."""
         if lane.retry is None or lane.retry.when() <= self._loop.time():
             lane.retry = self._loop.call_later(RETRY_S, self._pump, lane)
 
     def _start(self, job: Job, task: Task, backend: Backend) -> None:
         """Give a job that was called to the model. Raises Cancelled if that was unloaded."""
-        lane, stage, told = job.lane, "", 0.0
+        lane, stage, reported = self.lane(job), "", 0.0
 
         def on_progress(progress: Progress) -> None:
-            nonlocal stage, told
+            nonlocal stage, reported
             now, last = time.monotonic(), progress.step == progress.steps
-            if progress.stage != stage or last or progress.preview or now - told >= NEWS_S:
-                stage, told = progress.stage, now
-                if lane.tell(job, progress, now):
-                    self._loop.call_soon_threadsafe(self._listen, lane)
+            if progress.stage != stage or last or progress.preview or now - reported >= PROGRESS_S:
+                stage, reported = progress.stage, now
+                if lane.report(job, progress, now):
+                    self._loop.call_soon_threadsafe(self._on_progress, lane)
 
         ticket = backend.submit(task, on_progress)
-        ticket.future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._land, job))
+        ticket.future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._on_completed, job))
         lane.running.add(job)
         lane.entering = None
         job.start(ticket)
         self._pump(lane)
 
-    def _land(self, job: Job) -> None:
+    def _on_completed(self, job: Job) -> None:
         """The model is done with the job."""
-        self._leave(job)
-        job.landed.set()
+        self._release_pixels(job)
+        job.completed.set()
 
-    def _listen(self, lane: Lane) -> None:
+    def _on_progress(self, lane: Lane) -> None:
         lane.catch_up()
         if lane.queue:
             self._pump(lane)
@@ -292,10 +301,10 @@ class Dispatcher:
         lane.loading = future
         for job in lane.queue.order():
             job.touch()
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._loaded, lane, done))
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._on_loaded, lane, done))
         return None
 
-    def _loaded(self, lane: Lane, backend: "Future[Backend]") -> None:
+    def _on_loaded(self, lane: Lane, backend: "Future[Backend]") -> None:
         lane.loading = None
         for job in lane.queue.order():
             if error := backend.exception():
@@ -307,18 +316,19 @@ class Dispatcher:
 
     # -- limits ---------------------------------------------------------------------------------------
 
-    def _refuse_if_full(self, client: str) -> None:
+    def _refusal(self, client: str) -> ToolError | None:
+        """Why no job of this client can be queued now, if so."""
         if self._closing:
-            raise stopping()
+            return stopping()
         waiting = [job for job in self._jobs.values() if job.state == "queued"]
         own = sum(job.client == client for job in waiting)
         # A client may have as many as are free: one alone gets half, and every other one still finds room.
         if own < self._queue_size - len(waiting):
-            return
+            return None
         waits = [lane.wait_s() or 0.0 for lane in self._lanes.values()]
-        seconds = max(5, round(max(waits) / 2))
+        seconds = max(5, round(max(waits, default=0.0) / 2))
         whose = f"{own} requests of yours are" if own else f"{len(waiting)} requests are"
-        raise ToolError(
+        return ToolError(
             "busy",
             f"{whose} waiting already, as many as are taken at once.",
             f"Send it again in about {seconds} seconds, or wait for one of them to end.",
@@ -337,13 +347,8 @@ class Dispatcher:
             job.stop("interrupted")
         await self._all_ended()
 
-    async def _thread(
-        self,
-        work: Callable[[*Args], T],
-        *given: *Args,
-        limiter: anyio.CapacityLimiter | None = None,
-    ) -> T:
-        return await to_thread.run_sync(work, *given, limiter=limiter or self._threads)
+    async def _thread(self, work: Callable[[*Args], T], *given: *Args) -> T:
+        return await to_thread.run_sync(work, *given, limiter=self._completing)
 
     async def _all_ended(self) -> None:
         for job in list(self._jobs.values()):

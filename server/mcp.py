@@ -23,7 +23,7 @@ from mcp.shared.exceptions import MCPError
 
 from omnigen2.task import Cancelled
 from server import prompts, schema
-from server.app import App
+from server.app import App, Shown
 from server.caller import LOCAL, Caller
 from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
@@ -144,18 +144,21 @@ class Studio:
         return replace(
             self._caller(ctx),
             on_progress=Reporter(ctx).report,
-            patience_s=SILENCE_S if silent else None,
+            timeout_s=SILENCE_S if silent else None,
+            previews=True,
         )
 
-    def _answer(self, result: Result) -> types.CallToolResult:
+    def _answer(self, result: Result, shown: Shown) -> types.CallToolResult:
         store = self.app.store
-        shown = [Picture(*store.preview(image)) for image in result.previewed()]
+
+        def preview(image: str) -> Picture:
+            made = shown[image][1] if image in shown else None
+            return made or Picture(*store.preview(image))
+
+        pictures = (*map(preview, result.previewed()), *result.pictures())
+        linked = (shown[image][0] if image in shown else store.get(image) for image in result.linked())
         return types.CallToolResult(
-            content=[
-                types.TextContent(text=result.summary()),
-                *(_image(picture) for picture in (*shown, *result.pictures())),
-                *(link(store.get(image)) for image in result.linked()),
-            ],
+            content=[types.TextContent(text=result.summary()), *map(_image, pictures), *map(link, linked)],
             structured_content=schema.dump(result),
         )
 

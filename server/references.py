@@ -17,7 +17,7 @@ from storage import ImageStore, StoredImage
 from storage.errors import ImageRejected, StoreError
 from storage.safe_files import IsLink, NotRegular, names_in, open_file, real_folder
 from tools.base import OpenFile, Pick, ToolError
-from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown
+from tools.references import DataRef, FileRef, StoredRef, UrlRef, names_stored, parse_reference, shown
 
 if TYPE_CHECKING:
     from server.fetch import Fetcher
@@ -41,6 +41,20 @@ class References:
         self._fetcher = fetcher
         self._decoding = CapacityLimiter(WAITING)
 
+    def look_up(self, reference: str, field: str) -> StoredImage | None:
+        """The image, if `reference` is the id of a stored one; not for the event loop.
+
+        Raises:
+            ToolError: `image_not_found` or `invalid_argument`, naming `field`.
+        """
+        if not names_stored(reference):
+            return None
+        try:
+            found = self._find(reference, field, ())
+        except StoreError as error:
+            raise as_tool_error(error, field) from error
+        return found if isinstance(found, StoredImage) else None
+
     async def resolve(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage:
         """The stored image that `reference` means; one from outside is stored first.
 
@@ -48,7 +62,7 @@ class References:
             ToolError: `image_not_found`, `image_rejected`, `forbidden` or `invalid_argument`, naming `field`.
         """
         try:
-            found = await to_thread.run_sync(self._look, reference, field, folders)
+            found = await to_thread.run_sync(self._find, reference, field, folders)
             if isinstance(found, StoredImage):
                 return found
             data = found if isinstance(found, bytes) else await self._fetch(found, field)
@@ -58,7 +72,7 @@ class References:
         except StoreError as error:
             raise as_tool_error(error, field) from error
 
-    def _look(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | bytes | UrlRef:
+    def _find(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | bytes | UrlRef:
         """What can be found on this machine; only addresses are left."""
         most = self._store.limits.bytes
         if len(reference) > most * 4 // 3 + 1024:  # before base64 is decoded

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from server import schema
-from server.app import App
+from server.app import App, Shown
 from server.caller import Caller
 from server.hookspecs import AnyTool
 from server.status import progress_event
@@ -103,13 +103,17 @@ class ToolEndpoint:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             caller = replace(caller, on_progress=progress)
-            result = await self._app.answer(self._tool, arguments, caller, schema.dump)
+            result = await self._app.answer(self._tool, arguments, caller, _json_of)
             await event("result", result, more=False)
         except ToolError as error:
             await event("error", schema.dump_error(error), more=False)
 
 
-def _json_response(result: Result) -> Response:
+def _json_of(result: Result, _: Shown) -> dict[str, Any]:
+    return schema.dump(result)
+
+
+def _json_response(result: Result, _: Shown) -> Response:
     return JSONResponse(schema.dump(result))
 
 
@@ -163,10 +167,12 @@ async def _arguments(request: Request) -> dict[str, Any]:
         arguments = json.loads(await request.body() or b"{}")
     except (ValueError, RecursionError) as error:
         raise ToolError(
-            "invalid_argument", f"The body is no JSON: {error}.", "Send a JSON object."
+            "invalid_argument", f"The request body is not valid JSON: {error}.", "Send a JSON object."
         ) from error
     if not isinstance(arguments, dict):
-        raise ToolError("invalid_argument", "The body is no JSON object.", "Send the arguments as an object.")
+        raise ToolError(
+            "invalid_argument", "The request body is not a JSON object.", "Send the arguments as an object."
+        )
     return arguments
 
 

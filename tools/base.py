@@ -4,12 +4,13 @@ A tool is a value. MCP schema, REST route, command line and reference page deriv
 asks which tool it has in hand. This module knows no tool, no server and no model.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, BinaryIO, Generic, Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, WithJsonSchema
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Params
@@ -94,27 +95,101 @@ class Result(BaseModel):
         """Pictures to show as they are, beside the previews."""
         return ()
 
+    def to_journal(self) -> str:
+        """JSON from which `from_journal` gives this result again, also to later versions."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_journal(cls, text: str, store: ImageStore, job_id: str) -> Self:
+        """The result of a job whose `to_journal` is `text`.
+
+        Raises:
+            ValueError, LookupError: `text` was written by another version, and cannot be read.
+            StoreError: what it refers to cannot be read.
+        """
+        return cls.model_validate_json(text)
+
 
 Q = TypeVar("Q", bound=Request)
 R = TypeVar("R", bound=Result)
 
 
-class JobStatus(Protocol):
-    """Where a job stands, at one moment."""
+AnyResult = Annotated[SerializeAsAny[Result], WithJsonSchema({"type": "object"})]
 
-    id: str
-    state: JobState
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    code: Code
+    message: str
+    advice: str
+
+    @classmethod
+    def of(cls, error: ToolError) -> Self:
+        """The fields of an error."""
+        return cls(code=error.code, message=error.message, advice=error.advice)
+
+    def raised(self) -> ToolError:
+        """The error, to be raised."""
+        return ToolError(self.code, self.message, self.advice)
+
+
+class JobStatus(Result):
+    """Where a job stands at one moment: what the server knows, what every surface reports."""
+
+    job_id: str
+    status: JobState
+    """`interrupted`: the server was stopped before it was done; make the call again."""
     position: int
-    """Jobs ahead of it in the queue; 0 when it is next, or no longer waits."""
+    """Jobs ahead of it in the queue."""
     stage: str
+    """What is being done."""
     step: int
     steps: int
     eta_seconds: float | None
     """Estimate of the time until it is done."""
-    preview: Picture | None
-    """What the picture looks like so far, if it was asked for."""
-    result: Result | None
-    error: ToolError | None
+    result: AnyResult | None
+    """When it is done: what the tool answers to a caller who waits."""
+    error: JobError | None
+    """When it failed: why."""
+    preview: Picture | None = Field(exclude=True)
+    """The picture so far, if one was asked for."""
+
+    @classmethod
+    def new(cls, job_id: str) -> Self:
+        """A job that was just queued."""
+        return cls(
+            job_id=job_id, status="queued", position=0, stage="", step=0, steps=0,
+            eta_seconds=None, result=None, error=None, preview=None,
+        )  # fmt: skip
+
+    def changed(self, **fields: Any) -> Self:
+        """The same job with other values of some fields; they are not validated."""
+        return self.model_copy(update=fields)
+
+    def line(self) -> str:
+        if self.result is not None:
+            return self.result.summary()
+        if self.error is not None:
+            return f"Job {self.job_id} {self.status}: {self.error.message} {self.error.advice}".rstrip()
+        where = f", {self.position} ahead of it" if self.status == "queued" and self.position else ""
+        if self.status == "running" and self.stage:
+            where = f", {self.stage} {self.step} of {self.steps}" if self.steps else f", {self.stage}"
+        eta = "" if self.eta_seconds is None else f", about {self.eta_seconds:.0f} s left"
+        return f"Job {self.job_id} is {self.status}{where}{eta}."
+
+    def linked(self) -> tuple[str, ...]:
+        return self.result.linked() if self.result else ()
+
+    def previewed(self) -> tuple[str, ...]:
+        return self.result.previewed() if self.result else ()
+
+    def pictures(self) -> tuple[Picture, ...]:
+        if self.result is not None:
+            return self.result.pictures()
+        return (self.preview,) if self.preview else ()
 
 
 OpenFile = tuple[Path, BinaryIO]
@@ -138,14 +213,17 @@ class Context(Protocol):
         """
         ...
 
-    async def identify(self, model: str | None, wait: bool = True) -> ModelCard | None:
-        """The card of `model`, or of the default model, with the digest of its weights as they are now.
+    async def look_up(
+        self, model: str | None, references: Mapping[str, str], *, wait: bool
+    ) -> tuple[ModelCard, bool, tuple[StoredImage, ...]]:
+        """The card of `model` and the images that a request names, by field; one worker thread for both.
 
-        Finding out may take until the model is loaded; without `wait` it is None then.
+        The second value says whether the card has the digest of the weights as they are now. To find out may
+        take until the model is loaded; without `wait` it is False then.
 
         Raises:
-            ToolError: `invalid_argument`, with the models there are; `not_ready`: it cannot be loaded, or not
-                while the caller waits.
+            ToolError: `invalid_argument`, with the models there are; `not_ready`: the model cannot be loaded,
+                or not while the caller waits; what `resolve` raises.
         """
         ...
 
@@ -168,11 +246,16 @@ class Context(Protocol):
         """
         ...
 
-    async def run(self, work: "Work", *, background: bool) -> Result:
-        """Queue `work`, wait for it and give its result; the caller sees progress meanwhile.
+    def show(self, image: StoredImage, pixels: Image) -> None:
+        """Pass on a new image, so that its link and preview need no reading. Callable from any thread."""
+        ...
 
-        With `background` it returns `work.accepted(job_id)` at once and the job goes on without its caller;
-        otherwise the job is cancelled when its caller goes away.
+    async def run(self, work: "Work", *, background: bool) -> Result:
+        """Give the result of an equal earlier request; or queue `work`, wait for it and give its result.
+
+        The caller sees progress meanwhile. With `background`, work that is queued gives
+        `work.accepted(job_id)` at once and goes on without its caller; otherwise it is cancelled when its
+        caller goes away.
 
         Raises:
             ToolError: `busy` when the queue is full, `cancelled`, `out_of_memory`, `not_ready`, ...
@@ -196,31 +279,25 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What a tool hands to the queue."""
+    """A piece of work for a model, as a tool gives it to the queue. The functions run on worker threads."""
 
     tool: str
     model: str | None
-    """Which model is to do it; None is the default model."""
+    """Name of the model; None is the default model."""
     task: Task
-    """What is to be done, with values in the place of its pictures that have their sizes only."""
-    load: Callable[[], Task]
-    """Makes the task with its pictures; called once, on a worker thread, when the model has room for it."""
-    holds: tuple[StoredImage, ...]
+    """The task with image sizes in the place of its images."""
+    inputs: tuple[StoredImage, ...]
     """Images that must not be collected before it is done."""
-    finish: Callable[[Outcome, "JobTimes"], Result]
-    """Stores what came out and makes the result; called once, on a worker thread, never after a cancel."""
+    recall: Callable[[], Result | None]
+    """The result of an equal earlier request, if there is one. Raises StoreReadOnly if a new one could not be
+    stored."""
+    load: Callable[[], Task]
+    """The task with its images decoded; called once the model has room for it."""
+    store: Callable[[Outcome, str, Mapping[str, float]], Result]
+    """Store an outcome, and make its result from the job's id and the milliseconds it waited: `queued_ms`,
+    and `load_ms` for its model. Called once, never after a cancellation."""
     accepted: Callable[[str], Result]
-    """What a caller gets at once who does not wait, from the job's id."""
-
-
-@dataclass(frozen=True)
-class JobTimes:
-    """What the queue knows about a finished job."""
-
-    job_id: str
-    queued_ms: float
-    load_ms: float
-    """Milliseconds spent waiting for the model to be loaded."""
+    """The answer to a caller who does not wait, from the job's id. Called on the event loop."""
 
 
 @dataclass(frozen=True)
@@ -249,5 +326,3 @@ class Tool(Generic[Q, R]):
     """Calling it twice does no more than calling it once."""
     open_world: bool = False
     """It may reach outside this machine."""
-    needs_model: bool = False
-    """The model must be loaded to do it."""

@@ -38,5 +38,4 @@ TOOL = Tool(
     run=run,
     defaults=defaults,
     open_world=True,
-    needs_model=True,
 )

@@ -37,5 +37,4 @@ TOOL = Tool(
     run=run,
     defaults=defaults,
     open_world=True,
-    needs_model=True,
 )

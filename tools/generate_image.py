@@ -36,5 +36,4 @@ TOOL = Tool(
     result=ImagesResult,
     run=run,
     defaults=defaults,
-    needs_model=True,
 )

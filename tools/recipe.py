@@ -93,9 +93,10 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
     Raises:
         ToolError: an image, the adapter or the model is not to be had, or the model cannot do it.
     """
-    known = await context.identify(request.model, wait=not request.background)
-    card = known or await anyio.to_thread.run_sync(context.card, request.model)  # it may look through folders
-    named, inputs = await _resolved(request, context)
+    card, known, inputs = await context.look_up(
+        request.model, _references(request), wait=not request.background
+    )
+    named = _with_ids(request, inputs)
     if len(inputs) > card.limits.max_references:
         raise ToolError(
             "invalid_argument",
@@ -109,18 +110,21 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
     return recipe if known else replace(recipe, fixed=False)  # whose earlier result it would be is not known
 
 
-async def _resolved(request: Q, context: Context) -> tuple[Q, tuple[StoredImage, ...]]:
-    """The request with ids in the place of references, and the images."""
+def _references(request: Request) -> dict[str, str]:
+    """The image references of a request, by field."""
     if isinstance(request, ImageIn):
-        image = await context.resolve(request.image, "image")
-        return request.model_copy(update={"image": str(image.id)}), (image,)
+        return {"image": request.image}
     if isinstance(request, ImagesIn):
-        images = [
-            await context.resolve(reference, f"images.{place}")
-            for place, reference in enumerate(request.images)
-        ]
-        return request.model_copy(update={"images": [str(image.id) for image in images]}), tuple(images)
-    return request, ()
+        return {f"images.{place}": reference for place, reference in enumerate(request.images)}
+    return {}
+
+
+def _with_ids(request: Q, images: Sequence[StoredImage]) -> Q:
+    """The request with ids in the place of references."""
+    ids = [str(image.id) for image in images]
+    if isinstance(request, ImageIn):
+        return request.model_copy(update={"image": ids[0]})
+    return request.model_copy(update={"images": ids}) if isinstance(request, ImagesIn) else request
 
 
 async def _image_recipe(

@@ -3,8 +3,8 @@
 Fields of the last base come first, as in requests.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -82,31 +82,6 @@ class TextTimings(Timings):
     write_ms: float = 0
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A record of the store as the answer to a call."""
-
-    record: Record
-    timings: Mapping[str, float]
-    """Milliseconds by phase."""
-    job_id: str | None = None
-    cached: bool = False
-    notes: tuple[str, ...] = ()
-    """On this call; the record has those on its outcome."""
-
-    def facts(self) -> dict[str, object]:
-        """The fields of `Made`."""
-        record = self.record
-        return {
-            "model": record.model.id if record.model else "",
-            "parameters": effective(record.parameters, record.seed),
-            "record": str(record.id),
-            "cached": self.cached,
-            "job_id": self.job_id,
-            "notes": tuple(dict.fromkeys((*self.notes, *(record.notes or ())))),
-        }
-
-
 def effective(parameters: dict[str, JsonValue], seed: int | None) -> dict[str, JsonValue]:
     """Every value by which a result can be made again, the seed among them."""
     return parameters if seed is None else parameters | {"seed": seed}
@@ -126,6 +101,49 @@ class Made(Result):
     cached: bool = False
     """Whether an equal request was answered before and this is its result."""
     job_id: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        record: Record,
+        images: Sequence[StoredImage],
+        *,
+        timings: Mapping[str, float],
+        job_id: str | None = None,
+        cached: bool = False,
+        notes: Sequence[str] = (),
+    ) -> Self:
+        """The result that a record and its stored outputs stand for.
+
+        `timings` are milliseconds by phase, `notes` those on this call; the record has those on its outcome.
+        """
+        return cls.model_validate(
+            cls._made(record, images)
+            | {
+                "timings": timings,
+                "model": record.model.id if record.model else "",
+                "parameters": effective(record.parameters, record.seed),
+                "record": str(record.id),
+                "cached": cached,
+                "job_id": job_id,
+                "notes": tuple(dict.fromkeys((*notes, *(record.notes or ())))),
+            }
+        )
+
+    def to_journal(self) -> str:
+        return json.dumps({"record": self.record, "notes": self.notes})
+
+    @classmethod
+    def from_journal(cls, text: str, store: ImageStore, job_id: str) -> Self:
+        kept = json.loads(text)  # older versions wrote the whole result, which has these two fields as well
+        record = store.get_record(kept["record"])
+        images = [store.get(digest) for digest in record.outputs]
+        return cls.of(record, images, timings=record.timings or {}, job_id=job_id, notes=kept["notes"])
+
+    @classmethod
+    def _made(cls, record: Record, images: Sequence[StoredImage]) -> dict[str, object]:
+        """What the model made."""
+        raise NotImplementedError
 
     def line(self) -> str:
         if self.status == "queued":
@@ -154,14 +172,9 @@ class ImagesResult(Made, WithImages):
     timings: ImageTimings = ImageTimings()
 
     @classmethod
-    def of(cls, answer: Answer, store: ImageStore) -> Self:
-        """The result that a record stands for."""
-        record = answer.record
+    def _made(cls, record: Record, images: Sequence[StoredImage]) -> dict[str, object]:
         first = record.seed or 0
-        images = [
-            MadeImage.of(store.get(digest), seed=first + index) for index, digest in enumerate(record.outputs)
-        ]
-        return cls.model_validate({"images": images, "timings": answer.timings} | answer.facts())
+        return {"images": [MadeImage.of(image, seed=first + index) for index, image in enumerate(images)]}
 
     @classmethod
     def accepted(cls, job_id: str, model: str, parameters: dict[str, JsonValue]) -> Self:
@@ -189,10 +202,8 @@ class TextResult(Made, WithText):
     timings: TextTimings = TextTimings()
 
     @classmethod
-    def of(cls, answer: Answer, store: ImageStore) -> Self:
-        """The result that a record stands for."""
-        text = answer.record.text or ""
-        return cls.model_validate({"text": text, "timings": answer.timings} | answer.facts())
+    def _made(cls, record: Record, images: Sequence[StoredImage]) -> dict[str, object]:
+        return {"text": record.text or ""}
 
     @classmethod
     def accepted(cls, job_id: str, model: str, parameters: dict[str, JsonValue]) -> Self:

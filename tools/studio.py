@@ -8,21 +8,19 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
-from anyio import to_thread
-
 from omnigen2.task import Outcome, Task
-from storage import ImageStore, Record
-from tools.base import Context, JobTimes, Result, Work
+from storage import Record
+from tools.base import Context, Result, Work
 from tools.recipe import Recipe, identity
-from tools.results import Answer, ImagesResult, TextResult, effective
+from tools.results import ImagesResult, TextResult, effective
 
 R = TypeVar("R", ImagesResult, TextResult)
-_KEEPING = threading.Lock()
-"""Held from looking for an equal record to having stored one."""
+_STORING = threading.Lock()
+"""Held from the search for an equal record until one is stored."""
 
 
 async def make_images(recipe: Recipe, context: Context) -> ImagesResult:
@@ -42,50 +40,64 @@ async def write_text(recipe: Recipe, context: Context) -> TextResult:
 
 async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
     started = time.perf_counter()
-    store = context.store
-    if recipe.fixed and (found := await to_thread.run_sync(partial(_recall, recipe, store, kind, started))):
-        return found
-    store.refuse_if_read_only()
+    store, background = context.store, recipe.request.background
+
+    def recall() -> Result | None:
+        record = store.find_equal(**recipe.key) if recipe.fixed else None
+        if record is None:
+            store.refuse_if_read_only()
+            return None
+        images = [store.get(digest) for digest in record.outputs]
+        timings = {"total_ms": _ms_since(started)}
+        return kind.of(record, images, timings=timings, cached=True, notes=recipe.notes)
 
     def load() -> Task:
         return recipe.task([store.open(image.id) for image in recipe.inputs])
 
-    def finish(outcome: Outcome, times: JobTimes) -> Result:
-        timings = _timings(started, outcome.timings, times)
-        record = _keep(recipe, outcome, timings, context)
-        return kind.of(Answer(record, timings, times.job_id, notes=recipe.notes), store)
+    def store_outcome(outcome: Outcome, job_id: str, waited: Mapping[str, float]) -> Result:
+        timings = {**waited, **outcome.timings, "total_ms": _ms_since(started)}
+        timings = {phase: round(ms, 1) for phase, ms in timings.items()}
+        record, new = _record(recipe, outcome, timings, context)
+        images = [store.get(digest) for digest in record.outputs]
+        if new and not background:
+            for image, pixels in zip(images, outcome.pictures, strict=True):
+                context.show(image, pixels)
+        return kind.of(record, images, timings=timings, job_id=job_id, notes=recipe.notes)
 
     def accepted(job_id: str) -> Result:
         queued = kind.accepted(job_id, recipe.card.id, effective(recipe.parameters, recipe.params.seed))
         return queued.model_copy(update={"notes": recipe.notes})
 
-    outline = recipe.task(recipe.inputs)
-    work = Work(recipe.tool, recipe.request.model, outline, load, recipe.inputs, finish, accepted)
-    result = await context.run(work, background=recipe.request.background)
+    work = Work(
+        tool=recipe.tool,
+        model=recipe.request.model,
+        task=recipe.task(recipe.inputs),
+        inputs=recipe.inputs,
+        recall=recall,
+        load=load,
+        store=store_outcome,
+        accepted=accepted,
+    )
+    result = await context.run(work, background=background)
     assert isinstance(result, kind)
     return result
 
 
-def _recall(recipe: Recipe, store: ImageStore, kind: type[R], started: float) -> R | None:
-    """The result of an equal request, if there was one and its images are still here."""
-    record = store.find_equal(**recipe.key)
-    if record is None:
-        return None
-    timings = {"total_ms": _ms_since(started)}
-    return kind.of(Answer(record, timings, cached=True, notes=recipe.notes), store)
+def _record(
+    recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], context: Context
+) -> tuple[Record, bool]:
+    """Store the pictures, and the record of how they were made; the record, and whether it is new.
 
-
-def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], context: Context) -> Record:
-    """Store what came out, and how it came about: the pictures, and the record that names them.
-
-    Of equal requests that were under way at once, the first to be stored answers all: on a GPU their pixels
-    may differ by rounding, but the same call must not give two ids.
+    Of equal requests that ran at the same time, the first to be stored answers all: on a GPU their pixels may
+    differ by rounding, but the same call must not give two ids.
     """
     card = (outcome.card or recipe.card).model_copy(update={"id": recipe.card.id})  # as it was asked for
     key = recipe.key | identity(card)
-    with _KEEPING if recipe.fixed else nullcontext():
+    with _STORING if recipe.fixed else nullcontext():
         first = context.store.find_equal(**key) if recipe.fixed else None
-        return first or context.store.put_made(
+        if first is not None:
+            return first, False
+        record = context.store.put_made(
             outcome.pictures,
             **key,
             text=outcome.text or None,
@@ -94,12 +106,7 @@ def _keep(recipe: Recipe, outcome: Outcome, timings: Mapping[str, float], contex
             timings=timings,
             notes=outcome.notes or None,
         )
-
-
-def _timings(started: float, stages: Mapping[str, float], times: JobTimes) -> dict[str, float]:
-    phases = {"queued_ms": times.queued_ms, "load_ms": times.load_ms} | dict(stages)
-    phases["total_ms"] = _ms_since(started)
-    return {name: round(value, 1) for name, value in phases.items()}
+        return record, True
 
 
 def _ms_since(started: float) -> float:

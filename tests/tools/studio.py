@@ -4,19 +4,21 @@ A background job is done when it is accepted; one that `hold_jobs` keeps back st
 waits for it, or cancels it.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
+from PIL.Image import Image
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.engine import Engine
 from omnigen2.task import Outcome
 from server.references import open_allowed
 from storage import ImageStore, StoredImage
-from tools.base import JobState, JobTimes, OpenFile, Pick, Picture, Result, Tool, ToolError, Work
+from tools.base import JobError, JobStatus, OpenFile, Pick, Result, Tool, ToolError, Work
 from tools.core import TOOLS
 from tools.references import DataRef, FileRef, StoredRef, parse_reference
 
@@ -25,19 +27,10 @@ BY_NAME: dict[str, Tool[Any, Any]] = {tool.name: tool for tool in TOOLS}
 
 @dataclass
 class Job:
-    """A job and, as it satisfies `JobStatus`, where it stands."""
+    """A job: its work, and where it stands."""
 
-    id: str
     work: Work
-    state: JobState = "queued"
-    position: int = 0
-    stage: str = ""
-    step: int = 0
-    steps: int = 0
-    eta_seconds: float | None = None
-    preview: Picture | None = None
-    result: Result | None = None
-    error: ToolError | None = None
+    status: JobStatus
 
 
 @dataclass
@@ -63,8 +56,14 @@ class Studio:
             raise ToolError("invalid_argument", f"model: {model!r} is unknown.", "Leave it out.")
         return self.engine.card
 
-    async def identify(self, model: str | None, wait: bool = True) -> ModelCard:
-        return self.card(model)
+    async def look_up(
+        self, model: str | None, references: Mapping[str, str], *, wait: bool
+    ) -> tuple[ModelCard, bool, tuple[StoredImage, ...]]:
+        images = [await self.resolve(reference, field) for field, reference in references.items()]
+        return self.card(model), True, tuple(images)
+
+    def show(self, image: StoredImage, pixels: Image) -> None:
+        pass
 
     async def resolve(self, reference: str, field: str) -> StoredImage:
         match parse_reference(reference, field):
@@ -82,36 +81,37 @@ class Studio:
         return open_allowed(Path(path), field, (self.folder,), pick)
 
     async def run(self, work: Work, *, background: bool) -> Result:
+        if (found := await to_thread.run_sync(work.recall)) is not None:
+            return found
         if background:
-            job = self.jobs.setdefault(f"job{len(self.jobs)}", Job(f"job{len(self.jobs)}", work))
+            name = f"job{len(self.jobs)}"
+            job = self.jobs.setdefault(name, Job(work, JobStatus.new(name)))
             if not self.hold_jobs:
                 await self._do(job)
-            return work.accepted(job.id)
+            return work.accepted(name)
         return await self._compute(work, "now")
 
-    async def job(self, job_id: str, wait_seconds: float = 0) -> Job:
+    async def job(self, job_id: str, wait_seconds: float = 0) -> JobStatus:
         if job_id not in self.jobs:
             raise ToolError("invalid_argument", f"job_id: there is no job {job_id}.")
         job = self.jobs[job_id]
-        if wait_seconds and job.state == "queued":
+        if wait_seconds and job.status.status == "queued":
             await self._do(job)
-        return job
+        return job.status
 
-    async def cancel(self, job_id: str) -> Job:
-        job = await self.job(job_id)
-        if job.state == "queued":
-            job.state, job.error = "cancelled", ToolError("cancelled", "The job was cancelled.")
-        return job
+    async def cancel(self, job_id: str) -> JobStatus:
+        status = await self.job(job_id)
+        if status.status == "queued":
+            error = JobError.of(ToolError("cancelled", "The job was cancelled."))
+            status = self.jobs[job_id].status = status.changed(status="cancelled", error=error)
+        return status
 
     async def _do(self, job: Job) -> None:
-        try:
-            job.result = await self._compute(job.work, job.id)
-            job.state = "done"
-        except ValueError as error:
-            job.state, job.error = "failed", ToolError("invalid_argument", str(error), "Correct it.")
+        result = await self._compute(job.work, job.status.job_id)
+        job.status = job.status.changed(status="done", result=result)
 
     async def _compute(self, work: Work, job_id: str) -> Result:
         future: Future[Outcome] = self.engine.submit(work.load()).future
         outcome = await to_thread.run_sync(future.result, 60)
         self.computed.append(work)
-        return await to_thread.run_sync(work.finish, outcome, JobTimes(job_id, queued_ms=1.0, load_ms=0.0))
+        return await to_thread.run_sync(work.store, outcome, job_id, {"queued_ms": 1.0, "load_ms": 0.0})

@@ -155,7 +155,7 @@ anyio.run(main)
 
 
 def test_callers_are_who_they_say() -> None:
-    assert (ANN.principal, ANN.folders, ANN.patience_s) == ("ann", (), None)
+    assert (ANN.principal, ANN.folders, ANN.timeout_s) == ("ann", (), None)
 
 
 @pytest.mark.parametrize("more", [{}, {"background": True}, {"seed": 1}])

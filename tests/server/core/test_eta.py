@@ -4,7 +4,8 @@ import pytest
 
 from omnigen2.params import Decoding
 from omnigen2.task import Progress, TextTask
-from server.jobs import Job, Lane
+from server.jobs import Job
+from server.lanes import Lane
 from tools.base import Work
 
 pytestmark = pytest.mark.anyio
@@ -13,25 +14,26 @@ pytestmark = pytest.mark.anyio
 def writing(lane: Lane) -> Job:
     """A job that writes at most 100 words, one a second, and has written two."""
     task = TextTask("What is it?", (), Decoding(max_tokens=100, temperature=0.0))
-    job = Job(
-        Work("describe_image", None, task, lambda: task, (), lambda *_: None, lambda _: None),
-        "ann",
-        "ann",
-        lane,
-    )  # type: ignore[arg-type]
-    job.state = "running"
+    work = Work("describe_image", None, task, (), lambda: None, lambda: task, lambda *_: None, lambda _: None)  # type: ignore[arg-type,return-value]
+    job = Job(work, "tiny", "ann", "ann")
+    job.change(status="running")
     for step in (1, 2):
-        job.advance(Progress("write", step, 100), float(step))
+        wrote(lane, job, step)
     return job
+
+
+def wrote(lane: Lane, job: Job, step: int) -> None:
+    lane.report(job, Progress("write", step, 100), float(step))
+    lane.catch_up()
 
 
 async def test_the_time_left_of_a_text_is_learnt_from_those_before_it() -> None:
     lane = Lane("tiny")
     first = writing(lane)
-    assert first.eta_s() == 98
-    first.advance(Progress("write", 12, 100), 12.0)
-    first.end("done")
+    assert lane.eta_s(first) == 98
+    wrote(lane, first, 12)
+    lane.learn_length(first)
     second = writing(lane)
-    assert second.eta_s() == 10
-    second.advance(Progress("write", 50, 100), 50.0)
-    assert second.eta_s() == 1
+    assert lane.eta_s(second) == 10
+    wrote(lane, second, 50)
+    assert lane.eta_s(second) == 1

@@ -170,7 +170,7 @@ async def test_pictures_are_decoded_when_the_model_takes_them_and_not_before(
 async def test_models_have_no_more_decoded_pixels_at_once_than_are_allowed(
     app: App, engine: HeldEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "PIXELS_AT_WORK", 2 * 64 * 64)
+    monkeypatch.setattr(dispatcher, "DECODED_PIXELS", 2 * 64 * 64)
     monkeypatch.setattr(engine, "has_room", lambda task: True)
     image = app.store.put(Image.new("RGB", (64, 64), "red"))
     opened = Opened(app.store, monkeypatch)
@@ -189,7 +189,7 @@ async def test_models_have_no_more_decoded_pixels_at_once_than_are_allowed(
         engine.released.set()
         for job in jobs:
             assert (await call(app, "get_job", job_id=job.job_id, wait_seconds=30)).status == "done"
-        assert app.dispatcher._pixels_at_work == 0
+        assert app.dispatcher._decoded_pixels == 0
 
 
 async def test_jobs_that_ended_keep_no_picture(app: App) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from omnigen2.model import OmniGen2
 from omnigen2.task import ImageTask
 from server.app import App
-from server.jobs import Job, Lane
+from server.jobs import Job
+from server.lanes import Lane
 from storage import errors
 from tests.server.core.conftest import ANN, BOB, SMALL, HeldEngine, call, settled
 from tools.base import JobStatus, ToolError
@@ -35,7 +36,7 @@ async def test_progress_tells_every_stage_and_the_time_left(app: App) -> None:
 
     async with app:
         result = await call(app, "generate_image", replace(ANN, on_progress=listen), prompt="x", **SMALL)
-    assert [status.id for status in seen] == [result.job_id] * len(seen)
+    assert [status.job_id for status in seen] == [result.job_id] * len(seen)
     assert {"denoise", "decode"} <= {status.stage for status in seen}
     assert seen[-1].steps == 2
     assert seen[-1].eta_seconds == 0
@@ -45,7 +46,7 @@ async def test_the_loop_sleeps_while_a_job_runs_that_nobody_listens_to(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[Lane] = []
-    listen = app.dispatcher._listen
+    listen = app.dispatcher._on_progress
 
     def counted(lane: Lane) -> None:
         woken.append(lane)
@@ -54,12 +55,12 @@ async def test_the_loop_sleeps_while_a_job_runs_that_nobody_listens_to(
     async def listener(status: JobStatus) -> None:
         pass
 
-    monkeypatch.setattr(app.dispatcher, "_listen", counted)
+    monkeypatch.setattr(app.dispatcher, "_on_progress", counted)
     async with app:
         await call(app, "generate_image", prompt="x", **SMALL)
         assert not woken
         [lane] = app.dispatcher._lanes.values()
-        assert lane.pace is not None and not lane.unheard  # all the same, it was measured
+        assert lane.pace is not None and not lane.pending_events  # all the same, it was measured
         await call(app, "generate_image", replace(ANN, on_progress=listener), prompt="y", **SMALL)
         assert woken
 
@@ -143,7 +144,7 @@ async def test_a_background_job_outlives_its_caller_and_shows_itself(app: App, e
         await engine.is_held()
         status = await app_status(app, answer.job_id)
         assert status.preview is not None and status.preview.data
-        assert status.state == "running"
+        assert status.status == "running"
         assert (await call(app, "get_job", job_id=answer.job_id, wait_seconds=30)).result.images
 
 
@@ -237,11 +238,11 @@ async def test_who_cannot_wait_for_the_model_hears_not_ready_and_who_can_gets_an
         answer = await call(app, "generate_image", prompt="x", background=True, **SMALL)
         assert (await call(app, "get_job", job_id=answer.job_id)).stage == "load"
         with pytest.raises(ToolError) as error:
-            await call(app, "generate_image", replace(ANN, patience_s=0.01), prompt="x", **SMALL)
+            await call(app, "generate_image", replace(ANN, timeout_s=0.01), prompt="x", **SMALL)
         assert error.value.code == "not_ready"
         async with anyio.create_task_group() as group:
             group.start_soon(
-                lambda: call(app, "generate_image", replace(BOB, patience_s=50), prompt="z", **SMALL)
+                lambda: call(app, "generate_image", replace(BOB, timeout_s=50), prompt="z", **SMALL)
             )
             await settled()
             load.allowed.set()

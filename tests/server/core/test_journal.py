@@ -1,5 +1,6 @@
 """The journal: what a killed server had in hand is interrupted, what others have in hand is not."""
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from omnigen2.model import OmniGen2
 from server import journal as module
 from server.app import App
 from server.journal import Journal
-from tests.server.core.conftest import HeldEngine, call
+from tests.server.core.conftest import SMALL, HeldEngine, call
 from tools.base import ToolError
 
 KILLED = """
@@ -225,3 +226,25 @@ async def test_the_result_of_another_version_is_refused_by_name(
         with pytest.raises(ToolError) as error:
             await call(app, "get_job", job_id="job_1")
         assert error.value.code == "invalid_argument" and "another version" in str(error.value)
+
+
+@pytest.mark.anyio
+async def test_a_result_is_made_again_from_its_record(
+    make_app: Callable[..., App], engine: HeldEngine
+) -> None:
+    async with make_app(lambda: engine) as app:
+        made = await call(app, "generate_image", prompt="circle " * 1100, **SMALL)
+        journal = app.dispatcher.journal
+        kept = made.to_journal()
+        assert made.notes and "images" not in kept
+        before = {**made.model_dump(mode="json"), "a field since renamed": 1}  # as older versions wrote it
+        gone = {"record": "sha256:" + "0" * 64, "notes": []}
+        for job_id, text in (("new", kept), ("old", json.dumps(before)), ("gone", json.dumps(gone))):
+            journal.begin(job_id, "ann", "generate_image")
+            journal.end(job_id, "done", text, None)
+        for job_id in ("new", "old"):
+            status = await call(app, "get_job", job_id=job_id)
+            assert status.result == made.model_copy(update={"job_id": job_id})
+        with pytest.raises(ToolError) as error:
+            await call(app, "get_job", job_id="gone")
+        assert error.value.code == "image_not_found" and "no longer stored" in str(error.value)

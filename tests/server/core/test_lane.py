@@ -7,7 +7,8 @@ from PIL import Image
 
 from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask, Progress
-from server.jobs import UNHEARD, Job, Lane
+from server.jobs import Job
+from server.lanes import MAX_PENDING, Lane
 from tools.base import Work
 
 UNGUIDED: dict[str, Any] = {"cfg_range": (0.0, 1.0), "speed": "exact"}
@@ -16,13 +17,9 @@ pytestmark = pytest.mark.anyio
 
 def running(lane: Lane) -> Job:
     task = ImageTask("x", (), ReferenceSampling(width=32, height=32, steps=4, num_images=1, **UNGUIDED))
-    job = Job(
-        Work("generate_image", None, task, lambda: task, (), lambda *_: None, lambda _: None),
-        "ann",
-        "ann",
-        lane,
-    )  # type: ignore[arg-type]
-    job.state = "running"
+    work = Work("generate_image", None, task, (), lambda: None, lambda: task, lambda *_: None, lambda _: None)  # type: ignore[arg-type,return-value]
+    job = Job(work, "tiny", "ann", "ann")
+    job.change(status="running")
     lane.running.add(job)
     return job
 
@@ -34,46 +31,48 @@ def step(number: int, preview: Image.Image | None = None) -> Progress:
 async def test_nobody_is_woken_who_does_not_listen() -> None:
     lane = Lane("tiny")
     job, other = running(lane), running(lane)
-    assert not lane.tell(job, step(1), 1.0)
-    with job.listening():
-        assert lane.tell(job, step(2), 2.0)
-        assert not lane.tell(other, step(1), 2.0)
-    assert not lane.tell(job, step(3), 3.0)
+    assert not lane.report(job, step(1), 1.0)
+    with lane.listening(job):
+        assert lane.report(job, step(2), 2.0)
+        assert not lane.report(other, step(1), 2.0)
+    assert not lane.report(job, step(3), 3.0)
 
 
 async def test_a_preview_or_a_job_that_waits_wakes_the_loop() -> None:
     lane = Lane("tiny")
     job = running(lane)
-    assert lane.tell(job, step(1, Image.new("RGB", (1, 1))), 1.0)
+    assert lane.report(job, step(1, Image.new("RGB", (1, 1))), 1.0)
     lane.queue.push(job, "ann", 1.0)
-    assert lane.tell(job, step(2), 2.0)
+    assert lane.report(job, step(2), 2.0)
 
 
 async def test_news_do_not_pile_up() -> None:
     lane = Lane("tiny")
     job = running(lane)
-    told = [lane.tell(job, step(1), float(number)) for number in range(UNHEARD)]
-    assert told == [False] * (UNHEARD - 1) + [True]
+    told = [lane.report(job, step(1), float(number)) for number in range(MAX_PENDING)]
+    assert told == [False] * (MAX_PENDING - 1) + [True]
 
 
 async def test_whoever_asks_hears_all_that_was_said() -> None:
     lane = Lane("tiny")
     job, other = running(lane), running(lane)
     for number in (1, 2, 3):
-        lane.tell(job, step(number), float(number))
-        lane.tell(other, step(number), float(number))
-    assert job.status().step == 3
-    assert other.step == 3 and other.eta_s() == 1  # in the order in which it was said: a step took a second
+        lane.report(job, step(number), float(number))
+        lane.report(other, step(number), float(number))
+    assert lane.status(job).step == 3
+    assert (
+        other.status.step == 3 and lane.eta_s(other) == 1
+    )  # in the order in which it was reported: a step took a second
     assert lane.pace == pytest.approx(1 / (job.cost / 4 + other.cost / 4))
 
 
 async def test_who_listens_late_misses_nothing() -> None:
     lane = Lane("tiny")
     job = running(lane)
-    lane.tell(job, step(1), 1.0)
-    with job.listening():
-        assert [status.step for status in job.told(-1)] == [1]
+    lane.report(job, step(1), 1.0)
+    with lane.listening(job):
+        assert [status.step for status in job.history(-1)] == [1]
         version = job.version
-        lane.tell(job, step(2), 2.0)
+        lane.report(job, step(2), 2.0)
         lane.catch_up()
-        assert [status.step for status in job.told(version)] == [2]
+        assert [status.step for status in job.history(version)] == [2]

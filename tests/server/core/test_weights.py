@@ -134,7 +134,7 @@ async def test_slow_hashing_delays_neither_tools_nor_others_nor_background_calls
         accepted = await call(app, "generate_image", background=True, **ASKED)
         assert accepted.status == "queued"
         with pytest.raises(ToolError, match="still being loaded") as error:
-            await call(app, "generate_image", Caller("ann", "ann", patience_s=0.01), **ASKED)
+            await call(app, "generate_image", Caller("ann", "ann", timeout_s=0.01), **ASKED)
         assert error.value.code == "not_ready"
         go_on.set()
     assert len({result.images[0].id for result in results}) == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import mcp_types as types
 import pytest
+from anyio import to_thread
 from mcp.shared.exceptions import MCPError
 from PIL import Image
 
@@ -191,6 +192,26 @@ async def test_tools_are_annotated_as_they_are_declared(app: App, connect: Conne
         assert hints is not None and tool.title == declared.title
         for name in ("read_only", "destructive", "idempotent", "open_world"):
             assert getattr(hints, f"{name}_hint") == getattr(declared, name)
+
+
+async def test_an_edit_by_id_uses_four_threads_and_shows_the_preview_that_the_store_would(
+    app: App, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+    run_sync = to_thread.run_sync
+
+    async def counted(work: Any, *given: Any, **more: Any) -> Any:
+        used.append(work)
+        return await run_sync(work, *given, **more)
+
+    async with connect(app) as client:
+        first = await succeeded(client, "generate_image", prompt="x", **SMALL)
+        asked = {"image": first["images"][0]["id"], "instruction": "make it blue", "seed": 7, "steps": 2}
+        monkeypatch.setattr(to_thread, "run_sync", counted)
+        edited = await client.call_tool("edit_image", asked)
+        assert not edited.is_error and len(used) == 4, used
+        again = await client.call_tool("edit_image", asked)
+    assert again.structured_content["cached"] and again.content[1:] == edited.content[1:]
 
 
 async def test_background_job_shows_a_preview_and_ends_with_the_result(
