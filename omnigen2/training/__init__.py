@@ -1,5 +1,5 @@
-"""The trainer: stages that make a model from nothing, and fine-tuning of any checkpoint.
+"""Training of any OmniGen2 checkpoint: the objective, the training loop and fine-tuning.
 
-`loop` moves weights and knows no stage. A stage (`autoencoder`, `understanding`, `seeing`, `generation`,
-`finetune`) knows its data and its loss and no loop. `omnigen2-mcp train CONFIG.toml` is the way in.
+`loop` trains a `Task`, which has batches and a module that returns losses. `finetune` is one; nano's stages
+(`omnigen2.nano.stages`) are others. The command is `omnigen2-mcp train CONFIG.toml`.
 """

@@ -5,12 +5,11 @@ The folder holds `train.jsonl`, one example a line, paths relative to it:
 
     {"instruction": "make it pink", "input_images": ["a.png"], "output_image": "b.png"}
 
-What learns new things forgets old ones. So a line may say `"known": true`: of such an example an adapter
-learns to leave the model's answer as it is, not what its picture says (Li & Hoiem 2016, "Learning without
-Forgetting").
+Fine-tuning forgets. A line may therefore have `"known": true`: for such an example the target is the
+prediction of the model without the adapter, not its picture (Li & Hoiem 2016, "Learning without Forgetting").
 
-Every example is encoded once, by the frozen parts of the checkpoint. An adapter is written in the format of
-the reference's trainer (`omnigen2.lora`): attention projections, alpha = rank, gaussian start (Hu et al.
+Every example is encoded once, by the frozen parts of the checkpoint. An adapter is saved in the format of the
+reference's trainer (`omnigen2.lora`): attention projections, alpha = rank, Gaussian initialisation (Hu et al.
 2021).
 """
 
@@ -48,7 +47,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class Line(BaseModel):
-    """One example as it stands in `train.jsonl`."""
+    """A line of `train.jsonl`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,12 +55,12 @@ class Line(BaseModel):
     input_images: list[str] = Field(default=[], max_length=MAX_REFERENCES)
     output_image: str
     known: bool = False
-    """The model makes this already, and is to go on so."""
+    """The model can do this already and must keep it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """An example as the transformer meets it: `text` (L, text_feat_dim), latents (C, h, w)."""
+    """The transformer's inputs of an example: `text` (L, text_feat_dim), latents (C, h, w)."""
 
     text: Tensor
     references: list[Tensor]
@@ -89,27 +88,29 @@ class FinetuneLoss(VelocityLoss):
 
 
 class FinetuneTask:
-    """Examples of one's own, for the loop."""
+    """Batches of encoded examples, and the loss."""
 
     name = "finetune"
 
     def __init__(self, pipeline: Pipeline, settings: Finetune, lines: Sequence[Line], seed: int):
         self.module = FinetuneLoss(pipeline.transformer)
         self.settings, self.seed = settings, seed
-        self.silence = _kept(pipeline.caption("", pipeline.card.limits).features)
+        self.empty_prompt = _kept(pipeline.caption("", pipeline.card.limits).features)
         self.examples = [encode(pipeline, settings.data, line) for line in lines]
 
     def batch(self, number: int) -> dict[str, Any]:
-        """Examples in an order that is drawn anew each time all were seen."""
+        """A batch of examples; each epoch has another random order."""
         rng = np.random.default_rng([self.seed, 6, number])
         places = range(number * self.settings.batch, (number + 1) * self.settings.batch)
         chosen = [
             self.examples[self._order(place // len(self.examples))[place % len(self.examples)]]
             for place in places
         ]
-        silent = rng.random(len(chosen)) < self.settings.dropped_prompt
+        dropped = rng.random(len(chosen)) < self.settings.dropped_prompt
         return {
-            "texts": [self.silence if quiet else own.text for own, quiet in zip(chosen, silent, strict=True)],
+            "texts": [
+                self.empty_prompt if drop else own.text for own, drop in zip(chosen, dropped, strict=True)
+            ],
             "references": [own.references for own in chosen],
             "data": [own.data for own in chosen],
             "noise": [draw_normal(own.data.shape, rng) for own in chosen],
@@ -131,7 +132,7 @@ def finetune(config: FinetuneConfig) -> ModelCard:
         ValueError: the data cannot be used; the message names file and line.
     """
     settings = config.finetune
-    lines = read_lines(settings.data)  # what is wrong with them is said before anything large is loaded
+    lines = read_lines(settings.data)  # errors in them are raised before the model is loaded
     _check_known(lines, settings)
     card, task = _prepare(config, lines)
     transformer = task.module.transformer
@@ -165,7 +166,7 @@ def _prepare(config: FinetuneConfig, lines: Sequence[Line]) -> tuple[ModelCard, 
 
 
 def _adapter(transformer: OmniGen2Transformer2DModel, start_share: float) -> dict[str, Tensor]:
-    """What is written of it: W + B A, of which the start is the share that B lacks."""
+    """The weights of the adapter, W + B A, with B scaled by 1 - `start_share`."""
     return {
         f"transformer.{name}": own * (1 - start_share) if name.endswith(lora.B) else own
         for name, own in get_peft_model_state_dict(transformer).items()
@@ -173,7 +174,7 @@ def _adapter(transformer: OmniGen2Transformer2DModel, start_share: float) -> dic
 
 
 def adapter_config(rank: int) -> LoraConfig:
-    """The adapter that the reference's trainer makes."""
+    """The configuration of the reference trainer's adapter."""
     return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
 
 
@@ -208,7 +209,11 @@ def _check_known(lines: Sequence[Line], settings: Finetune) -> None:
 
 
 def encode(pipeline: Pipeline, folder: Path, line: Line) -> Encoded:
-    """An example through the frozen parts of the checkpoint. Raises ValueError if an image is unreadable."""
+    """An example encoded by the frozen parts of the checkpoint.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
     limits = pipeline.card.limits
     images = [_open(folder / name) for name in (*line.input_images, line.output_image)]
     *references, data = map(_kept, pipeline.encode_references(images, limits))

@@ -1,8 +1,7 @@
-"""The loop: batches in, weights moved, state saved so that a kill at any moment costs only time.
+"""The training loop of any `Task`, with checkpoints from which an interrupted run resumes.
 
-What a batch holds depends on the seed and the number of the step alone, never on what ran before; with
-weights, optimisers and average restored, a resumed run follows the same curve as one that was never stopped.
-It knows no stage, no model and no world.
+A batch depends on the seed and its number alone. With weights, optimisers and moving average restored, a
+resumed run has the same losses as an uninterrupted one.
 """
 
 import json
@@ -28,44 +27,47 @@ from omnigen2.training.plot import plot_losses
 METRICS = "metrics.jsonl"
 LOG_EVERY = 10
 PREFETCHED = 24
-"""Batches made ahead of use."""
+"""Batches prepared ahead by all workers together."""
 
 
 class Task(Protocol):
-    """A stage as the loop sees it."""
+    """What is trained, and on what."""
 
     name: str
 
     @property
     def module(self) -> nn.Module:
-        """Holds the weights that are trained; called with a batch it gives named losses. Their sum is
-        minimised."""
+        """Has the weights to train; called with a batch, it returns losses by name.
+
+        The sum of those with a gradient is minimised; the others are only logged.
+        """
         ...
 
     def batch(self, number: int) -> Any:
-        """The batch with that number; the same number always gives the same batch. Called in other
+        """The batch with that number, on the CPU; a function of the number alone. Called in worker
         processes."""
         ...
 
 
 class _Numbered(Dataset[Any]):
-    """Batches as a data set, so that worker processes make them; ranks take turns."""
+    """The batches of one rank as a data set for the workers of a `DataLoader`; ranks take turns."""
 
     def __init__(self, task: Task, first: int, end: int, rank: int, ranks: int):
         self.task, self.first, self.end = task, first, end
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
-        return max(0, self.end - self.first)  # fewer steps may be wanted now than were made
+        return max(0, self.end - self.first)  # the configuration may have fewer steps now than are done
 
     def __getitem__(self, index: int) -> Any:
         return self.task.batch((self.first + index) * self.ranks + self.rank)
 
 
 def train(task: Task, schedule: Schedule, folder: Path, precision: str) -> nn.Module:
-    """Train a stage, or go on where it was stopped; returns its module with the averaged weights.
+    """Train a task, or resume an interrupted training; its module with the averaged weights, on the CPU.
 
-    Writes `metrics.jsonl`, `loss.png` and the newest state into `folder`.
+    Writes `metrics.jsonl`, `loss.png` and the newest checkpoint to `folder`. `precision` is that of
+    Accelerate: `no` or `bf16`.
     """
     accelerator = Accelerator(mixed_precision=precision if has_bfloat16() else "no")
     average = MovingAverage(task.module, schedule.ema)
@@ -102,12 +104,11 @@ def train(task: Task, schedule: Schedule, folder: Path, precision: str) -> nn.Mo
 def _gradients(
     accelerator: Accelerator, module: nn.Module, loader: Iterator[Any], count: int
 ) -> dict[str, Tensor]:
-    """Add up the gradients of `count` batches; the mean of each named loss."""
+    """Accumulate the gradients of `count` batches; the mean of each named loss."""
     totals: dict[str, Tensor] = {}
     for _ in range(count):
         with accelerator.autocast():
             losses: Mapping[str, Tensor] = module(_moved(next(loader), accelerator.device))
-        # What is only watched carries no gradient and adds nothing to what is minimised.
         loss = torch.stack([value for value in losses.values() if value.requires_grad]).sum()
         accelerator.backward(loss / count)
         for name, value in losses.items():
@@ -116,7 +117,7 @@ def _gradients(
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A batch with every tensor in it on the device."""
+    """The batch with all its tensors on the device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
@@ -142,18 +143,18 @@ def _loader(task: Task, step: int, schedule: Schedule, accelerator: Accelerator)
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
         prefetch_factor=max(2, PREFETCHED // workers),
-        worker_init_fn=_step_back,
+        worker_init_fn=_lower_priority,
     )
     return iter(loader)
 
 
-def _step_back(worker: int) -> None:
-    """Make batches in what the step leaves of the CPU: threads that wait for each other wait for the last."""
+def _lower_priority(worker: int) -> None:
+    """Lower a worker's priority, so that it never slows down the training step."""
     os.nice(10)
 
 
 def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Write the state beside the old one, then let it take its place: a kill leaves one of them whole."""
+    """Save the state beside the old one, then replace it: at any moment, one of them is complete."""
     accelerator.wait_for_everyone()
     temporary = folder / "state.new"
     accelerator.save_state(str(temporary), safe_serialization=True)
@@ -169,7 +170,7 @@ def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
 
 
 def _resume(accelerator: Accelerator, folder: Path) -> int:
-    """Restore the newest state; the number of steps it has behind it."""
+    """Restore the newest checkpoint; the number of steps done."""
     folder.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         shutil.rmtree(folder / "state.new", ignore_errors=True)
@@ -181,7 +182,7 @@ def _resume(accelerator: Accelerator, folder: Path) -> int:
 
 
 class _Log:
-    """Metrics to a file and a progress bar on stderr. A resumed run drops lines of steps it does again."""
+    """Writes metrics to a file and a progress bar to stderr. A resumed run drops the lines after its step."""
 
     def __init__(self, name: str, folder: Path, steps: int, step: int, active: bool):
         self.path, self.active, self.step = folder / METRICS, active, step
@@ -214,7 +215,7 @@ class _Log:
             plot_losses(self.path, self.path.with_name("loss.png"))
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Take in one step; every few of them make a line."""
+        """Add the values of one step; the means of every `LOG_EVERY` steps become a line."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1

@@ -36,11 +36,11 @@ def make_optimizers(module: nn.Module, schedule: Schedule) -> list[Optimizer]:
 
 
 class Float32Muon(Muon):
-    """The same steps as `Muon`, which orthogonalises in bfloat16 wherever it runs."""
+    """`Muon` with the orthogonalisation in float32; the library's is in bfloat16 on any hardware."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move the weights along the orthogonalised momentum of their gradients (Jordan et al. 2024)."""
+        """Update the weights by the orthogonalised momentum of their gradients (Jordan et al. 2024)."""
         loss = closure and torch.enable_grad()(closure)()
         for group in self.param_groups:
             for weight in group["params"]:
@@ -68,19 +68,22 @@ def _orthogonal(update: Tensor, coefficients: tuple[float, float, float], steps:
 
 
 def _in_block(name: str, weight: Tensor) -> bool:
-    """Matrices of repeated blocks, whose number stands in the name of the module: `layers.3.attn.to_q`."""
+    """Whether this is a matrix of a repeated block; their names have a number: `layers.3.attn.to_q`."""
     return weight.ndim == 2 and any(part.isdigit() for part in name.split(".")[:-2])
 
 
 def rate_at(step: int, schedule: Schedule) -> float:
-    """The share of the peak rate at a step: rises linearly, stays, falls linearly to 0."""
+    """The learning rate at a step as a share of the peak: linear warm-up, constant, linear decay to 0."""
     rising = (step + 1) / schedule.warmup if schedule.warmup else 1.0
     falling = (schedule.steps - step) / max(1.0, schedule.decay * schedule.steps)
     return min(1.0, rising, falling)
 
 
 class MovingAverage:
-    """An exponential average of a module's weights that starts short and grows long."""
+    """An exponential moving average of a module's trainable weights.
+
+    The decay at a step is the smaller of `most` and (1 + step) / (20 + step).
+    """
 
     def __init__(self, module: nn.Module, most: float):
         self.most = most
@@ -92,7 +95,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the weights that the module has after that step."""
+        """Update the average with the module's weights after that step."""
         share = 1 - min(self.most, (1 + step) / (20 + step))
         own, now = [], []
         for name, weight in module.named_parameters():
@@ -103,7 +106,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Give the module the averaged weights."""
+        """Set the module's weights to the average."""
         for name, weight in module.named_parameters():
             if name in self.weights:
                 weight.copy_(self.weights[name])
@@ -113,6 +116,6 @@ class MovingAverage:
         return self.weights
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up an average that was saved."""
+        """Restore a saved average."""
         for name, weight in state.items():
             self.weights[name].copy_(weight)

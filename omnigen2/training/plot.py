@@ -1,4 +1,4 @@
-"""The losses of a run as a picture: one line per loss, over the steps, on a logarithmic scale."""
+"""A plot of the losses of a run over its steps, on a logarithmic scale."""
 
 import json
 import math
@@ -13,7 +13,7 @@ NO_LOSSES = ("step", "seconds_per_step", "gradient_norm")
 
 
 def plot_losses(metrics: Path, target: Path) -> None:
-    """Draw what `metrics.jsonl` holds as a PNG; without two lines there is nothing to draw."""
+    """Plot the losses in a `metrics.jsonl` as a PNG; does nothing with fewer than two lines."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     names = [name for name in (rows[0] if rows else {}) if name not in NO_LOSSES]
     values = [row[name] for row in rows for name in names if row.get(name, 0) > 0]

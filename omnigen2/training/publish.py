@@ -14,14 +14,14 @@ from omnigen2.transformer import OmniGen2Transformer2DModel
 
 @torch.no_grad()
 def mix_in(source: str, transformer: OmniGen2Transformer2DModel, share: float) -> None:
-    """Put the share of the transformer of the model `source` into the trained one."""
+    """Average in place: `share` of the transformer of the model `source`, the rest of the trained one."""
     before = OmniGen2Transformer2DModel.from_pretrained(resolve(source) / "transformer")
     for own, was in zip(transformer.parameters(), before.parameters(), strict=True):
         own.lerp_(was.to(own), share)
 
 
 def publish_like(source: str, transformer: OmniGen2Transformer2DModel, target: Path) -> ModelCard:
-    """Write the model `source` with another transformer to `target`; its card."""
+    """Write the model `source` with another transformer to `target`; its card with the new digest."""
     folder = resolve(source)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("transformer", CARD_FILE, ".*"))

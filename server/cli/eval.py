@@ -1,4 +1,4 @@
-"""`omnigen2-mcp eval`: how well a model does what it says, judged by a checker and never by itself."""
+"""`omnigen2-mcp eval`: the share of correct outputs on ShapeWorld, and the quality of the autoencoder."""
 
 import json
 from dataclasses import asdict
@@ -69,12 +69,8 @@ def shapeworld(
     for task in tasks or list(TASKS):
         asked = answers(loaded, task, split, count, first, lora=lora)  # pyright: ignore[reportArgumentType]
         given = list(track(asked, task, count, console=Console(stderr=True), transient=True))
-        whole = scores(given, lambda answer: "all")
-        kinds = scores(given, lambda answer: answer.example.kind)
-        found[task] = {
-            name: asdict(score) | {"share": score.share, "interval": score.interval}
-            for name, score in (whole | kinds).items()
-        }
+        whole, kinds = scores(given, lambda answer: "all"), scores(given, lambda answer: answer.example.kind)
+        found[task] = {name: _facts(score) for name, score in (whole | kinds).items()}
         rows += [(task, name, *_cells(score)) for name, score in whole.items()]
         rows += [("", name, *_cells(score)) for name, score in kinds.items() if len(kinds) > 1]
         if output is not None:
@@ -123,6 +119,10 @@ def autoencoder(
     ]
     result = {"model": model, "split": split, "count": count} | measured
     show(result, table(("of all pictures", "signal to noise"), rows), as_json=as_json)
+
+
+def _facts(score: "Score") -> dict[str, object]:
+    return asdict(score) | {"share": score.share, "interval": score.interval}
 
 
 def _cells(score: "Score") -> tuple[str, str, str]:

@@ -17,8 +17,8 @@ from omnigen2.checkpoints.card import read_card
 from omnigen2.checkpoints.load import load_autoencoder, load_language_model
 from omnigen2.checkpoints.locate import resolve
 from omnigen2.nano.stages.autoencoder import CONTRAST, HEAVIEST, DecoderTask, to_tensor
+from omnigen2.nano.stages.auxiliary_head import SLOTS, symbols
 from omnigen2.nano.stages.config import Generation, Stage, StagesConfig
-from omnigen2.nano.stages.reader import SLOTS, symbols
 from omnigen2.nano.stages.run import run
 from omnigen2.nano.stages.seeing import SeeingTask, embed_patches
 from omnigen2.nano.stages.understanding import draw, numbered
@@ -215,7 +215,7 @@ def test_an_autoencoder_that_goes_on_keeps_its_latents(tmp_path: Path) -> None:
         before, after = (part.encode(pixels).latent_dist.mode() for part in parts)
     assert 0 < (after - before).square().mean() < 1e-3
     metrics = json.loads((tmp_path / "run" / "autoencoder" / "metrics.jsonl").read_text())
-    assert "loyalty" in metrics
+    assert "distillation" in metrics
 
 
 def test_a_scene_is_drawn_in_colours_of_ones_own() -> None:

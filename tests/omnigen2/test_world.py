@@ -1,6 +1,8 @@
 """ShapeWorld: what is drawn is read back, what is asked is judged, and the splits keep their promises."""
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -19,10 +21,18 @@ from omnigen2.nano.world import (
 )
 from omnigen2.nano.world.layout import moved
 from omnigen2.nano.world.scene import COLOURS, SHAPES
+from omnigen2.nano.world.spec import SceneSpec, unchanged_spec
 from omnigen2.nano.world.tasks import held_out
-from omnigen2.nano.world.wanted import want_same
 
 PICTURES = ("generate", "edit", "compose")
+EXAMPLES = {
+    "generate": "1cbc44204b195ced",
+    "edit": "230346b627dd69bc",
+    "compose": "a6283b5d872f1808",
+    "describe": "7978ec8e0e8f95ac",
+    "ask": "77bebe1efe4b9f2b",
+}
+"""The first digits of SHA-256 over 60 examples of each split; nano was trained and measured on these."""
 SIZES = [(64, 64), (96, 96), (128, 128), (192, 192), (96, 64), (64, 128)]
 
 
@@ -47,6 +57,15 @@ def test_a_drawn_scene_is_read_back(size: tuple[int, int]) -> None:
 def test_examples_are_deterministic_and_differ_by_seed(task: str) -> None:
     assert example(task, "test", 5) == example(task, "test", 5)  # type: ignore
     assert len({example(task, "test", seed).text for seed in range(20)}) > 10  # type: ignore
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_examples_are_those_that_nano_was_trained_on(task: str) -> None:
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for seed in range(60):
+            digest.update(json.dumps(astuple(example(task, split, seed))).encode())  # type: ignore
+    assert digest.hexdigest()[:16] == EXAMPLES[task]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -96,9 +115,9 @@ def test_a_near_miss_of_an_edit_is_refused(spoil) -> None:  # type: ignore
     for seed in range(40):
         edit = example("edit", "test", seed)
         assert edit.target is not None
-        wanted = edit.wanted
-        assert wanted is not None
-        if not all(want.colour and want.shape for want in wanted.things) or not wanted.background:
+        spec = edit.spec
+        assert spec is not None
+        if not all(thing.colour and thing.shape for thing in spec.things) or not spec.background:
             continue
         assert not judge(edit, drawn(spoil(edit.target))).ok
 
@@ -108,9 +127,10 @@ def test_a_bystander_that_moved_is_refused() -> None:
     thing = scene.things[0]
     far = "top left" if thing.x > 0.5 or thing.y > 0.5 else "bottom right"
     x, y = moved(thing, far)
-    from omnigen2.nano.world.wanted import Wanted
 
-    still = Example("edit", "move", "", (scene,), scene, None, Wanted(scene.background, (want_same(thing),)))
+    still = Example(
+        "edit", "move", "", (scene,), scene, None, SceneSpec(scene.background, (unchanged_spec(thing),))
+    )
     assert judge(still, drawn(scene)).ok
     assert not judge(still, drawn(replace(scene, things=(replace(thing, x=x, y=y),)))).ok
 

@@ -1,4 +1,4 @@
-"""A model from nothing: networks with random weights, as a configuration describes them, and their words."""
+"""Networks with random weights, built from the tables of a configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +20,13 @@ Config = Mapping[str, Any]
 
 
 def new_autoencoder(config: Config, seed: int) -> AutoencoderKL:
-    """An autoencoder as `vae/config.json` would describe it."""
+    """An autoencoder; `config` has the fields of `vae/config.json`."""
     torch.manual_seed(seed)
     return AutoencoderKL(**config)
 
 
 def new_transformer(config: Config, seed: int) -> OmniGen2Transformer2DModel:
-    """A transformer as `transformer/config.json` would describe it."""
+    """A transformer; `config` has the fields of `transformer/config.json`."""
     torch.manual_seed(seed)
     return OmniGen2Transformer2DModel(**config)
 
@@ -34,9 +34,9 @@ def new_transformer(config: Config, seed: int) -> OmniGen2Transformer2DModel:
 def new_language_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, image_pixels: int, seed: int
 ) -> LanguageModel:
-    """A language model as `mllm/config.json` would describe it, with this tokenizer's ids.
+    """A language model; `config` has the fields of `mllm/config.json` but for the tokenizer's ids.
 
-    Every picture is shown to it at about `image_pixels` pixels.
+    Its image processor resizes every picture to about `image_pixels` pixels.
     """
     torch.manual_seed(seed)
     ids = {

@@ -1,16 +1,16 @@
-"""Stage 1: the autoencoder learns to draw flat shapes with crisp edges from 8 x 8 times fewer places. Then
-the decoder learns on alone (`decoder`): whole pictures, from latents as noisy as a flow leaves them.
+"""Stage 1: the autoencoder, whose latents are 8 times smaller than the picture; then `decoder` alone.
 
-Loss: absolute error, squared error, absolute error of the differences between neighbouring pixels (which
-makes edges sharp), and a small pull of the posterior towards the standard normal (Kingma & Welling 2014).
-Many pictures are in any colours, and the pull is weak: nine colours known by heart and a strong pull made
-nine codes, different on every background, from which the transformer hardly learnt to copy a thing. Others
-are faint, and what is faint weighs more: an outline between purple and gray adds little to the errors, and
-was left blurred.
+Losses: absolute and squared error, the absolute error of differences between neighbouring pixels (for sharp
+edges), and a small KL divergence of the posterior from the standard normal (Kingma & Welling 2014). Many
+pictures have random colours and the divergence has a small weight: with nine fixed colours and a large
+weight, the latents became nine codes, different on every background, and the transformer hardly learnt to
+copy a thing. Other pictures have little contrast, and the errors of faint things weigh more, since an outline
+between purple and gray adds little to the mean error and stayed blurred.
 
-An autoencoder that has been trained before is held near its old latents, so that the transformer that knows
-them has little to learn anew; and it draws from latents as noisy as the decoder's, so that the encoder says
-loudly what would drown in them: on purple, a gray star and a gray circle differed by less than a flow errs.
+The decoder trains on latents with as much noise as sampling leaves in them. An autoencoder that has been
+trained before is held near its old latents, so that the transformer needs little further training, and it
+too decodes noisy latents, so that the encoder separates what decoder noise would hide: on purple, a gray star
+and a gray circle differed by less than the error of sampled latents.
 """
 
 import copy
@@ -26,46 +26,46 @@ from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.world import COLOURS, render, sample_scene
 
 SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-6
-EVENED = 256  # pictures over which the latent channels are evened out
-ANY_COLOURS = 0.25  # share of pictures in any colours
+EVENED = 256  # pictures over which the latent channels are normalised
+ANY_COLOURS = 0.25  # share of pictures in random colours
 FAINT = 0.4  # share of pictures where half of the colours are close to the background's
-CLOSE = (50, 130)  # how close, in 8-bit sRGB; ShapeWorld's closest two, yellow and orange, are 73 apart
-CONTRAST, STEEPNESS, HEAVIEST = 250, 1.5, 12.0  # a thing of less contrast weighs more, up to a limit
-AROUND = 1.3  # radii of a thing within which pixels weigh so
-LOYALTY = 0.01  # weight of the squared distance from the old latents, of deviation 1
+CLOSE = (50, 130)  # their distance in 8-bit sRGB; ShapeWorld's closest two, yellow and orange, have 73
+CONTRAST, STEEPNESS, HEAVIEST = 250, 1.5, 12.0  # a thing of less contrast weighs more, up to HEAVIEST
+AROUND = 1.3  # radii of a thing within which pixels have its weight
+DISTILLATION = 0.01  # weight of the squared distance from the old latents, whose deviation is 1
 COMMONEST = 0.75  # share of batches whose pictures have the first side of the stage
-BLURRED = 0.3  # most noise that a decoder learns to draw from, in deviations of the latents
-CROP = 64  # pixels: an autoencoder is local, so parts of pictures teach it at a fraction of the cost
+BLURRED = 0.3  # largest noise that a decoder trains on, in deviations of the latents
+CROP = 64  # pixels; an autoencoder is local, so crops suffice at a fraction of the cost
 
 
 class AutoencoderLoss(nn.Module):
     """Reconstruction losses of `pixels` (n, 3, height, width) in [-1, 1], each times its `weight`
     (n, height, width).
 
-    With `trained`, the distance from the latents that the encoder gives now, too, and `noise` is added as it
-    is instead of as much as the posterior says.
+    With `trained`, also the distance from the latents of the encoder before training; and `noise` is then
+    added to the latents as it is, otherwise scaled by the posterior's deviation.
     """
 
     def __init__(self, vae: AutoencoderKL, trained: bool):
         super().__init__()
         self.vae = vae
-        # In a tuple, so that it is no part of what is trained and saved.
+        # In a tuple, so that it is not a submodule, which would be trained and saved.
         self.before = (copy.deepcopy(vae).requires_grad_(False),) if trained else ()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         posterior = self.vae.encode(pixels).latent_dist  # pyright: ignore
         latents = posterior.mean + (1 if self.before else posterior.std) * batch["noise"]
-        losses = _drawn(self.vae, latents, batch) | {"prior": PRIOR * posterior.kl().mean()}
+        losses = _reconstruction(self.vae, latents, batch) | {"prior": PRIOR * posterior.kl().mean()}
         for before in self.before:
             with torch.no_grad():
                 known = before.to(pixels.device).encode(pixels).latent_dist.mode()  # pyright: ignore
-            losses["loyalty"] = LOYALTY * (posterior.mean - known).square().mean()
+            losses["distillation"] = DISTILLATION * (posterior.mean - known).square().mean()
         return losses
 
 
 class DecoderLoss(nn.Module):
-    """As `AutoencoderLoss`, of the decoder alone: the encoder is frozen, and `noise` added as it is."""
+    """The reconstruction losses of `AutoencoderLoss` for the decoder alone; `noise` is added as it is."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -76,10 +76,10 @@ class DecoderLoss(nn.Module):
         pixels = batch["pixels"]
         with torch.no_grad():
             modes = self.vae.encode(pixels).latent_dist.mode()  # pyright: ignore
-        return _drawn(self.vae, modes + batch["noise"], batch)
+        return _reconstruction(self.vae, modes + batch["noise"], batch)
 
 
-def _drawn(vae: AutoencoderKL, latents: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _reconstruction(vae: AutoencoderKL, latents: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     error = vae.decode(latents).sample.float() - batch["pixels"]  # pyright: ignore
     weighed = error * batch["weight"][:, None]
     edges = weighed.diff(dim=-1).abs().mean() + weighed.diff(dim=-2).abs().mean()
@@ -92,7 +92,7 @@ def _drawn(vae: AutoencoderKL, latents: Tensor, batch: dict[str, Tensor]) -> dic
 
 
 class AutoencoderTask:
-    """Random scenes in parts, for the loop; `trained` says that the autoencoder has learnt before."""
+    """Batches of crops of random scenes, and the loss; `trained`: the autoencoder has been trained before."""
 
     name = "autoencoder"
 
@@ -114,8 +114,8 @@ class AutoencoderTask:
         }
 
     def even_out(self) -> None:
-        """Even out the latent channels over scenes that no step has seen; see `even_out`. Those of an
-        autoencoder that has learnt before get the deviations back that they had."""
+        """Normalise the latent channels over scenes not used in training; see `even_out`. Those of an
+        autoencoder that has been trained before get their former deviations."""
         rng = np.random.default_rng([self.seed, 1])
         side = self.stage.sides[0]
         pixels = np.stack([render(sample_scene(rng), side, side) for _ in range(EVENED)])
@@ -124,7 +124,7 @@ class AutoencoderTask:
     def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         width, height = (int(rng.choice(self.stage.sides)) for _ in range(2))
         pixels, weights = _picture(rng, width, height)
-        # At whole latents, since that is where pictures begin.
+        # Aligned to latents, as whole pictures are.
         left, top = (
             int(rng.integers((side - CROP) // self.factor + 1)) * self.factor for side in (width, height)
         )
@@ -133,7 +133,7 @@ class AutoencoderTask:
 
 
 class DecoderTask:
-    """Whole pictures of random scenes, all of one size, for the loop."""
+    """Batches of pictures of random scenes, all of one size, and the loss."""
 
     name = "decoder"
 
@@ -142,7 +142,7 @@ class DecoderTask:
         self.stage, self.seed = stage, seed
 
     def batch(self, number: int) -> dict[str, Any]:
-        """Pictures, and the noise that is added to their latents: of every picture another amount."""
+        """Pictures, and the noise that is added to their latents, with a random deviation for each."""
         rng = np.random.default_rng([self.seed, 8, number])
         width, height, share = draw_size(self.stage, rng)
         count = max(1, round(self.stage.batch["scenes"] * share))
@@ -156,8 +156,8 @@ class DecoderTask:
 
 
 def draw_size(stage: Stage, rng: np.random.Generator) -> tuple[int, int, float]:
-    """Width and height of a batch's pictures, in pixels; most batches have the commonest side. And the share
-    of the stage's examples that have as many pixels in all, whatever the size."""
+    """Width and height of a batch's pictures in pixels, mostly the first of the stage's sides; and the factor
+    of the number of examples that keeps the number of pixels per batch constant."""
     sides = stage.sides
     if rng.random() < COMMONEST:
         return sides[0], sides[0], 1.0
@@ -174,13 +174,13 @@ def _noise(vae: AutoencoderKL, pixels: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _blur(noise: Tensor, rng: np.random.Generator) -> Tensor:
-    """Noise as a flow may leave it: of every picture another amount."""
+    """The noise of each picture times a random deviation up to `BLURRED`, as sampling may leave it."""
     return noise * torch.from_numpy(rng.uniform(0, BLURRED, (len(noise), 1, 1, 1)).astype(np.float32))
 
 
 def _picture(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random scene, (height, width, 3) bytes, and the weights of its pixels, (height, width) float32: the
-    fainter a thing, the heavier."""
+    """A random scene, (height, width, 3) bytes, and the weights of its pixels, (height, width) float32, which
+    are larger for things of less contrast."""
     scene = sample_scene(rng)
     colours = _colours(rng, scene.background)
     weights = np.ones((height, width), np.float32)
@@ -194,7 +194,7 @@ def _picture(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndar
 
 
 def _colours(rng: np.random.Generator, background: str) -> dict[str, tuple[int, int, int]]:
-    """ShapeWorld's colours, or any; in some pictures half of them lie close to the background's."""
+    """ShapeWorld's colours, or random ones; in some pictures half of them are close to the background's."""
     names = list(COLOURS)
     drawn = rng.random()
     known = drawn >= ANY_COLOURS + FAINT / 2
@@ -217,13 +217,12 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def even_out(vae: AutoencoderKL, pixels: Tensor, like: AutoencoderKL | None = None) -> None:
-    """Give every latent channel deviation 1 over `pixels` (n, 3, h, w), or that which `like` gives it,
-    without changing what comes out.
+    """Give every latent channel deviation 1 over `pixels` (n, 3, h, w), or the deviation it has with `like`,
+    without changing the reconstruction.
 
-    `scaling_factor` is one number for all channels; here the channels are evened out inside the last layer of
-    the encoder and the first of the decoder, so that the flow meets data of one size. What counts is the
-    deviation of samples, not of modes: a channel that carries nothing stays small, and costs the flow
-    nothing.
+    `scaling_factor` is one number for all channels; here each channel is scaled in the last layer of the
+    encoder and the first of the decoder, so that the flow's data are of one scale. The deviation is that of
+    samples, not of modes: a channel without information stays small and adds nothing to the flow's loss.
     """
     deviation = _deviations(vae, pixels)
     if like is not None:

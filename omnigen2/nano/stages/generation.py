@@ -1,10 +1,10 @@
-"""The last stage: the transformer learns to make, edit and compose pictures.
+"""The last stage: the transformer learns to generate, edit and compose pictures.
 
-Rectified flow (Liu et al. 2022): x_t = t * data + (1 - t) * noise, the target is data - noise, the loss the
-mean squared error. All three abilities are learnt together from the first step on: learnt alone, text to
-image erases the others in minutes. Prompts and references are dropped now and then, so that guidance has
-something to contrast with. Pictures and prompts are encoded by the frozen networks of the first two stages
-where the batch is made.
+The loss is `omnigen2.training.objective.VelocityLoss`, with spatial weights (`loss_weights`) and times drawn
+nearer to the noise than the reference's. All three tasks are trained together from the first step: training
+on text to image alone destroys the others within minutes. Prompts and references are dropped at random, as
+classifier-free guidance requires. The frozen networks of the earlier stages encode pictures and prompts in
+the loop's workers.
 """
 
 import os
@@ -20,7 +20,7 @@ from omnigen2.autoencoder import Autoencoder
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.nano.stages.autoencoder import draw_size, to_tensor
 from omnigen2.nano.stages.config import Stage
-from omnigen2.nano.stages.emphasis import emphasis
+from omnigen2.nano.stages.loss_weights import loss_weights
 from omnigen2.nano.stages.understanding import draw, examples_of, numbered, worded
 from omnigen2.nano.world import Example, Scene, render
 from omnigen2.training.objective import VelocityLoss, draw_normal
@@ -28,21 +28,22 @@ from omnigen2.transformer import OmniGen2Transformer2DModel
 
 DROPPED_PROMPT = 0.1
 DROPPED_REFERENCES = 0.5
-"""Chance that the references go too, where the prompt was dropped."""
+"""Probability that the references are dropped too, given that the prompt is."""
 FEATURE_NOISE = 0.1
-"""Deviation of the noise on text features, in units of their root mean square: no prompt is learnt by
-heart."""
+"""Standard deviation of the noise added to text features, in units of their root mean square; it prevents
+memorising prompts."""
 ROOM = 3
-"""A batch of small pictures has up to so many times the examples: batches lie that far apart."""
+"""Batches of smaller pictures have up to this many times the examples, so batches are numbered this far
+apart."""
 ENCODED_TOGETHER = 8
-"""Pictures that fit into a CPU's cache: encoded all at once they take twice as long."""
+"""Pictures per call of the encoder, which fit into a CPU's cache; all at once take twice as long."""
 UNIFORM_TIMES = 0.25
-"""Share of the times drawn uniformly; the others lie near the noise, where the prompt decides what is
-drawn."""
+"""Share of times that are uniform; the others are logit-normal near the noise, where the prompt decides the
+content."""
 
 
 class GenerationTask:
-    """ShapeWorld's prompts, edits and compositions, encoded, for the loop."""
+    """Batches of encoded prompts, edits and compositions of ShapeWorld, and the loss."""
 
     name = "generation"
 
@@ -55,7 +56,7 @@ class GenerationTask:
         seed: int,
         folder: Path,
     ):
-        draw(stage, 0)  # what is misspelt is told here, and not by a worker of the loop
+        draw(stage, 0)  # an unknown task or kind is an error here, not in a worker of the loop
         self.module = VelocityLoss(transformer)
         self.autoencoder, self.language = autoencoder, language
         autoencoder.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -65,7 +66,7 @@ class GenerationTask:
 
     @torch.no_grad()
     def batch(self, number: int) -> dict[str, Any]:
-        """Latents and text features, all pictures of one size, with noise and times of their own."""
+        """A batch of `VelocityLoss`; all pictures have the same size."""
         rng = np.random.default_rng([self.seed, 4, number])
         encoded = self._encoded(number % self.stage.pool if self.stage.pool else number)
         data = encoded["data"].float()
@@ -80,7 +81,7 @@ class GenerationTask:
         }
 
     def _encoded(self, number: int) -> dict[str, Any]:
-        """The encoded examples of a batch, from the pool if they were made before."""
+        """The encoded examples of a batch, from the pool if they have been encoded before."""
         path = self.folder / f"{number:06}.pt"
         if path.is_file():
             return torch.load(path)
@@ -115,20 +116,20 @@ class GenerationTask:
             "text": torch.cat(features).half(),
             "lengths": [len(own) for own in features],
             "references": [[own.half() for own in several] for several in references],
-            "weights": emphasis(targets, kept, data, references),  # pyright: ignore
+            "weights": loss_weights(targets, kept, data, references),  # pyright: ignore
             "data": data.half(),
         }
 
     def _drop(
         self, examples: Sequence[Example], rng: np.random.Generator
     ) -> tuple[list[str], list[tuple[Scene, ...]]]:
-        """What is told and shown of each example."""
+        """The prompts and the source scenes of examples, some of them dropped."""
         texts, kept = [], []
         for one in examples:
-            silent = rng.random() < DROPPED_PROMPT
-            blind = silent and rng.random() < DROPPED_REFERENCES
-            texts.append("" if silent else worded(one.text, rng))
-            kept.append(() if blind else one.inputs)
+            dropped = rng.random() < DROPPED_PROMPT
+            without_references = dropped and rng.random() < DROPPED_REFERENCES
+            texts.append("" if dropped else worded(one.text, rng))
+            kept.append(() if without_references else one.inputs)
         return texts, kept
 
     def _encode(self, scenes: Sequence[Scene], width: int, height: int) -> Tensor:
@@ -138,7 +139,7 @@ class GenerationTask:
         return (torch.cat(modes) - self.autoencoder.shift) * self.autoencoder.scale
 
     def _features(self, prompts: Sequence[str]) -> list[Tensor]:
-        """The last hidden states of prompts, as `LanguageModel.encode` gives them one by one."""
+        """The last hidden states of prompts, (L, width) each; the same as those of `LanguageModel.encode`."""
         tokens = self.language.tokenizer([generation_chat(prompt) for prompt in prompts], padding=True)
         mask = torch.tensor(tokens["attention_mask"])
         states = self.language.mllm.model.language_model(
@@ -148,7 +149,8 @@ class GenerationTask:
 
 
 def draw_times(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count,) float32 flow times in (0, 1)."""
+    """(count,) float32 times in (0, 1), 0 is noise: nano's own distribution, a mixture of a uniform and a
+    logit-normal one."""
     near_noise = 1 / (1 + np.exp(-rng.normal(-1.5, 1.2, count)))
     uniform = rng.random(count)
     return np.where(rng.random(count) < UNIFORM_TIMES, uniform, near_noise).astype(np.float32)

@@ -10,12 +10,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from omnigen2.checkpoints.card import CARD_FILE, ModelCard
 from omnigen2.checkpoints.load import load_language_model
-from omnigen2.checkpoints.locate import weights_digest
+from omnigen2.checkpoints.locate import PARTS, weights_digest
 from omnigen2.nano.stages.tokens import known_words
 from omnigen2.training.publish import write_json
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
-PARTS = ("vae", "mllm", "processor", "transformer")
 INDEX = {
     "_class_name": "OmniGen2Pipeline",
     "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
@@ -32,15 +31,15 @@ SCHEDULER = {
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """Parts of a model that no stage has made yet."""
+    """The parts of a model that are not in the folder yet."""
     return [part for part in PARTS if not (folder / part).is_dir()]
 
 
 def publish(parts: Path, target: Path, card: Mapping[str, Any]) -> ModelCard:
-    """Write the model whose trained parts lie in `parts` to `target`; its card, completed with the digest.
+    """Write the model whose trained parts are in `parts` to `target`; its card, completed with the digest.
 
     Raises:
-        ValueError: `card` is no valid card.
+        ValueError: `card` is not a valid card.
     """
     shutil.rmtree(target, ignore_errors=True)
     transformer = OmniGen2Transformer2DModel.from_pretrained(parts / "transformer")

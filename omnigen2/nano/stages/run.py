@@ -1,8 +1,8 @@
-"""A training run from its configuration: the stages in order, each left where it was stopped, and the result.
+"""The runner of the stages that make nano, in order.
 
-Every stage takes up the parts that earlier ones left in the output folder and leaves its own there:
-`vae`, `mllm` with `processor`, and `transformer`. When all are there, `model` is the model as published.
-A part that is there already is what its stage goes on from; `start` puts those of a checkpoint there.
+Every stage loads the parts it needs from the output folder and saves its own there: `vae`, `mllm` with
+`processor`, and `transformer`. A part that exists already is trained further; `start` copies those of a
+checkpoint. Once all parts exist, the finished model is written to `model`.
 """
 
 import shutil
@@ -23,22 +23,22 @@ from omnigen2.nano.stages.publish import missing_parts, publish
 from omnigen2.nano.stages.seeing import SeeingTask
 from omnigen2.nano.stages.tokens import make_tokenizer, vocabulary
 from omnigen2.nano.stages.understanding import UnderstandingTask
-from omnigen2.nano.world.words import UNKNOWN
+from omnigen2.nano.world.words import CANNOT_TELL
 from omnigen2.training.loop import train
 from omnigen2.training.publish import mix_in
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 
 def run(config: StagesConfig, only: StageName | None = None) -> ModelCard | None:
-    """Train the stages that the configuration has, or `only` one of them; the card if the model is complete.
+    """Train the configured stages, or `only` one of them; the card of the model if it is complete.
 
-    A stage that was stopped goes on from its last checkpoint, a finished one is not trained again.
+    An interrupted stage resumes from its last checkpoint; a finished one is not trained again.
 
     Raises:
-        ValueError: a stage needs a part that is not there, or is not configured; data that cannot be read.
+        ValueError: a stage needs a part that does not exist, or is not configured.
     """
     if config.start:
-        _take_over(config.start, config.output)
+        _copy_parts(config.start, config.output)
     stages: list[StageName] = [only] if only else [name for name in STAGES if getattr(config, name)]
     for name in stages:
         if getattr(config, name) is None:
@@ -51,7 +51,7 @@ def run(config: StagesConfig, only: StageName | None = None) -> ModelCard | None
     return publish(config.output, config.output / "model", _card(config))
 
 
-def _take_over(start: str, output: Path) -> None:
+def _copy_parts(start: str, output: Path) -> None:
     """Copy the parts of a checkpoint that the output folder does not have yet."""
     folder = resolve(start)
     for part in missing_parts(output):
@@ -62,7 +62,7 @@ def _take_over(start: str, output: Path) -> None:
 
 
 def _card(config: StagesConfig) -> Mapping[str, Any]:
-    """The card to publish with: the configuration's, or else that of the checkpoint it went on from."""
+    """The card to publish: the configuration's, or else that of the `start` checkpoint."""
     if config.card or not config.start:
         return config.card
     card = read_card(resolve(config.start), config.start)
@@ -99,7 +99,7 @@ def _understanding(config: StagesConfig) -> None:
         language = load_language_model(config.output, torch.float32)
     else:
         side = config.understanding.sides[0]
-        tokenizer = make_tokenizer(vocabulary(), [UNKNOWN])
+        tokenizer = make_tokenizer(vocabulary(), [CANNOT_TELL])
         language = new_language_model(config.model["mllm"], tokenizer, side * side, config.seed)
     task = UnderstandingTask(language, config.understanding, config.seed)
     train(task, config.understanding, config.output / task.name, config.precision)
@@ -154,7 +154,7 @@ _RUNNERS: dict[StageName, Callable[[StagesConfig], None]] = {
 
 
 def _with(folder: Path, part: str) -> Path:
-    """The output folder, which must hold that part."""
+    """The output folder, checked to contain that part."""
     if not (folder / part).is_dir():
         raise ValueError(f"{folder} has no {part} yet: train the stage that makes it first")
     return folder

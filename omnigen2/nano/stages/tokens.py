@@ -1,8 +1,8 @@
-"""The tokenizer of a small world: one token per word, and one for each fixed piece of the chat.
+"""nano's tokenizer: one token per word, and one for each fixed part of the chat template.
 
-The chat strings are the published ones; a piece that never changes is one token here, so that a prompt costs
-as many tokens as it has words and two more. Words that mean the same as one of the vocabulary are read as
-that one; all others outside it share one token.
+The chat template is the published one; its fixed parts are single tokens, so that a prompt has two tokens
+more than words. Synonyms are replaced by words of the vocabulary (`READ_AS`); all other words outside it
+share one token.
 """
 
 import re
@@ -21,17 +21,17 @@ UNKNOWN = "<|unknown|>"
 PADDING = "<|endoftext|>"
 VISION = ("<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>")
 WORDS_FROM = 12_000
-"""Examples of each task that the vocabulary is collected from."""
+"""Examples per task from which the vocabulary is collected."""
 
 
 def words(text: str) -> list[str]:
-    """The words and marks of a text, as the tokenizer splits it."""
+    """The words and punctuation marks of a text, as the tokenizer splits it."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def vocabulary(sentences: Iterable[str] = ()) -> list[str]:
     """Every word of ShapeWorld's training examples and of further sentences, sorted."""
-    read = reading().normalize_str
+    read = normalizer().normalize_str
     found = {word for sentence in sentences for word in words(read(sentence))}
     for task in TASKS:
         for number in range(WORDS_FROM):
@@ -40,8 +40,8 @@ def vocabulary(sentences: Iterable[str] = ()) -> list[str]:
     return sorted(found)
 
 
-def reading() -> normalizers.Normalizer:
-    """How a text is read before it is split: in small letters, and some words as others (`READ_AS`)."""
+def normalizer() -> normalizers.Normalizer:
+    """The tokenizer's normalisation: NFKC, lower case, and synonyms replaced (`READ_AS`)."""
     steps = [normalizers.NFKC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase()]
     for plain, others in READ_AS.items():
         steps.append(normalizers.Replace(Regex(rf"\b(?:{'|'.join(others)})\b"), plain))
@@ -49,14 +49,14 @@ def reading() -> normalizers.Normalizer:
 
 
 def make_tokenizer(known: Iterable[str], phrases: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer of these words. `phrases` are answers that are one token, and so keep their spelling."""
+    """A tokenizer of these words. `phrases` become single tokens that keep their spelling."""
     header = generation_chat(UNKNOWN).partition(UNKNOWN)[0]
     special = [PADDING, UNKNOWN, *VISION, header, "<|im_end|>", "\n", "<|im_start|>assistant\n", *STOPS]
     special += [f"<img{n}>:" for n in range(1, MAX_REFERENCES + 1)]
     special = list(dict.fromkeys(special))
     ids = {word: number for number, word in enumerate([*special, *phrases, *known])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.normalizer = reading()
+    tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
@@ -74,13 +74,12 @@ def make_tokenizer(known: Iterable[str], phrases: Iterable[str] = ()) -> PreTrai
 
 
 def with_unknown_word(text: str, rng: np.random.Generator) -> str:
-    """The text with a word that nobody knows somewhere: people word their wishes in more ways than any
-    list."""
+    """The text with the unknown token at a random position: users write words outside any vocabulary."""
     parts = text.split()
     parts.insert(int(rng.integers(len(parts) + 1)), UNKNOWN)
     return " ".join(parts)
 
 
 def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a tokenizer, without marks, numbers and pieces of the chat."""
+    """The vocabulary of a tokenizer without punctuation, numbers and parts of the chat template, sorted."""
     return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word))

@@ -1,6 +1,7 @@
-"""Stage 2: the language model learns to see scenes, to answer about them, and to read prompts.
+"""Stage 2: the language model learns captions, questions and the representation of prompts.
 
-Seeing: captions and questions, cross-entropy of the answer's words. Reading: `omnigen2.nano.stages.reader`.
+Losses: the cross-entropy of the answers' tokens, and for prompts those of `auxiliary_head`. The batches of
+conversations here are also those of the stage `seeing`.
 """
 
 import itertools
@@ -16,30 +17,30 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.nano.stages.autoencoder import CLOSE
+from omnigen2.nano.stages.auxiliary_head import SceneHead, symbols
+from omnigen2.nano.stages.auxiliary_losses import AUXILIARY, IGNORED, plan_labels, visual_labels
 from omnigen2.nano.stages.config import Stage
-from omnigen2.nano.stages.hints import HINTS, IGNORED, plans_of, seen_of
-from omnigen2.nano.stages.reader import Reader, symbols
 from omnigen2.nano.stages.tokens import with_unknown_word
 from omnigen2.nano.world import COLOURS, Example, example, render
 
 RARE = 40
-"""Examples among which there is one of any kind, nearly always: batches of a kind lie that far apart."""
+"""Any kind occurs nearly always among this many examples; batches of one kind are numbered this far apart."""
 SEEDS_APART = 1_000_000
-"""Batches; no stage takes as many steps."""
+"""Batches between the numbers of two seeds; more than any stage has steps."""
 SEARCHED = 10_000
-"""Examples beyond that among which a kind is looked for before it counts as misspelt."""
+"""Further examples that are searched for a kind before it is an error."""
 UNKNOWN_WORD = 0.1
-"""Chance that a prompt has a word that the model does not know."""
+"""Probability that a prompt contains an unknown word."""
 
 
 class UnderstandingLoss(nn.Module):
-    """Losses of seeing and reading."""
+    """The losses of conversations and prompts."""
 
     def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration):
         super().__init__()
         self.mllm = mllm
         text = mllm.config.get_text_config()
-        self.reader = Reader(text.hidden_size, text.vocab_size)
+        self.scene_head = SceneHead(text.hidden_size, text.vocab_size)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = self._read(batch["read"])
@@ -51,21 +52,21 @@ class UnderstandingLoss(nn.Module):
         states = self.mllm.model.language_model(
             input_ids=read["input_ids"], attention_mask=read["mask"].long()
         ).last_hidden_state
-        return self.reader(states, read["input_ids"], read["mask"], read["symbols"])
+        return self.scene_head(states, read["input_ids"], read["mask"], read["symbols"])
 
 
 class UnderstandingTask:
-    """ShapeWorld's questions and prompts, for the loop."""
+    """Batches of ShapeWorld's conversations and prompts, and the loss."""
 
     name = "understanding"
 
     def __init__(self, language: LanguageModel, stage: Stage, seed: int):
-        draw(stage, 0)  # what is misspelt is told here, and not by a worker of the loop
+        draw(stage, 0)  # an unknown task or kind is an error here, not in a worker of the loop
         self.module = UnderstandingLoss(language.mllm)
         self.language, self.stage, self.seed = language, stage, seed
 
     def batch(self, number: int) -> dict[str, Any]:
-        """Prompts to read, and pictures with questions and answers."""
+        """`read`: prompts with their scenes; `see`: conversations by task."""
         rng = np.random.default_rng([self.seed, 2, number])
         drawn = draw(self.stage, numbered(self.seed, number))
         see = {task: drawn[task] for task in drawn if drawn[task][0].answer is not None}
@@ -80,18 +81,19 @@ class UnderstandingTask:
 
 
 def numbered(seed: int, number: int) -> int:
-    """The number of a batch among those of all seeds: another seed draws other examples."""
+    """The number of a batch among those of all seeds, so that seeds draw different examples."""
     return (seed - 1) * SEEDS_APART + number
 
 
 def draw(stage: Stage, number: int) -> dict[str, list[Example]]:
-    """The examples of a batch, by task, or by `task:kind`; see `examples_of`."""
+    """The examples of a batch by task or `task:kind`; see `examples_of`."""
     return {name: examples_of(name, number * count, count) for name, count in stage.batch.items()}
 
 
 def examples_of(name: str, first: int, count: int) -> list[Example]:
-    """So many examples of a task, or of a `task:kind`, from about that number on; `faint` is a kind, too: a
-    thing that hardly stands out.
+    """`count` training examples of a task or a `task:kind`, from about the number `first` on.
+
+    `faint` is a kind of every task: some thing's colour is close to its background's.
 
     Raises:
         ValueError: there is no such task, or it has no such kind.
@@ -103,7 +105,7 @@ def examples_of(name: str, first: int, count: int) -> list[Example]:
     fitting = (one for one in drawn if not kind or one.kind == kind or (kind == "faint" and _faint(one)))
     found = list(itertools.islice(fitting, count))
     if len(found) < count:
-        raise ValueError(f"batch: {name!r} is asked for; {task} has no examples of the kind {kind!r}")
+        raise ValueError(f"batch: {name!r} given; {task} has no examples of the kind {kind!r}")
     return found
 
 
@@ -119,7 +121,7 @@ def _faint(one: Example) -> bool:
 def prompts(
     language: LanguageModel, examples: Sequence[Example], rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """The chat strings of prompts: `input_ids` and `mask`, (n, L), padded to the longest."""
+    """Prompts in the chat template, padded to the longest: `input_ids` and `mask` (bool), both (n, L)."""
     texts = [generation_chat(worded(one.text, rng)) for one in examples]
     tokens = language.tokenizer(texts, padding=True)
     ids = torch.tensor(tokens["input_ids"])
@@ -130,9 +132,9 @@ def conversations(
     language: LanguageModel, examples: Sequence[Example], sides: Sequence[int], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Questions with pictures and answers, padded to the longest: `inputs` of the model, `labels` (n, L), and
-    `hints`, what states inside the model must tell, (n, L, heads) by name.
+    `auxiliary`, labels of the auxiliary losses (n, L, kinds) by task.
 
-    Only the answer is to be predicted; -100 is for all else.
+    Labels are -100 except for the tokens of the answer.
     """
     rows = []
     for one in examples:
@@ -143,7 +145,7 @@ def conversations(
     shape = (len(rows), max(lengths))
     ids = torch.full(shape, language.tokenizer.pad_token_id)  # pyright: ignore
     labels, mask = torch.full(shape, IGNORED), torch.zeros(shape, dtype=torch.int64)
-    hints = {name: torch.full((*shape, len(hint.asked)), IGNORED) for name, hint in HINTS.items()}
+    auxiliary = {name: torch.full((*shape, len(task.classes)), IGNORED) for name, task in AUXILIARY.items()}
     for n, (one, question, answer) in enumerate(rows):
         start = question["input_ids"].shape[1]
         ids[n, : lengths[n]] = torch.cat([question["input_ids"][0], torch.tensor(answer)])
@@ -151,11 +153,11 @@ def conversations(
         mask[n, : lengths[n]] = 1
         seen = ids[n] == language.mllm.config.image_token_id
         grids = (question["image_grid_thw"][:, 1:] // language.image_processor.merge_size).tolist()
-        for name, own in seen_of(one.inputs, grids).items():
-            hints[name][n, seen] = own
+        for name, own in visual_labels(one.inputs, grids).items():
+            auxiliary[name][n, seen] = own
         if one.task == "describe":
-            planned = plans_of(one.inputs[0], language.tokenizer.convert_ids_to_tokens(answer))
-            hints["plans"][n, start - 1 : start - 1 + len(planned)] = planned
+            planned = plan_labels(one.inputs[0], language.tokenizer.convert_ids_to_tokens(answer))
+            auxiliary["plans"][n, start - 1 : start - 1 + len(planned)] = planned
     inputs = {
         "input_ids": ids,
         "attention_mask": mask,
@@ -163,14 +165,14 @@ def conversations(
         "image_grid_thw": torch.cat([question["image_grid_thw"] for _, question, _ in rows]),
         "mm_token_type_ids": (ids == language.mllm.config.image_token_id).int(),
     }
-    return {"inputs": inputs, "labels": labels, "hints": hints}
+    return {"inputs": inputs, "labels": labels, "auxiliary": auxiliary}
 
 
 def answer_losses(name: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the answers of conversations, and the share of answers without a fault."""
-    logits, wanted = logits[:, :-1].float(), labels[:, 1:]
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
-    right = ((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(-1)
+    """The cross-entropy of answers as `name`, and as `name_right` the share of answers without error."""
+    logits, labels = logits[:, :-1].float(), labels[:, 1:]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1)
     return {name: loss, f"{name}_right": right.float().mean()}
 
 
@@ -181,5 +183,5 @@ def _size(sides: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
 
 
 def worded(text: str, rng: np.random.Generator) -> str:
-    """The text as a user might say it, now and then with a word that the model does not know."""
+    """The text, with probability `UNKNOWN_WORD` with an unknown word in it."""
     return with_unknown_word(text, rng) if rng.random() < UNKNOWN_WORD else text

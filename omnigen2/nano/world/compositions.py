@@ -1,7 +1,7 @@
-"""Examples of composing: things, backgrounds and colours of one to five images become one picture.
+"""Composition examples: one picture from things, backgrounds and colours of one to five reference images.
 
-Named things are drawn anew in tidy places, medium (small from three on), in the order of mention; only
-where the words change or extend one image does the rest of that image stay as it is.
+Named things are drawn at canonical positions, medium-sized (small from three on), in the order of mention;
+where the instruction changes or extends one image, the rest of that image is unchanged.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,22 @@ import numpy as np
 from omnigen2.nano.world.layout import Spot, arrangement, column, first_free, plain_background, row, shifted
 from omnigen2.nano.world.refer import refer
 from omnigen2.nano.world.scene import COLOURS, Scene, Thing, pick, sample_scene
-from omnigen2.nano.world.wanted import RELATIONS, Combination, Example, Want, Wanted, want_kind, want_same
+from omnigen2.nano.world.spec import (
+    RELATIONS,
+    Combination,
+    Example,
+    SceneSpec,
+    ThingSpec,
+    kind_spec,
+    unchanged_spec,
+)
 from omnigen2.nano.world.words import Speaker, listing, with_article
 
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _BOTH = ("both", "the two")
 
 
 class Sources:
-    """The reference images, and words for what is in them."""
+    """The reference scenes, and wordings that refer to their content."""
 
     def __init__(self, rng: np.random.Generator, count: int):
         self.rng = rng
@@ -34,7 +41,7 @@ class Sources:
         return self.speaker.image(index, len(self.scenes))
 
     def thing(self, index: int) -> tuple[Thing, str]:
-        """Choose a thing of an image; returns it with words such as `the red star from image 2`."""
+        """A random thing of an image, and a wording such as `the red star from image 2`."""
         scene = self.scenes[index]
         while True:
             reference = refer(self.speaker, scene, range(len(scene.things)))
@@ -49,7 +56,7 @@ class Sources:
             return thing, f"{words} {self.speaker.pick('from', 'from', 'of', 'in', 'in')} {image}"
 
     def background(self, index: int) -> str:
-        """Say the background of an image."""
+        """A wording for the background of an image."""
         image = self.image(index)
         return self.speaker.pick(
             f"the background of {image}", f"the background of {image}", f"the background from {image}",
@@ -57,7 +64,7 @@ class Sources:
         )  # fmt: skip
 
     def single(self) -> bool:
-        """Say whether every image holds one thing, so that "the objects" needs no telling apart."""
+        """Whether every image holds one thing, so that "the objects" is unambiguous."""
         return all(len(scene.things) == 1 for scene in self.scenes)
 
 
@@ -75,19 +82,17 @@ def _finish(
     situation: str,
     relations: tuple[tuple[int, str, int], ...] = (),
 ) -> Example | None:
-    """Close an example whose things are drawn anew; None if one would vanish in the background."""
+    """The example whose things are drawn anew; None if one has the colour of the background."""
     if background in {thing.colour for thing in things}:
         return None
     target = Scene(background or plain_background(t.colour for t in things), shifted(sources.rng, things))
-    wanted = Wanted(background, tuple(want_kind(thing) for thing in things), relations)
+    spec = SceneSpec(background, tuple(kind_spec(thing) for thing in things), relations)
     combos = tuple((t.colour, t.shape, situation) for t in things)
-    return Example(
-        "compose", kind, sources.speaker.finish(text), sources.scenes, target, None, wanted, combos
-    )
+    return Example("compose", kind, sources.speaker.finish(text), sources.scenes, target, None, spec, combos)
 
 
 def _backdrop(sources: Sources) -> tuple[str | None, str]:
-    """Name a background colour in words sometimes."""
+    """A background colour and its wording; (None, "") in three of four cases."""
     if not sources.speaker.chance(0.25):
         return None, ""
     colour = pick(sources.rng, tuple(COLOURS))
@@ -95,7 +100,7 @@ def _backdrop(sources: Sources) -> tuple[str | None, str]:
 
 
 def _members(sources: Sources) -> tuple[list[Thing], str, bool]:
-    """Choose a thing of every image: the things, words for all, and whether they are named one by one."""
+    """A thing of every image, a wording for all of them, and whether they are named one by one."""
     say, count = sources.speaker, len(sources.scenes)
     if sources.single() and say.chance(0.3):
         every = say.pick(*_BOTH) if count == 2 else say.pick("all", "all the", f"the {count}")
@@ -164,7 +169,7 @@ def _together(sources: Sources) -> Example | None:
 
 
 def _related(sources: Sources) -> Example | None:
-    """Put a thing of one image in a relation to a thing of another."""
+    """A thing of one image in a relation to a thing of another."""
     say, relation = sources.speaker, pick(sources.rng, RELATIONS)
     first, second = _two(sources)
     (a, one), (b, other) = sources.thing(first), sources.thing(second)
@@ -178,16 +183,16 @@ def _related(sources: Sources) -> Example | None:
             "left of",
             f"{verb} {one} {say.pick('next to', 'beside', 'alongside')} {other}{behind}",
         )
-        wanted = ((0, "beside", 1),)
+        relations = ((0, "beside", 1),)
     else:
-        wanted = ((0, relation, 1),)
+        relations = ((0, relation, 1),)
     spots = row(2) if beside else column(2)
     drawn = _drawn([a, b], spots if relation in ("left of", "above") else spots[::-1])
-    return _finish(sources, kind, text, drawn, background, relation, wanted)
+    return _finish(sources, kind, text, drawn, background, relation, relations)
 
 
 def _two(sources: Sources) -> tuple[int, int]:
-    """Choose two images, mostly in order."""
+    """The indices of two images, mostly in ascending order."""
     first, second = sorted(int(i) for i in sources.rng.choice(len(sources.scenes), 2, replace=False))
     return (second, first) if sources.speaker.chance(0.25) else (first, second)
 
@@ -216,7 +221,7 @@ def _on_background(sources: Sources) -> Example | None:
 
 
 def _exchange_background(sources: Sources, first: int, second: int) -> Example | None:
-    """Give one image, as it is, the background of another."""
+    """One image, otherwise unchanged, with the background of another."""
     say, scene = sources.speaker, sources.scenes[first]
     background = sources.scenes[second].background
     if background in {thing.colour for thing in scene.things} or background == scene.background:
@@ -226,14 +231,14 @@ def _exchange_background(sources: Sources, first: int, second: int) -> Example |
                     f"replace the background of {image} with {behind}", f"{image} with {behind}",
                     f"change the background of {image} to that of {sources.image(second)}",
                     f"put {image} on {behind}", f"use {behind} for {image}")  # fmt: skip
-    wanted = Wanted(background, tuple(want_same(thing) for thing in scene.things))
+    spec = SceneSpec(background, tuple(unchanged_spec(thing) for thing in scene.things))
     combos = tuple((t.colour, t.shape, "on background") for t in scene.things)
     target = replace(scene, background=background)
-    return Example("compose", "on_background", say.finish(text), sources.scenes, target, None, wanted, combos)
+    return Example("compose", "on_background", say.finish(text), sources.scenes, target, None, spec, combos)
 
 
 def _pair_on_background(sources: Sources) -> Example | None:
-    """Put things of two images side by side on the background of a third."""
+    """Things of two images side by side on the background of a third."""
     say = sources.speaker
     order = [int(i) for i in sources.rng.permutation(len(sources.scenes))[:3]]
     if say.chance(0.7):
@@ -271,11 +276,9 @@ def _with_colour(sources: Sources) -> Example | None:
                         f"change the {tint} of {words} to the {tint} of {other}",
                         f"make {words} the same {tint} as {other}")  # fmt: skip
         target = Scene(scene.background, (replace(thing, colour=colour),))
-        wanted = Wanted(scene.background, (Want(thing.shape, colour),))
+        spec = SceneSpec(scene.background, (ThingSpec(thing.shape, colour),))
         combos: tuple[Combination, ...] = ((colour, thing.shape, "with colour"),)
-        return Example(
-            "compose", "with_colour", say.finish(text), sources.scenes, target, None, wanted, combos
-        )
+        return Example("compose", "with_colour", say.finish(text), sources.scenes, target, None, spec, combos)
     background, behind = _backdrop(sources)
     text = say.pick(
         f"{words} with the {tint} of {other}",
@@ -293,7 +296,7 @@ def _with_colour(sources: Sources) -> Example | None:
 
 
 def _add(sources: Sources) -> Example | None:
-    """Add a thing of one image to another image, which stays as it is."""
+    """Another image, otherwise unchanged, with an added thing of one image."""
     say = sources.speaker
     second, first = _two(sources)
     thing, words = sources.thing(first)
@@ -303,27 +306,27 @@ def _add(sources: Sources) -> Example | None:
         return None
     verb, into = say.pick("add", "add", "insert", "copy"), say.pick("to", "to", "into")
     text = f"{verb} {words} {into} {sources.image(second)}"
-    wanted = Wanted(scene.background, (*(want_same(t) for t in scene.things), want_kind(new)))
+    spec = SceneSpec(scene.background, (*(unchanged_spec(t) for t in scene.things), kind_spec(new)))
     target = Scene(scene.background, (*scene.things, new))
     combos = ((new.colour, new.shape, "add"),)
-    return Example("compose", "add", say.finish(text), sources.scenes, target, None, wanted, combos)
+    return Example("compose", "add", say.finish(text), sources.scenes, target, None, spec, combos)
 
 
 def _alone(sources: Sources) -> Example | None:
-    """Put the one thing of an image on a named background, where it is."""
+    """The only thing of an image, in its place, on a named background colour."""
     say, scene = sources.speaker, sources.scenes[0]
     colour = pick(sources.rng, tuple(COLOURS))
     if len(scene.things) != 1 or colour in (scene.things[0].colour, scene.background):
         return None
     thing, words = sources.thing(0)
     text = f"{say.pick('put', 'place', 'show', '')} {words} on {with_article(say.colour(colour))} background"
-    wanted = Wanted(colour, (want_kind(thing),))
+    spec = SceneSpec(colour, (kind_spec(thing),))
     combos = ((thing.colour, thing.shape, "on background"),)
     target = Scene(colour, scene.things)
-    return Example("compose", "alone", say.finish(text), sources.scenes, target, None, wanted, combos)
+    return Example("compose", "alone", say.finish(text), sources.scenes, target, None, spec, combos)
 
 
-# What is made, how often, and of how many images.
+# Maker, relative frequency, and numbers of images to draw from.
 _KINDS: tuple[tuple[Callable[[Sources], Example | None], float, tuple[int, ...]], ...] = (
     (_side_by_side, 0.18, (2, 2, 2, 3, 3, 4, 5)),
     (_stacked, 0.08, (2, 2, 2, 3, 4)),
@@ -339,7 +342,7 @@ _WEIGHTS = np.cumsum([weight for _, weight, _ in _KINDS])
 
 
 def make_compose(rng: np.random.Generator) -> Example:
-    """Return a random composition."""
+    """A random composition example."""
     make, _, counts = _KINDS[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1]))]
     while True:
         example = make(Sources(rng, pick(rng, counts)))

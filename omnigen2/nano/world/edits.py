@@ -1,7 +1,7 @@
-"""Examples of editing: a scene anyone may have drawn, one to three changes, all else as it was.
+"""Edit examples: a random scene, one to three changes, everything else unchanged.
 
-Each change is a function on a `Draft` that changes the target, loosens what is wanted of the changed
-thing, and says so in words; it returns None where the dice fell on something impossible.
+Each change is a function of an `EditBuilder` that updates the target and the specification and returns the
+wording, or None if the random draw cannot be realised; the caller then draws again.
 """
 
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from omnigen2.nano.world.draft import Draft, Said
+from omnigen2.nano.world.edit_builder import EditBuilder, Wording
 from omnigen2.nano.world.layout import SPOTS, beside, first_free, moved
 from omnigen2.nano.world.scene import COLOURS, SHAPES, SIZES, Scene, Thing, fits, pick, sample_scene
-from omnigen2.nano.world.wanted import (
+from omnigen2.nano.world.spec import (
     PLACES,
     RELATIONS,
     SIZE_RANGES,
     Example,
-    want_kind,
+    kind_spec,
 )
 from omnigen2.nano.world.words import Speaker, with_article
 
@@ -28,17 +28,17 @@ _VERBS = frozenset(
 )
 
 
-def _recolour(draft: Draft) -> Said | None:
-    reference = draft.refer(many=0.4)
+def _recolour(edit: EditBuilder) -> Wording | None:
+    reference = edit.refer(many=0.4)
     if reference is None:
         return None
-    colour = pick(draft.rng, [c for c in COLOURS if c != draft.background])
-    if any(draft.scene.things[i].colour == colour for i in reference.indices):
+    colour = pick(edit.rng, [c for c in COLOURS if c != edit.background])
+    if any(edit.scene.things[i].colour == colour for i in reference.indices):
         return None
     for i in reference.indices:
-        thing = replace(draft.scene.things[i], colour=colour)
-        draft.set(i, thing, replace(draft.wants[i], colour=colour), "recolour")
-    r, c = reference.words, draft.speaker.colour(colour)
+        thing = replace(edit.scene.things[i], colour=colour)
+        edit.set(i, thing, replace(edit.specs[i], colour=colour), "recolour")
+    r, c = reference.words, edit.speaker.colour(colour)
     forms = [f"{verb} {r} {c}" for verb in ("make", "make", "turn", "paint", "color", "colour")]
     forms += [
         f"recolor {r} {c}",
@@ -55,25 +55,25 @@ def _recolour(draft: Draft) -> Said | None:
         f"paint {r} in {c}",
     ]
     if not reference.plural:
-        noun = draft.scene.things[reference.indices[0]].shape
+        noun = edit.scene.things[reference.indices[0]].shape
         forms += [f"turn {r} into {with_article(f'{c} {noun}')}", f"make {r} {with_article(f'{c} {noun}')}"]
         forms += [f"change {r}'s color to {c}"] if r != "it" else []
         forms += [f"{r} should be {c} instead", f"make {r} {c} instead"]
-    return Said("recolour", draft.speaker.pick(*forms), f"{r} {c}")
+    return Wording("recolour", edit.speaker.pick(*forms), f"{r} {c}")
 
 
-def _reshape(draft: Draft) -> Said | None:
-    reference = draft.refer(many=0.25)
+def _reshape(edit: EditBuilder) -> Wording | None:
+    reference = edit.refer(many=0.25)
     if reference is None:
         return None
-    shape = pick(draft.rng, SHAPES)
-    if any(draft.scene.things[i].shape == shape for i in reference.indices):
+    shape = pick(edit.rng, SHAPES)
+    if any(edit.scene.things[i].shape == shape for i in reference.indices):
         return None
     for i in reference.indices:
-        draft.set(
-            i, replace(draft.scene.things[i], shape=shape), replace(draft.wants[i], shape=shape), "reshape"
+        edit.set(
+            i, replace(edit.scene.things[i], shape=shape), replace(edit.specs[i], shape=shape), "reshape"
         )
-    noun = draft.speaker.noun(shape, reference.plural)
+    noun = edit.speaker.noun(shape, reference.plural)
     r, into = reference.words, noun if reference.plural else with_article(noun)
     forms = [f"{verb} {r} into {into}" for verb in ("turn", "turn", "change", "transform", "convert", "make")]
     forms += [
@@ -84,51 +84,53 @@ def _reshape(draft: Draft) -> Said | None:
     ]
     forms += [f"{r} should become {into}", f"{r} should be {into}", f"swap {r} for {into}"]
     forms += [f"make {r} {into} instead", f"{r} should be {into} instead"]
-    return Said("reshape", draft.speaker.pick(*forms), f"{r} {into}")
+    return Wording("reshape", edit.speaker.pick(*forms), f"{r} {into}")
 
 
-def _replace(draft: Draft) -> Said | None:
-    reference = draft.refer()
+def _replace(edit: EditBuilder) -> Wording | None:
+    reference = edit.refer()
     if reference is None:
         return None
     (i,) = reference.indices
-    thing = draft.scene.things[i]
-    shape, colour = pick(draft.rng, SHAPES), pick(draft.rng, tuple(COLOURS))
-    if thing.shape == shape or colour in (thing.colour, draft.background):
+    thing = edit.scene.things[i]
+    shape, colour = pick(edit.rng, SHAPES), pick(edit.rng, tuple(COLOURS))
+    if thing.shape == shape or colour in (thing.colour, edit.background):
         return None
-    want = replace(draft.wants[i], shape=shape, colour=colour)
-    draft.set(i, replace(thing, shape=shape, colour=colour), want, "replace")
-    r, into = reference.words, with_article(draft.speaker.words(shape, colour))
+    spec = replace(edit.specs[i], shape=shape, colour=colour)
+    edit.set(i, replace(thing, shape=shape, colour=colour), spec, "replace")
+    r, into = reference.words, with_article(edit.speaker.words(shape, colour))
     forms = [
         f"replace {r} with {into}",
         f"replace {r} by {into}",
         f"turn {r} into {into}",
         f"swap {r} for {into}",
     ]
-    return Said("replace", draft.speaker.pick(*forms, f"change {r} into {into}", f"change {r} to {into}"))
+    return Wording("replace", edit.speaker.pick(*forms, f"change {r} into {into}", f"change {r} to {into}"))
 
 
-def _resize(draft: Draft) -> Said | None:
-    reference = draft.refer(many=0.15)
+def _resize(edit: EditBuilder) -> Wording | None:
+    reference = edit.refer(many=0.15)
     if reference is None:
         return None
-    things = [draft.scene.things[i] for i in reference.indices]
+    things = [edit.scene.things[i] for i in reference.indices]
     if len({thing.size for thing in things}) > 1:
         return None
-    size = pick(draft.rng, ORDER)
+    size = pick(edit.rng, ORDER)
     step = ORDER.index(size) - ORDER.index(things[0].size)
     if step == 0:
         return None
-    relative = abs(step) == 1 and draft.speaker.chance(0.65)
+    relative = abs(step) == 1 and edit.speaker.chance(0.65)
     for i, thing in zip(reference.indices, things, strict=True):
         least, most = (thing.radius * 1.15, 1.0) if step > 0 else (0.0, thing.radius / 1.15)
         limits = (least, most) if relative else SIZE_RANGES[size]
-        draft.set(i, replace(thing, size=size, scale=1.0), replace(draft.wants[i], radius=limits), "resize")
-    r, say = reference.words, draft.speaker
+        edit.set(i, replace(thing, size=size, scale=1.0), replace(edit.specs[i], radius=limits), "resize")
+    r, say = reference.words, edit.speaker
     if not relative:
         adjective = say.size(size)
         forms = (f"make {r} {adjective}", f"resize {r} to {adjective}", f"{r} should be {adjective}")
-        return Said("resize", say.pick(*forms, f"change the size of {r} to {adjective}"), f"{r} {adjective}")
+        return Wording(
+            "resize", say.pick(*forms, f"change the size of {r} to {adjective}"), f"{r} {adjective}"
+        )
     if step > 0:
         adjective = say.pick("bigger", "bigger", "larger", "larger")
         forms = (f"enlarge {r}", f"increase the size of {r}", f"scale up {r}", f"scale {r} up", f"grow {r}")
@@ -141,17 +143,17 @@ def _resize(draft: Draft) -> Said | None:
             f"scale down {r}",
             f"reduce {r} in size",
         )
-    return Said("resize", say.pick(*[f"make {r} {adjective}"] * 5, *forms), f"{r} {adjective}")
+    return Wording("resize", say.pick(*[f"make {r} {adjective}"] * 5, *forms), f"{r} {adjective}")
 
 
-def _remove(draft: Draft) -> Said | None:
-    reference = draft.refer(many=0.3)
+def _remove(edit: EditBuilder) -> Wording | None:
+    reference = edit.refer(many=0.3)
     if reference is None:
         return None
     for i in reference.indices:
-        thing = draft.scene.things[i]
-        draft.combos.append((thing.colour, thing.shape, "remove"))
-        draft.things[i] = None
+        thing = edit.scene.things[i]
+        edit.combos.append((thing.colour, thing.shape, "remove"))
+        edit.things[i] = None
     verbs = (
         "remove",
         "remove",
@@ -165,83 +167,83 @@ def _remove(draft: Draft) -> Said | None:
         "drop",
     )
     forms = [f"{verb} {reference.words}" for verb in verbs]
-    return Said(
-        "remove", draft.speaker.pick(*forms, f"take {reference.words} away", f"{reference.words} should go")
+    return Wording(
+        "remove", edit.speaker.pick(*forms, f"take {reference.words} away", f"{reference.words} should go")
     )
 
 
-def _add(draft: Draft) -> Said | None:
-    say, rng = draft.speaker, draft.rng
-    if len(draft.others()) > 3:
+def _add(edit: EditBuilder) -> Wording | None:
+    say, rng = edit.speaker, edit.rng
+    if len(edit.others()) > 3:
         return None
     size = pick(rng, ORDER) if say.chance(0.25) else None
-    colour = pick(rng, [c for c in COLOURS if c != draft.background])
+    colour = pick(rng, [c for c in COLOURS if c != edit.background])
     new = Thing(pick(rng, SHAPES), colour, size or "medium", 0.5, 0.5)
     thing_words = say.several(1, new.shape, colour, size)
     verb = say.pick("add", "add", "add", "put", "place", "insert", "draw")
     form = rng.random()
     if form < 0.6:
-        return _add_at(draft, new, size, f"{verb} {thing_words}")
+        return _add_at(edit, new, size, f"{verb} {thing_words}")
     if form < 0.8:
-        return _add_beside(draft, new, size, f"{verb} {thing_words}")
-    thing = first_free(new, draft.others())
+        return _add_beside(edit, new, size, f"{verb} {thing_words}")
+    thing = first_free(new, edit.others())
     if thing is None and size is None:
-        thing = first_free(replace(new, size="small"), draft.others())
+        thing = first_free(replace(new, size="small"), edit.others())
     if thing is None:
         return None
-    draft.things.append(thing)
-    draft.wants.append(want_kind(thing, size is not None))
-    draft.combos.append((thing.colour, thing.shape, "add"))
+    edit.things.append(thing)
+    edit.specs.append(kind_spec(thing, size is not None))
+    edit.combos.append((thing.colour, thing.shape, "add"))
     verb = say.pick("add", "add", "insert", "draw")
     where = say.pick("", "", "", " to the picture", " to the image", " somewhere", " to it")
-    return Said("add", f"{verb} {thing_words}{where}")
+    return Wording("add", f"{verb} {thing_words}{where}")
 
 
-def _add_at(draft: Draft, new: Thing, size: str | None, words: str) -> Said | None:
-    """Add at a named place."""
-    place = pick(draft.rng, tuple(PLACES))
+def _add_at(edit: EditBuilder, new: Thing, size: str | None, words: str) -> Wording | None:
+    """Add a thing at a named place."""
+    place = pick(edit.rng, tuple(PLACES))
     x, y = SPOTS[place]
     thing = replace(new, x=x, y=y)
-    if size is None and not fits(thing, draft.others()):
+    if size is None and not fits(thing, edit.others()):
         thing = replace(thing, size="small")
-    if not fits(thing, draft.others()):
+    if not fits(thing, edit.others()):
         return None
-    draft.things.append(thing)
-    draft.wants.append(want_kind(thing, size is not None, place))
-    draft.combos.append((thing.colour, thing.shape, f"add {place}"))
-    return Said("add", f"{words} {draft.speaker.place(place)}")
+    edit.things.append(thing)
+    edit.specs.append(kind_spec(thing, size is not None, place))
+    edit.combos.append((thing.colour, thing.shape, f"add {place}"))
+    return Wording("add", f"{words} {edit.speaker.place(place)}")
 
 
-def _add_beside(draft: Draft, new: Thing, size: str | None, words: str) -> Said | None:
-    """Add in a relation to a thing that is there."""
-    reference, relation = draft.refer(), pick(draft.rng, RELATIONS)
+def _add_beside(edit: EditBuilder, new: Thing, size: str | None, words: str) -> Wording | None:
+    """Add a thing in a relation to an existing one."""
+    reference, relation = edit.refer(), pick(edit.rng, RELATIONS)
     if reference is None:
         return None
     (i,) = reference.indices
     for trial in (new, replace(new, size="small")) if size is None else (new,):
-        x, y = beside(relation, draft.scene.things[i], trial.reach)
+        x, y = beside(relation, edit.scene.things[i], trial.reach)
         thing = replace(trial, x=x, y=y)
-        if fits(thing, draft.others()):
-            draft.relations.append((len(draft.things), relation, i))
-            draft.things.append(thing)
-            draft.wants.append(want_kind(thing, size is not None))
-            draft.combos.append((thing.colour, thing.shape, f"add {relation}"))
-            return Said("add", f"{words} {draft.speaker.relation(relation)} {reference.words}")
+        if fits(thing, edit.others()):
+            edit.relations.append((len(edit.things), relation, i))
+            edit.things.append(thing)
+            edit.specs.append(kind_spec(thing, size is not None))
+            edit.combos.append((thing.colour, thing.shape, f"add {relation}"))
+            return Wording("add", f"{words} {edit.speaker.relation(relation)} {reference.words}")
     return None
 
 
-def _move(draft: Draft) -> Said | None:
-    reference, place = draft.refer(), pick(draft.rng, tuple(PLACES))
+def _move(edit: EditBuilder) -> Wording | None:
+    reference, place = edit.refer(), pick(edit.rng, tuple(PLACES))
     if reference is None:
         return None
     (i,) = reference.indices
-    thing = draft.scene.things[i]
+    thing = edit.scene.things[i]
     x, y = moved(thing, place)
     goal = replace(thing, x=x, y=y)
-    if max(abs(goal.x - thing.x), abs(goal.y - thing.y)) < 0.15 or not fits(goal, draft.others(i)):
+    if max(abs(goal.x - thing.x), abs(goal.y - thing.y)) < 0.15 or not fits(goal, edit.others(i)):
         return None
-    draft.set(i, goal, replace(draft.wants[i], x=PLACES[place][0], y=PLACES[place][1]), f"move {place}")
-    return Said("move", _say_move(draft.speaker, reference.words, place))
+    edit.set(i, goal, replace(edit.specs[i], x=PLACES[place][0], y=PLACES[place][1]), f"move {place}")
+    return Wording("move", _say_move(edit.speaker, reference.words, place))
 
 
 def _say_move(say: Speaker, words: str, place: str) -> str:
@@ -258,12 +260,12 @@ def _say_move(say: Speaker, words: str, place: str) -> str:
     return f"{say.pick('move', 'move', 'move', 'shift', 'bring')} {words} {goal}"
 
 
-def _background(draft: Draft) -> Said | None:
-    colour = pick(draft.rng, tuple(COLOURS))
-    if colour == draft.scene.background:
+def _background(edit: EditBuilder) -> Wording | None:
+    colour = pick(edit.rng, tuple(COLOURS))
+    if colour == edit.scene.background:
         return None
-    draft.background = colour
-    c = draft.speaker.colour(colour)
+    edit.background = colour
+    c = edit.speaker.colour(colour)
     forms = [f"{verb} the background to {c}" for verb in ("change", "change", "set", "recolor", "switch")]
     forms += [f"{verb} the background {c}" for verb in ("make", "make", "turn", "paint", "color", "colour")]
     forms += [f"change the background color to {c}", f"use {with_article(c)} background", f"{c} background"]
@@ -273,17 +275,17 @@ def _background(draft: Draft) -> Said | None:
         f"give it {with_article(c)} background",
     ]
     forms += [f"put it on {with_article(c)} background", f"change the background colour to {c}"]
-    old = draft.speaker.colour(draft.scene.background)
-    new = draft.speaker.pick(f"{with_article(c)} one", f"{with_article(c)} background", c)
+    old = edit.speaker.colour(edit.scene.background)
+    new = edit.speaker.pick(f"{with_article(c)} one", f"{with_article(c)} background", c)
     forms += [
         f"{verb} the {old} background {to} {new}" for verb, to in (("replace", "with"), ("swap", "for"))
     ]
     forms += [f"swap the background for {new}", f"turn the {old} background {c}"]
     forms += [f"change the {old} background to {c}", f"turn the background into {c}"]
-    return Said("background", draft.speaker.pick(*forms), f"the background {c}")
+    return Wording("background", edit.speaker.pick(*forms), f"the background {c}")
 
 
-Change = Callable[[Draft], Said | None]
+Change = Callable[[EditBuilder], Wording | None]
 _CHANGES: tuple[tuple[Change, float], ...] = (
     (_recolour, 0.2),
     (_reshape, 0.12),
@@ -298,10 +300,10 @@ _WEIGHTS = np.cumsum([weight for _, weight in _CHANGES])
 
 
 def make_edit(rng: np.random.Generator) -> Example:
-    """Return a random edit; a quarter of them makes several changes at once."""
+    """A random edit example; a quarter of them makes several changes at once."""
     count = 1 if rng.random() < 0.74 else 2 if rng.random() < 0.75 else 3
     while True:
-        # Hard kinds get several scenes to fit in, or they would be rare.
+        # Several scenes are tried for each draw of changes, or those that seldom fit would be rare.
         changes = [_CHANGES[int(i)][0] for i in np.searchsorted(_WEIGHTS, rng.random(count) * _WEIGHTS[-1])]
         if changes.count(_background) > 1 or changes.count(_add) > 1:
             continue
@@ -312,33 +314,34 @@ def make_edit(rng: np.random.Generator) -> Example:
 
 
 def _try_edit(rng: np.random.Generator, scene: Scene, changes: list[Change]) -> Example | None:
-    draft = Draft(rng, scene)
-    said = []
+    edit = EditBuilder(rng, scene)
+    wordings = []
     for change in changes:
-        words = change(draft)
+        words = change(edit)
         if words is None:
             return None
-        said.append(words)
-    target = draft.target()
+        wordings.append(words)
+    target = edit.target()
     if target is None:
         return None
-    text = draft.speaker.finish(_join(draft.speaker, said) + draft.speaker.untouched())
-    kind = said[0].kind if len(said) == 1 else "several"
-    return Example("edit", kind, text, (scene,), target, None, draft.wanted(), tuple(draft.combos))
+    text = edit.speaker.finish(_join(edit.speaker, wordings) + edit.speaker.untouched())
+    kind = wordings[0].kind if len(wordings) == 1 else "several"
+    return Example("edit", kind, text, (scene,), target, None, edit.spec(), tuple(edit.combos))
 
 
-def _join(speaker: Speaker, said: list[Said]) -> str:
-    """Say several changes at once: one verb for all where the words allow it, else sentence by sentence."""
-    complements = [change.complement for change in said if change.complement]
-    if len(said) > 1 and len(complements) == len(said) and speaker.chance(0.5):
+def _join(speaker: Speaker, wordings: list[Wording]) -> str:
+    """The wording of several changes: with one verb for all where each has a complement, or else sentence by
+    sentence."""
+    complements = [change.complement for change in wordings if change.complement]
+    if len(wordings) > 1 and len(complements) == len(wordings) and speaker.chance(0.5):
         words = speaker.pick("make ", "make ", "make ", "I want ") + speaker.pick(
             " and ", " and ", ", "
         ).join(complements)
         return words
     joints = (" and ", " and ", " and ", ", ", ", and ", ", then ", " and then ", ". ", "; ")
-    text = said[0].sentence
-    for change in said[1:]:
+    text = wordings[0].sentence
+    for change in wordings[1:]:
         text += speaker.pick(*joints) + change.sentence
-    # Only an order can be asked for so; "the star should be red" cannot.
+    # Only imperatives can follow "could you"; "the star should be red" cannot.
     asks = text.split()[0] in _VERBS and speaker.chance(0.06)
     return f"{speaker.pick('could you', 'can you', 'I want you to')} {text}" if asks else text

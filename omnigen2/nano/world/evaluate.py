@@ -1,6 +1,6 @@
-"""Measure a model: ask it what it was never taught, with the settings users get, and judge every answer.
+"""Evaluation on ShapeWorld: a model's outputs with its default settings, checked one by one.
 
-The model is anything with the public `generate` and `describe`. Its pictures are read by the checker alone.
+A model is anything with the methods `generate` and `describe`. Correctness is decided by `judge` alone.
 """
 
 import math
@@ -16,43 +16,43 @@ from PIL import Image, ImageDraw, ImageFont
 from omnigen2.nano.world.judge import Verdict, judge
 from omnigen2.nano.world.render import render
 from omnigen2.nano.world.scene import Scene
+from omnigen2.nano.world.spec import Example
 from omnigen2.nano.world.tasks import Split, Task, example
-from omnigen2.nano.world.wanted import Example
 
 BATCH = 16
-"""Pictures that are asked for together; a batch gives the same pictures as one by one."""
+"""Examples per call of the model; batching does not change the pictures."""
 TILE, MARGIN, LINE = 96, 6, 14
 
 
 class Autoencoder(Protocol):
-    """Pictures to latents and back, as `omnigen2.autoencoder.Autoencoder`."""
+    """What `decibels` needs of `omnigen2.autoencoder.Autoencoder`."""
 
     def encode(self, image: Image.Image, max_pixels: int, max_side: int) -> Any:
-        """Return latents."""
+        """Latents."""
         ...
 
     def decode(self, latents: Any) -> Image.Image:
-        """Return the picture of latents."""
+        """The picture of latents."""
         ...
 
 
 class Model(Protocol):
-    """The two methods that are measured."""
+    """The two methods that are evaluated."""
 
     def generate(
         self, prompt: Any, images: Any = (), *, seed: int | None = None, lora: Path | None = None
     ) -> Any:
-        """Return one picture per prompt."""
+        """One picture per prompt."""
         ...
 
     def describe(self, images: Any, question: str) -> str:
-        """Return text about the images."""
+        """Text about the images."""
         ...
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of the example with that number."""
+    """A model's output for the example with that number, and the verdict on it."""
 
     number: int
     example: Example
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """How many of how many answers were right."""
+    """The numbers of correct answers and of examples."""
 
     right: int
     asked: int
@@ -84,10 +84,10 @@ class Score:
 def answers(
     model: Model, task: Task, split: Split, count: int, first: int = 0, lora: Path | None = None
 ) -> Iterator[Answer]:
-    """Ask the examples `first` to `first + count - 1` of a split; the number is the seed of the noise too.
+    """The model's answers to the examples `first` to `first + count - 1` of a split.
 
-    Pictures are asked for in batches with the model's own settings, and with the adapter `lora` if there is
-    one.
+    The number of an example is also the seed of its noise. Settings are the model's defaults; `lora` is an
+    optional adapter.
     """
     for start in range(first, first + count, BATCH):
         numbers = range(start, min(start + BATCH, first + count))
@@ -105,7 +105,7 @@ def scores(given: Iterable[Answer], key: Callable[[Answer], str]) -> dict[str, S
 
 
 def decibels(autoencoder: Autoencoder, split: Split, count: int, first: int = 0) -> list[float]:
-    """How true scenes come back from the autoencoder: peak signal-to-noise ratio of each, in dB."""
+    """Peak signal-to-noise ratio of each scene's reconstruction by the autoencoder, in dB."""
     values = []
     for number in range(first, first + count):
         target = example("generate", split, number).target
@@ -118,7 +118,7 @@ def decibels(autoencoder: Autoencoder, split: Split, count: int, first: int = 0)
 
 
 def contact_sheet(given: Sequence[Answer], columns: int = 3) -> Image.Image:
-    """Answers as pictures: what was given, what came out, one right picture; below, the words and faults."""
+    """A sheet of answers: inputs, output and target side by side; below, the text and the reasons."""
     shown = [(_tiles(answer), _caption(answer)) for answer in given]
     cell_width = max((len(tiles) for tiles, _ in shown), default=1) * (TILE + MARGIN) + 3 * MARGIN
     cell_height = TILE + 2 * MARGIN + 4 * LINE

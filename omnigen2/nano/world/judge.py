@@ -1,7 +1,7 @@
-"""Say whether an output is right, and if not, why.
+"""The checker: whether an output is correct, and why not.
 
-A picture is right when some way of matching the things seen to the things wanted fulfils every
-constraint and nothing is left over. A text is right when it is the answer, up to case and punctuation.
+A picture is correct if some one-to-one matching of recognised things to specified things satisfies every
+constraint. A text is correct if it equals the answer up to case and punctuation.
 """
 
 import re
@@ -13,51 +13,51 @@ from PIL import Image
 
 from omnigen2.nano.world.read import Reading, read_scene
 from omnigen2.nano.world.scene import Thing
-from omnigen2.nano.world.wanted import Example, Range, Want, Wanted
+from omnigen2.nano.world.spec import Example, Range, SceneSpec, ThingSpec
 
-CLEAR = 0.05  # least distance of two centres along a relation's axis
+CLEAR = 0.05  # least distance of two centres along the axis of their relation
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an output is right; `reasons` say what is not, and are empty when it is."""
+    """Whether an output is correct, and the reasons if it is not."""
 
     ok: bool
     reasons: tuple[str, ...] = ()
 
 
 def judge(example: Example, output: Image.Image | str) -> Verdict:
-    """Judge a model's output: a picture for generate, edit and compose, a text for describe and ask.
+    """The verdict on an output: a picture for generate, edit and compose, a text for describe and ask.
 
     Raises:
         TypeError: a text for a picture task, or the reverse.
     """
-    if example.wanted is None:
+    if example.spec is None:
         if not isinstance(output, str):
             raise TypeError(f"{example.task} is answered by text, not by {type(output).__name__}")
         return _judge_text(example.answer or "", output)
     if isinstance(output, str):
         raise TypeError(f"{example.task} is answered by a picture, not by text")
-    return judge_reading(example.wanted, read_scene(output))
+    return judge_reading(example.spec, read_scene(output))
 
 
-def judge_reading(wanted: Wanted, reading: Reading) -> Verdict:
-    """Judge what was read from a picture."""
+def judge_reading(spec: SceneSpec, reading: Reading) -> Verdict:
+    """The verdict on a recognised scene."""
     reasons = list(reading.doubts)
-    if wanted.background not in (None, reading.background):
-        reasons.append(f"background {reading.background}, wanted {wanted.background}")
-    if len(reading.things) != len(wanted.things):
-        reasons.append(f"{len(reading.things)} things, wanted {len(wanted.things)}")
+    if spec.background not in (None, reading.background):
+        reasons.append(f"background {reading.background}, expected {spec.background}")
+    if len(reading.things) != len(spec.things):
+        reasons.append(f"{len(reading.things)} things, expected {len(spec.things)}")
     else:
-        # The matching with the fewest faults explains best what is wrong.
-        reasons += min((_faults(wanted, order) for order in permutations(reading.things)), key=len)
+        # The reasons of the best matching are the most useful.
+        reasons += min((_faults(spec, order) for order in permutations(reading.things)), key=len)
     return Verdict(not reasons, tuple(reasons))
 
 
 def holds(relation: str, a: Thing, b: Thing) -> bool:
-    """Say whether `a` stands in the relation to `b`, more so than in the other direction.
+    """Whether `a` is in the relation to `b`: the distance along its axis is the larger one.
 
-    `beside` is left or right of, `stacked` above or below.
+    `beside` is left of or right of, `stacked` is above or below.
     """
     dx, dy = b.x - a.x, b.y - a.y
     along, across = (dx, dy) if relation in ("left of", "right of", "beside") else (dy, dx)
@@ -68,29 +68,27 @@ def holds(relation: str, a: Thing, b: Thing) -> bool:
     return along > CLEAR and along >= abs(across)
 
 
-def _faults(wanted: Wanted, things: Sequence[Thing]) -> list[str]:
-    faults = [
-        fault for want, thing in zip(wanted.things, things, strict=True) for fault in _misses(want, thing)
-    ]
+def _faults(spec: SceneSpec, things: Sequence[Thing]) -> list[str]:
+    faults = [fault for own, thing in zip(spec.things, things, strict=True) for fault in _misses(own, thing)]
     faults += [
         f"{things[i].colour} {things[i].shape} is not {relation} {things[j].colour} {things[j].shape}"
-        for i, relation, j in wanted.relations
+        for i, relation, j in spec.relations
         if not holds(relation, things[i], things[j])
     ]
     return faults
 
 
-def _misses(want: Want, thing: Thing) -> list[str]:
+def _misses(spec: ThingSpec, thing: Thing) -> list[str]:
     misses = []
-    if want.shape not in (None, thing.shape):
-        misses.append(f"shape {thing.shape}, wanted {want.shape}")
-    if want.colour not in (None, thing.colour):
-        misses.append(f"colour {thing.colour}, wanted {want.colour}")
-    for name, limits in (("radius", want.radius), ("x", want.x), ("y", want.y)):
+    if spec.shape not in (None, thing.shape):
+        misses.append(f"shape {thing.shape}, expected {spec.shape}")
+    if spec.colour not in (None, thing.colour):
+        misses.append(f"colour {thing.colour}, expected {spec.colour}")
+    for name, limits in (("radius", spec.radius), ("x", spec.x), ("y", spec.y)):
         value = getattr(thing, name)
         if limits is not None and not _within(value, limits):
             misses.append(
-                f"{name} {value:.2f} of the {thing.shape}, wanted {limits[0]:.2f} to {limits[1]:.2f}"
+                f"{name} {value:.2f} of the {thing.shape}, expected {limits[0]:.2f} to {limits[1]:.2f}"
             )
     return misses
 
@@ -102,7 +100,7 @@ def _within(value: float, limits: Range) -> bool:
 def _judge_text(answer: str, output: str) -> Verdict:
     if _plain(answer) == _plain(output):
         return Verdict(True)
-    return Verdict(False, (f"said {output!r}, wanted {answer!r}",))
+    return Verdict(False, (f"{output!r}, expected {answer!r}",))
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Where things stand when nobody said: tidy, always the same places.
+"""Canonical positions of things whose position the prompt leaves open.
 
-A small model learns a canonical answer far sooner than a distribution, so targets leave no more to chance
-than a small common shift, which keeps different seeds from giving equal pictures.
+A small model learns one canonical answer far sooner than a distribution, so the only randomness in a target
+is a small common shift, without which different seeds would give equal pictures. Positions are (x, y)
+fractions of the width and height.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from omnigen2.nano.world.scene import MARGIN, Thing, fits
 
 Spot = tuple[float, float]
 
-SHIFT = 0.012  # most by which a whole arrangement is shifted
+SHIFT = 0.012  # largest shift of a whole arrangement
 _LOW, _HIGH = 0.265, 0.735
 _NEAR, _FAR = 0.25, 0.75  # side by side: two large things just fit
 _SIDES = {"left": _LOW, "right": _HIGH, "top": _LOW, "bottom": _HIGH}
@@ -49,33 +50,33 @@ _PAIRS: dict[str, tuple[Spot, Spot]] = {
 
 
 def arrangement(count: int) -> tuple[Spot, ...]:
-    """Return the spots of one to four things of which nothing is said, in the order of mention."""
+    """The spots of one to four things without a named position, in the order of mention."""
     return _ARRANGEMENTS[count]
 
 
 def row(count: int) -> tuple[Spot, ...]:
-    """Return the spots of two to five things side by side, left to right."""
+    """The spots of two to five things side by side, left to right."""
     return _ROWS[count]
 
 
 def column(count: int) -> tuple[Spot, ...]:
-    """Return the spots of two to five things one above the other, top to bottom."""
+    """The spots of two to five things one above the other, top to bottom."""
     return tuple((y, x) for x, y in _ROWS[count])
 
 
 def pair(relation: str) -> tuple[Spot, Spot]:
-    """Return the spots of two things that stand in the relation."""
+    """The spots of two things that stand in the relation."""
     return _PAIRS[relation]
 
 
 def shifted(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[Thing, ...]:
-    """Return the arrangement moved as a whole by a little, so that seeds differ."""
+    """The arrangement, randomly shifted as a whole by up to `SHIFT`."""
     dx, dy = rng.uniform(-SHIFT, SHIFT, 2).tolist()
     return tuple(Thing(t.shape, t.colour, t.size, t.x + dx, t.y + dy, t.scale) for t in things)
 
 
 def plain_background(colours: Iterable[str]) -> str:
-    """Return the background of a prompt that names none."""
+    """The background colour of a prompt that names none: the first of a fixed list that is not taken."""
     taken = set(colours)
     return next(
         colour for colour in ("white", "gray", "black", "blue", "yellow", "green") if colour not in taken
@@ -83,14 +84,14 @@ def plain_background(colours: Iterable[str]) -> str:
 
 
 def beside(relation: str, thing: Thing, reach: float) -> Spot:
-    """Return where something of that reach stands in the relation to the thing, as near as is tidy."""
+    """The spot of something of that `reach` in the relation to the thing, at a fixed distance from it."""
     distance = thing.reach + reach + 0.07
     dx, dy = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
     return thing.x + dx * distance, thing.y + dy * distance
 
 
 def moved(thing: Thing, place: str) -> Spot:
-    """Return where the thing goes when it is moved to a place: only as far as the place's name says."""
+    """The new spot of a thing moved to a named place; a coordinate that the name leaves open is kept."""
     if place == "centre":
         return 0.5, 0.5
     least = max(_LOW, thing.reach + MARGIN + 0.001)
@@ -102,7 +103,7 @@ def moved(thing: Thing, place: str) -> Spot:
 
 
 def first_free(thing: Thing, others: Sequence[Thing]) -> Thing | None:
-    """Return the thing at the first of the nine spots where it fits, or None."""
+    """The thing at the first of the nine spots where it fits, or None."""
     for x, y in SPOTS.values():
         there = Thing(thing.shape, thing.colour, thing.size, x, y)
         if fits(there, others):

@@ -1,6 +1,6 @@
-"""Examples of text to image: a scene is wished for, what is left open is drawn in the tidy way.
+"""Text-to-image examples: a prompt and its canonical picture.
 
-A shape whose colour is left open is drawn red (blue on red); everything else left open is in `layout`.
+A shape whose colour is left open is drawn red (blue on red); `layout` decides everything else left open.
 """
 
 from collections.abc import Callable
@@ -9,16 +9,16 @@ import numpy as np
 
 from omnigen2.nano.world.layout import SPOTS, Spot, arrangement, pair, plain_background, shifted
 from omnigen2.nano.world.scene import COLOURS, SHAPES, SIZES, Scene, Thing, pick
-from omnigen2.nano.world.wanted import PLACES, RELATIONS, Combination, Example, Want, Wanted, want_kind
+from omnigen2.nano.world.spec import PLACES, RELATIONS, Combination, Example, SceneSpec, ThingSpec, kind_spec
 from omnigen2.nano.world.words import NUMBERS, Speaker, listing
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SIDES = {"left of": ("left", "right"), "above": ("top", "bottom")}
-Kind = tuple[str, str | None, str | None]  # shape, colour or open, size or open
+Kind = tuple[str, str | None, str | None]  # shape, colour or None, size or None
 
 
-class Wish:
-    """A prompt in the making: what is named, and where the tidy picture puts it."""
+class PromptBuilder:
+    """A text-to-image example, built thing by thing: target, specification and wording."""
 
     def __init__(self, rng: np.random.Generator):
         self.speaker = Speaker(rng)
@@ -28,25 +28,26 @@ class Wish:
         self.background = colours.pop() if self.speaker.chance(0.7) else None
         self.free = colours
         self.things: list[Thing] = []
-        self.wants: list[Want] = []
+        self.specs: list[ThingSpec] = []
         self.combos: list[Combination] = []
         self.relations: tuple[tuple[int, str, int], ...] = ()
 
     def kind(self, opening: float = 0.0, sized: float = 0.3) -> Kind:
-        """Draw a kind of thing; its colour stays open with probability `opening`."""
+        """A random kind of thing; its colour is left open with probability `opening`, its size is given with
+        probability `sized`."""
         colour = None if self.speaker.chance(opening) else self.free[int(self.rng.integers(len(self.free)))]
         size = pick(self.rng, tuple(SIZES)) if self.speaker.chance(sized) else None
         return pick(self.rng, SHAPES), colour, size
 
     def put(self, kind: Kind, spot: Spot, situation: str | None = None, place: str | None = None) -> None:
-        """Put one thing of the kind at the spot; only what is named is wanted."""
+        """Add a thing of the kind at the spot; only properties that are named become constraints."""
         shape, colour, size = kind
         thing = Thing(
             shape, colour or ("blue" if self.background == "red" else "red"), size or "medium", *spot
         )
-        want = want_kind(thing, size is not None, place)
+        spec = kind_spec(thing, size is not None, place)
         self.things.append(thing)
-        self.wants.append(want if colour else Want(want.shape, None, want.radius, want.x, want.y))
+        self.specs.append(spec if colour else ThingSpec(spec.shape, None, spec.radius, spec.x, spec.y))
         if situation and colour:
             self.combos.append((colour, shape, situation))
 
@@ -55,13 +56,13 @@ class Wish:
         return self.speaker.several(count, shape, colour, size)
 
     def example(self, kind: str, content: str) -> Example:
-        """Add the background to the content and close the example."""
+        """The finished example of that kind, with the background added to the wording `content`."""
         text = self._on_background(content)
         background = self.background or plain_background(t.colour for t in self.things)
         target = Scene(background, shifted(self.rng, self.things))
-        wanted = Wanted(self.background, tuple(self.wants), self.relations)
+        spec = SceneSpec(self.background, tuple(self.specs), self.relations)
         finished = self.speaker.finish(self.speaker.opening() + text)
-        return Example("generate", kind, finished, (), target, None, wanted, tuple(self.combos))
+        return Example("generate", kind, finished, (), target, None, spec, tuple(self.combos))
 
     def _on_background(self, content: str) -> str:
         if self.background is None:
@@ -80,62 +81,62 @@ class Wish:
         return f"{content}{say.pick('.', '.', ',', ' and')} {opening} {say.colour(colour)}"
 
 
-def _one(wish: Wish) -> Example:
-    kind = wish.kind(opening=0.12, sized=0.4)
-    wish.put(kind, arrangement(1)[0])
-    return wish.example("size" if kind[2] else "one", wish.say(kind))
+def _one(prompt: PromptBuilder) -> Example:
+    kind = prompt.kind(opening=0.12, sized=0.4)
+    prompt.put(kind, arrangement(1)[0])
+    return prompt.example("size" if kind[2] else "one", prompt.say(kind))
 
 
-def _place(wish: Wish) -> Example:
-    kind, place = wish.kind(opening=0.06, sized=0.2), pick(wish.rng, tuple(PLACES))
-    wish.put(kind, SPOTS[place], place, place)
-    thing, where = wish.say(kind), wish.speaker.place(place)
-    return wish.example("place", f"{thing} {where}" if wish.speaker.chance(0.8) else f"{where}, {thing}")
+def _place(prompt: PromptBuilder) -> Example:
+    kind, place = prompt.kind(opening=0.06, sized=0.2), pick(prompt.rng, tuple(PLACES))
+    prompt.put(kind, SPOTS[place], place, place)
+    thing, where = prompt.say(kind), prompt.speaker.place(place)
+    return prompt.example("place", f"{thing} {where}" if prompt.speaker.chance(0.8) else f"{where}, {thing}")
 
 
-def _count(wish: Wish) -> Example:
-    kind, count = wish.kind(opening=0.08), int(wish.rng.integers(2, 5))
+def _count(prompt: PromptBuilder) -> Example:
+    kind, count = prompt.kind(opening=0.08), int(prompt.rng.integers(2, 5))
     for spot in arrangement(count):
-        wish.put(kind, spot, NUMBERS[count])
-    return wish.example("count", wish.say(kind, count))
+        prompt.put(kind, spot, NUMBERS[count])
+    return prompt.example("count", prompt.say(kind, count))
 
 
-def _pair(wish: Wish) -> Example:
-    kinds = [wish.kind(sized=0.2) for _ in range(3 if wish.speaker.chance(0.3) else 2)]
+def _pair(prompt: PromptBuilder) -> Example:
+    kinds = [prompt.kind(sized=0.2) for _ in range(3 if prompt.speaker.chance(0.3) else 2)]
     for kind, spot in zip(kinds, arrangement(len(kinds)), strict=True):
-        wish.put(kind, spot)
-    content = listing([wish.say(kind) for kind in kinds], oxford=wish.speaker.chance(0.5))
-    if len(kinds) == 2 and wish.speaker.chance(0.25):
-        joint = wish.speaker.pick("next to", "beside", "with", "and also", "plus")
-        content = f"{wish.say(kinds[0])} {joint} {wish.say(kinds[1])}"
-    return wish.example("pair" if len(kinds) == 2 else "trio", content)
+        prompt.put(kind, spot)
+    content = listing([prompt.say(kind) for kind in kinds], oxford=prompt.speaker.chance(0.5))
+    if len(kinds) == 2 and prompt.speaker.chance(0.25):
+        joint = prompt.speaker.pick("next to", "beside", "with", "and also", "plus")
+        content = f"{prompt.say(kinds[0])} {joint} {prompt.say(kinds[1])}"
+    return prompt.example("pair" if len(kinds) == 2 else "trio", content)
 
 
-def _groups(wish: Wish) -> Example:
-    counts = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))[int(wish.rng.integers(5))]
-    kinds = [wish.kind(sized=0.15) for _ in counts]
+def _groups(prompt: PromptBuilder) -> Example:
+    counts = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))[int(prompt.rng.integers(5))]
+    kinds = [prompt.kind(sized=0.15) for _ in counts]
     spots = iter(arrangement(sum(counts)))
     for kind, count in zip(kinds, counts, strict=True):
         for _ in range(count):
-            wish.put(kind, next(spots))
-    parts = [wish.say(kind, count) for kind, count in zip(kinds, counts, strict=True)]
-    return wish.example("groups", listing(parts))
+            prompt.put(kind, next(spots))
+    parts = [prompt.say(kind, count) for kind, count in zip(kinds, counts, strict=True)]
+    return prompt.example("groups", listing(parts))
 
 
-def _relation(wish: Wish) -> Example:
-    relation = pick(wish.rng, RELATIONS)
-    a, b = wish.kind(sized=0.15), wish.kind(sized=0.15)
+def _relation(prompt: PromptBuilder) -> Example:
+    relation = pick(prompt.rng, RELATIONS)
+    a, b = prompt.kind(sized=0.15), prompt.kind(sized=0.15)
     first, second = pair(relation)
-    wish.put(a, first, relation)
-    wish.put(b, second, INVERSE[relation])
-    wish.relations = ((0, relation, 1),)
-    return wish.example("relation", _say_relation(wish, a, relation, b))
+    prompt.put(a, first, relation)
+    prompt.put(b, second, INVERSE[relation])
+    prompt.relations = ((0, relation, 1),)
+    return prompt.example("relation", _say_relation(prompt, a, relation, b))
 
 
-def _say_relation(wish: Wish, a: Kind, relation: str, b: Kind) -> str:
-    """Word `a relation b` in one of the orders people use."""
-    speaker = wish.speaker
-    one, other, words = wish.say(a), wish.say(b), speaker.relation(relation)
+def _say_relation(prompt: PromptBuilder, a: Kind, relation: str, b: Kind) -> str:
+    """A wording of `a relation b`, in one of several word orders."""
+    speaker = prompt.speaker
+    one, other, words = prompt.say(a), prompt.say(b), speaker.relation(relation)
     form = speaker.rng.random()
     if form < 0.62:
         return f"{one} {words} {other}"
@@ -152,13 +153,13 @@ def _say_relation(wish: Wish, a: Kind, relation: str, b: Kind) -> str:
     if relation not in _SIDES:
         a, b, relation = b, a, INVERSE[relation]
     here, there = (speaker.place(place) for place in _SIDES[relation])
-    order = [f"{wish.say(a)} {here}", f"{wish.say(b)} {there}"]
+    order = [f"{prompt.say(a)} {here}", f"{prompt.say(b)} {there}"]
     if speaker.chance(0.2):
         order.reverse()
     return speaker.pick(" and ", ", ").join(order)
 
 
-_KINDS: tuple[tuple[Callable[[Wish], Example], float], ...] = (
+_KINDS: tuple[tuple[Callable[[PromptBuilder], Example], float], ...] = (
     (_one, 0.2),
     (_place, 0.16),
     (_count, 0.17),
@@ -170,5 +171,5 @@ _WEIGHTS = np.cumsum([weight for _, weight in _KINDS])
 
 
 def make_generate(rng: np.random.Generator) -> Example:
-    """Return a random text-to-image example."""
-    return _KINDS[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1]))][0](Wish(rng))
+    """A random text-to-image example."""
+    return _KINDS[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1]))][0](PromptBuilder(rng))

@@ -1,7 +1,7 @@
-"""Examples of understanding: captions, and questions with one short right answer.
+"""Understanding examples: captions, and questions with one short correct answer.
 
-Answers are short, lower case and taken from a closed set; a question is asked only where its answer is
-certain: no thing near the border between two places, no two things that the words could mean.
+Answers are short, lower case and from a closed set. A question is used only if its answer is unambiguous: no
+thing near the border between two places, and exactly one thing that the wording can mean.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,9 @@ import numpy as np
 from omnigen2.nano.world.judge import CLEAR
 from omnigen2.nano.world.refer import refer
 from omnigen2.nano.world.scene import COLOURS, SHAPES, Scene, Thing, pick, sample_scene
-from omnigen2.nano.world.wanted import Example
-from omnigen2.nano.world.words import NUMBERS, Speaker, caption, kinds
+from omnigen2.nano.world.spec import Example
+from omnigen2.nano.world.words import CANNOT_TELL, NUMBERS, Speaker, caption, kinds
 
-UNKNOWN = "I can't tell"
 _CAPTION = (
     "describe the image", "describe this image", "describe this picture", "describe the picture",
     "what is in the image", "what is in this picture", "what's in the image", "what do you see",
@@ -52,11 +51,11 @@ _OUTSIDE = (
     "who is in the picture",
     "what is the dog's name",
 )
-_EDGE = 0.06  # a thing nearer than this to a line between two places has no certain place
+_EDGE = 0.06  # a thing nearer than this to the line between two places has no place
 
 
 def make_describe(rng: np.random.Generator) -> Example:
-    """Return a request for the caption of a random scene."""
+    """A random caption example."""
     scene = sample_scene(rng)
     speaker = Speaker(rng)
     text = pick(rng, _CAPTION)
@@ -65,13 +64,13 @@ def make_describe(rng: np.random.Generator) -> Example:
 
 
 def _kind(scene: Scene) -> str:
-    """What makes a caption hard: equal things, which it must count before it names them, or many things."""
+    """`counted` if a caption must count equal things, otherwise the number of things in words."""
     equal = len(kinds(scene)) < len(scene.things)
     return "counted" if equal else NUMBERS[len(scene.things)]
 
 
 def make_ask(rng: np.random.Generator) -> Example:
-    """Return a random question about one to five images."""
+    """A random question example about one to five images."""
     while True:
         kind, make = _KINDS[int(np.searchsorted(_WEIGHTS, rng.random() * _WEIGHTS[-1]))]
         speaker = Speaker(rng)
@@ -88,7 +87,7 @@ Asked = tuple[tuple[Scene, ...], str, str] | None
 
 
 def place_of(thing: Thing) -> str | None:
-    """Name the place of a thing among the nine thirds of the picture, or None near a border between them."""
+    """The cell of a 3 x 3 grid that a thing lies in (`top left`, `centre`); None near a border of cells."""
     names = []
     for value, low, high in ((thing.y, "top", "bottom"), (thing.x, "left", "right")):
         if min(abs(value - 1 / 3), abs(value - 2 / 3)) < _EDGE:
@@ -102,14 +101,14 @@ def _combos(scene: Scene) -> tuple[tuple[str, str, str], ...]:
 
 
 def _in(speaker: Speaker, index: int, count: int) -> str:
-    """Say in which image, where there are several."""
+    """A wording for the image, empty or general if there is only one."""
     if count == 1:
         return speaker.pick("", "", "", " in the image", " in the picture", " in this image")
     return f" in {speaker.image(index, count)}"
 
 
 def _scenes(speaker: Speaker) -> tuple[tuple[Scene, ...], int]:
-    """Draw one image, or sometimes several, and the one that is asked about."""
+    """One random scene, or sometimes several, and the index of the one that is asked about."""
     count = 1 if speaker.chance(0.75) else int(speaker.rng.integers(2, 6))
     scenes = tuple(sample_scene(speaker.rng, 1, 4 if count == 1 else 2) for _ in range(count))
     return scenes, int(speaker.rng.integers(count))
@@ -262,7 +261,7 @@ def _relation(speaker: Speaker) -> Asked:
 
 
 def _outside(speaker: Speaker) -> Asked:
-    return _scenes(speaker)[0], pick(speaker.rng, _OUTSIDE), UNKNOWN
+    return _scenes(speaker)[0], pick(speaker.rng, _OUTSIDE), CANNOT_TELL
 
 
 _KINDS: tuple[tuple[str, Callable[[Speaker], Asked]], ...] = (

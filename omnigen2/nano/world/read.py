@@ -1,9 +1,8 @@
-"""Read a picture back into a scene: the checker behind every score.
+"""Recognition of a scene in a picture: the basis of every score.
 
-Background = the commonest palette colour along the border. What lies nearer to the background than half
-way to a thing's colour is background; the rest falls into connected components, each named by the colour
-of most of its pixels and by the shape whose drawing overlaps it best. What cannot be named is a doubt,
-and a picture with doubts is never judged right.
+The background is the commonest palette colour along the border. Pixels nearest to another palette colour
+form connected components; each becomes a thing of the colour of most of its pixels and the shape whose
+rendering overlaps it best. What cannot be classified is a doubt, and a picture with doubts is never correct.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ _PARTS = 0.35  # a speck's share above which it is a doubt rather than noise
 
 @dataclass(frozen=True)
 class Reading:
-    """What is seen in a picture. `fits` is each thing's overlap with its shape, 0 to 1."""
+    """The recognised scene; `fits` is each thing's intersection over union with its shape, 0 to 1, `doubts`
+    say in words what could not be classified."""
 
     background: str
     things: tuple[Thing, ...]
@@ -34,7 +34,7 @@ class Reading:
 
 
 def read_scene(picture: Image.Image | NDArray[np.uint8]) -> Reading:
-    """Read a picture of at least 32 px a side; a PIL image or (height, width, 3) bytes."""
+    """The scene in a picture of at least 32 px a side: a PIL image or (height, width, 3) bytes."""
     pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture, np.float32)
     height, width, _ = pixels.shape
     distances = np.stack([np.square(pixels - colour).sum(-1) for colour in PALETTE])
@@ -60,7 +60,7 @@ def read_scene(picture: Image.Image | NDArray[np.uint8]) -> Reading:
 
 
 def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Return the 4-connected parts of a (height, width) mask, as masks, by joining runs of rows."""
+    """The 4-connected parts of a (height, width) mask, as masks, by joining runs of rows."""
     padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
     rows, edges = np.nonzero(np.diff(padded, axis=1))
     runs = list(zip(rows[::2].tolist(), edges[::2].tolist(), edges[1::2].tolist(), strict=True))
@@ -91,7 +91,7 @@ def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
 def _name(
     pixels: NDArray[np.float32], nearest: NDArray[np.intp], mask: NDArray[np.bool_], background: int
 ) -> tuple[Thing, float, str]:
-    """Name one component; the doubt is empty when all is well."""
+    """One component as a thing, its overlap, and a doubt, which is empty if it was classified."""
     height, width = mask.shape
     counts = np.bincount(nearest[mask], minlength=len(NAMES))
     colour = int(counts.argmax())
@@ -112,13 +112,13 @@ def _name(
 
 
 def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask with its 4-neighbours."""
+    """The mask with its 4-neighbours."""
     padded = np.pad(mask, 1)
     return mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def _moments(shape: str) -> tuple[float, float]:
-    """Return area and centroid's y of a shape of radius one; its centroid's x is 0."""
+    """Area and centroid's y of a shape of radius one; its centroid's x is 0."""
     ticks = np.linspace(-1.1, 1.1, 441, dtype=np.float32)
     hits = covers(shape, *np.broadcast_arrays(ticks[None, :], ticks[:, None]))
     return float(hits.sum()) * 0.005**2, float(ticks[np.nonzero(hits)[0]].mean())
@@ -129,7 +129,7 @@ _SAMPLES = 3
 
 
 def _best_shape(share: NDArray[np.float32]) -> tuple[str, float, float, float, float]:
-    """Return shape, centre x and y and radius in pixels, and overlap, of the drawing that fits best.
+    """Shape, centre x and y and radius in pixels, and overlap, of the drawing that fits best.
 
     Each shape is tried with the area and the centroid of `share`, the (height, width) coverage, 0 to 1.
     """

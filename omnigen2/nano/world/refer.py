@@ -1,6 +1,6 @@
-"""Point at things of a scene in words: `the circle`, `the small red one`, `the star on the left`.
+"""Referring expressions for things of a scene: `the circle`, `the small red one`, `the star on the left`.
 
-A phrase is only used where it means exactly the things it should mean.
+An expression is used only if it denotes exactly the intended things.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ _PROPERTIES = (
     ("size",),
 )
 _SIDES = {"left": ("x", -1), "right": ("x", 1), "top": ("y", -1), "bottom": ("y", 1)}
-_APART = 0.25  # how much farther out than the next the outermost thing must be to be called by its side
+_APART = 0.25  # least distance of the outermost thing from the next for it to be named by its side
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Words for some things of a scene, and their indices; `plural` when they are several."""
+    """A referring expression and the indices of the things it denotes; `plural` when they are several."""
 
     words: str
     indices: tuple[int, ...]
@@ -34,9 +34,9 @@ class Reference:
 
 
 def refer(speaker: Speaker, scene: Scene, free: Sequence[int], many: float = 0.0) -> Reference | None:
-    """Point at one random thing among the `free` indices, or with chance `many` at all of a kind.
+    """A reference to one random thing of the `free` indices, or with probability `many` to all of its kind.
 
-    Returns None when the dice fell on a phrase that would be ambiguous.
+    None if the expression drawn would be ambiguous.
     """
     if not free:
         return None
@@ -49,7 +49,7 @@ def refer(speaker: Speaker, scene: Scene, free: Sequence[int], many: float = 0.0
 
 
 def name(speaker: Speaker, thing: Thing, properties: Sequence[str], plural: bool = False) -> str:
-    """Say the thing by some of its properties, with `the`, `all` or `both` left to the caller."""
+    """A noun phrase from some of the thing's properties, without article or quantifier."""
     size = thing.size if "size" in properties else None
     colour = thing.colour if "colour" in properties else None
     if "shape" in properties:
@@ -80,7 +80,7 @@ def _by_properties(
 
 
 def _by_side(speaker: Speaker, things: Sequence[Thing], chosen: int) -> Reference | None:
-    """Point at the outermost of several things of one shape: `the left star`."""
+    """A reference to the outermost of several things of one shape: `the left star`."""
     shape = things[chosen].shape
     alike = [i for i, thing in enumerate(things) if thing.shape == shape]
     side = pick(speaker.rng, tuple(_SIDES))

@@ -1,4 +1,4 @@
-"""Scenes to pixels: plain fills, anti-aliased by 6 x 6 samples per pixel.
+"""Rasteriser of scenes: plain fills, anti-aliased with 6 x 6 samples per pixel.
 
 A shape is an inequality in the plane, in units of its radius, x to the right and y down. Coverage
 masks are cached by shape, radius and the centre's offset within its pixel, the last two rounded to
@@ -21,7 +21,7 @@ _TIP, _NOTCH = 1.05, 0.46  # the star's outer and inner radius
 
 
 def covers(shape: str, x: Floats, y: Floats) -> Bools:
-    """Say which points lie in the shape; `x`, `y` in radii from its centre, y down.
+    """Which points lie in the shape; `x`, `y` in radii from its centre, y down.
 
     The star folds the plane onto a tenth of it, where one line from tip to notch bounds it. The heart is
     the sextic (x² + y² - 1)³ = x²y³, fitted to the box.
@@ -46,7 +46,7 @@ def covers(shape: str, x: Floats, y: Floats) -> Bools:
 
 @lru_cache(maxsize=8192)
 def coverage(shape: str, radius: float, dx: float, dy: float) -> Floats:
-    """Return how much of each pixel the shape covers, 0 to 1, as (side, side, 1).
+    """(side, side, 1) float32: the covered fraction of each pixel.
 
     `radius` in pixels. The centre lies (dx, dy) pixels from the corner shared by the four middle pixels.
     """

@@ -26,7 +26,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (135, 135, 135),
 }
 SHAPES = ("circle", "square", "triangle", "star", "heart")
-# One ratio between neighbours, so that a size is told by the nearest logarithm; four large still fit.
+# A geometric series, so that a size is recognised by the nearest logarithm; four large things still fit.
 SIZES: dict[str, float] = {"small": 0.11, "medium": 0.16, "large": 0.23}
 GAP = 0.045  # least distance between two boxes: about 3 pixels at 64 px
 MARGIN = 0.02  # least distance of a box to the border
@@ -50,12 +50,12 @@ class Thing:
 
     @property
     def radius(self) -> float:
-        """Return its radius as a fraction of the picture's shorter side."""
+        """Its radius as a fraction of the picture's shorter side."""
         return SIZES[self.size] * self.scale
 
     @property
     def reach(self) -> float:
-        """Return half the side of the box that holds it, as a fraction of the picture's shorter side."""
+        """Half the side of the box that holds it, as a fraction of the picture's shorter side."""
         return self.radius * REACH
 
 
@@ -68,25 +68,25 @@ class Scene:
 
 
 def inside(thing: Thing, margin: float = MARGIN) -> bool:
-    """Say whether the thing keeps its distance from the border of a square picture."""
+    """Whether the thing keeps its distance from the border of a square picture."""
     least, most = thing.reach + margin, 1 - thing.reach - margin
     return least <= thing.x <= most and least <= thing.y <= most
 
 
 def apart(a: Thing, b: Thing, gap: float = GAP) -> bool:
-    """Say whether the boxes of two things keep their distance in a square picture."""
+    """Whether the boxes of two things keep their distance in a square picture."""
     return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.reach + b.reach + gap
 
 
 def fits(thing: Thing, others: Iterable[Thing], gap: float = GAP) -> bool:
-    """Say whether the thing can stand among the others."""
+    """Whether the thing can stand among the others."""
     return inside(thing) and all(apart(thing, other, gap) for other in others)
 
 
 def place_freely(
     rng: np.random.Generator, shape: str, colour: str, size: str, others: Sequence[Thing], tries: int = 12
 ) -> Thing | None:
-    """Return the thing at a random free spot, or None when none was found in so many tries."""
+    """The thing at a random free spot, or None when none was found in so many tries."""
     scale = float(rng.uniform(1 - JITTER, 1 + JITTER))
     low = SIZES[size] * scale * REACH + MARGIN
     for x, y in rng.uniform(low, 1 - low, (tries, 2)).tolist():
@@ -99,10 +99,11 @@ def place_freely(
 def sample_scene(
     rng: np.random.Generator, least: int = 1, most: int = 4, background: str | None = None
 ) -> Scene:
-    """Return a scene of `least` to `most` things of any shape, colour, size and free position.
+    """A scene of `least` to `most` things of any shape, colour, size and free position.
 
     Crowded scenes hold fewer large things, because they would not fit. Half of the scenes with several
-    things reuse a shape or a colour, so that "the red circle" has to be told from "the red square".
+    things reuse a shape or a colour, so that "the red circle" must be distinguished from "the red
+    square".
     """
     if background is None:
         background = pick(rng, tuple(COLOURS))
@@ -122,7 +123,7 @@ def sample_scene(
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    """Return one of the choices, each as likely."""
+    """One of the choices, each as likely."""
     return choices[int(rng.integers(len(choices)))]
 
 

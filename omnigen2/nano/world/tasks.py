@@ -1,7 +1,7 @@
-"""The stream of examples: by task, split and seed, always the same.
+"""The examples of every task and split, determined by task, split and seed.
 
-Some combinations of a colour, a shape and a situation never occur in `train` nor in `test`; every example of
-`unseen` exercises at least one of them.
+Some combinations of a colour, a shape and a situation occur neither in `train` nor in `test`; every example
+of `unseen` contains at least one of them.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from omnigen2.nano.world.edits import make_edit
 from omnigen2.nano.world.prompts import make_generate
 from omnigen2.nano.world.questions import make_ask, make_describe
 from omnigen2.nano.world.scene import COLOURS, SHAPES
-from omnigen2.nano.world.wanted import Combination, Example
+from omnigen2.nano.world.spec import Combination, Example
 
 Task = Literal["generate", "edit", "compose", "describe", "ask"]
 Split = Literal["train", "test", "unseen"]
@@ -34,19 +34,19 @@ HELD_OUT = 2  # of the 45 pairs of colour and shape, in every situation
 
 
 def held_out(combination: Combination) -> bool:
-    """Say whether a combination is kept from training."""
+    """Whether a combination is excluded from training."""
     return combination[:2] in _withheld(combination[2])
 
 
 @cache
 def _withheld(situation: str) -> tuple[tuple[str, str], ...]:
-    """The pairs of colour and shape that training never meets in this situation: a fixed arbitrary few."""
+    """The pairs of colour and shape excluded from training in this situation: the first by a hash."""
     pairs = itertools.product(COLOURS, SHAPES)
     return tuple(sorted(pairs, key=lambda pair: zlib.crc32(" ".join((*pair, situation)).encode()))[:HELD_OUT])
 
 
 def example(task: Task, split: Split, seed: int) -> Example:
-    """Return the example with that number; different seeds and splits share nothing but chance.
+    """The example with that seed; examples of different seeds and splits are independent.
 
     Raises:
         ValueError: an unknown task or split.

@@ -1,8 +1,7 @@
-"""How ShapeWorld is spoken about: many wordings for questions and prompts, one for answers.
+"""The language of ShapeWorld: many wordings for prompts and questions, one for answers.
 
-People and agents word the same wish differently, so everything a user may say is drawn from lists here.
-What the model has to say itself has one fixed grammar (`caption`, `describe_thing`), so that an answer is
-right or wrong without interpretation.
+Users word the same request differently, so prompts and questions are drawn from the lists here. Answers have
+one fixed grammar (`caption`, `describe_thing`), so that their correctness is decidable.
 """
 
 from collections import Counter
@@ -14,7 +13,7 @@ from omnigen2.nano.world.scene import COLOURS, SHAPES, SIZES, Scene, Thing, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
-UNKNOWN = "I can't tell"
+CANNOT_TELL = "I can't tell"
 
 _NOUNS = {
     "circle": ("circle",) * 9 + ("disc", "disk", "round shape"),
@@ -156,22 +155,22 @@ READ_AS = {
     "on top of": ("atop",),
     "sitting": ("that sits", "which sits"),
 }
-"""What else people say, by what it is read as: nobody has to learn these, and the model needs no tokens for
-them. Of two that begin alike, the longer one comes first."""
+"""Synonyms by the vocabulary word that the tokenizer replaces them with. Of two with a common beginning, the
+longer one comes first."""
 
 
 class Speaker:
-    """One person's wording: every method draws from the same generator."""
+    """Random wordings, all drawn from one generator."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
 
     def chance(self, probability: float) -> bool:
-        """Say yes this often."""
+        """True with this probability."""
         return bool(self.rng.random() < probability)
 
     def pick(self, *choices: str) -> str:
-        """Return one of the wordings."""
+        """One of the wordings, each as likely."""
         return pick(self.rng, choices)
 
     def colour(self, colour: str) -> str:
@@ -181,14 +180,14 @@ class Speaker:
         return pick(self.rng, _SIZES[size])
 
     def noun(self, shape: str | None, plural: bool = False) -> str:
-        """Name a shape, or anything at all for None."""
+        """A noun for a shape, or a general one (`thing`) for None."""
         return pick(self.rng, _NOUNS[shape] if shape else ANYTHING) + ("s" if plural else "")
 
     def relation(self, relation: str) -> str:
         return pick(self.rng, _RELATIONS[relation])
 
     def place(self, place: str) -> str:
-        """Say where: `on the left`, `in the upper right corner`, ..."""
+        """A place: `on the left`, `in the upper right corner`, ..."""
         if place in _PLACES:
             return pick(self.rng, _PLACES[place])
         vertical, horizontal = place.split()
@@ -201,7 +200,7 @@ class Speaker:
     def words(
         self, shape: str | None, colour: str | None, size: str | None = None, plural: bool = False
     ) -> str:
-        """Say a thing without article: `small red circle`; properties that are None stay unsaid."""
+        """A noun phrase without article: `small red circle`; properties that are None are left out."""
         noun = self.noun(shape, plural)
         before = [self.size(size)] if size else []
         if colour is None:
@@ -219,7 +218,7 @@ class Speaker:
         return " ".join([tint, *before, noun] if size and self.chance(0.12) else [*before, tint, noun])
 
     def several(self, count: int, shape: str | None, colour: str | None, size: str | None = None) -> str:
-        """Say one or several new things: `a red circle`, `3 small purple stars`."""
+        """One or several new things: `a red circle`, `3 small purple stars`."""
         words = self.words(shape, colour, size, plural=count > 1)
         if count > 1 and self.chance(0.06):
             return f"{pick(self.rng, _GROUPS[count])} {words}"
@@ -229,18 +228,18 @@ class Speaker:
                          words, f"one {words}", f"a single {words}")  # fmt: skip
 
     def background(self, colour: str) -> str:
-        """Say the background after the things: `on a blue background`."""
+        """The background as an adverbial: `on a blue background`."""
         return pick(self.rng, _BACKGROUNDS).format(self.colour(colour)).replace("a orange", "an orange")
 
     def backdrop(self, colour: str) -> str:
-        """Say the background as a thing: `a blue background`."""
+        """The background as a noun phrase: `a blue background`."""
         background = with_article(
             f"{self.colour(colour)} {self.pick('background', 'background', 'backdrop')}"
         )
         return self.pick(background, background, background.split(" ", 1)[1])
 
     def image(self, index: int, count: int = 5) -> str:
-        """Point at a reference image, counted from 0; `count` is how many there are."""
+        """The reference image with that index, from 0, of `count`: `the second image`, `image 2`."""
         noun = self.pick("image", "image", "image", "picture", "picture", "photo")
         forms = [f"the {ORDINALS[index]} {noun}"] * 3 + [f"{noun} {index + 1}"] * 3
         forms += [
@@ -254,15 +253,15 @@ class Speaker:
         return pick(self.rng, forms)
 
     def opening(self) -> str:
-        """Return what may come before the content of a prompt; often nothing."""
+        """The beginning of a prompt (`draw `); empty in half of the cases."""
         return pick(self.rng, _OPENINGS) if self.chance(0.5) else ""
 
     def untouched(self) -> str:
-        """Return what may follow an instruction: that the rest is to stay. Often nothing."""
+        """A request to leave the rest unchanged, to follow an instruction; mostly empty."""
         return pick(self.rng, _UNTOUCHED) if self.chance(0.08) else ""
 
     def finish(self, text: str, question: bool = False) -> str:
-        """Give the sentence a person's case and punctuation."""
+        """The sentence with random capitalisation, punctuation and politeness."""
         text = " ".join(text.split()).replace(" ,", ",")
         if not question and self.chance(0.06):
             text = (
@@ -283,7 +282,7 @@ class Speaker:
 
 
 def with_article(words: str) -> str:
-    """Put `a` or `an` before the words."""
+    """The words with `a` or `an` before them."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -293,7 +292,7 @@ def ordinal_digit(index: int) -> str:
 
 
 def listing(parts: Sequence[str], oxford: bool = False) -> str:
-    """Join with commas and a last `and`."""
+    """The parts joined with commas and a last `and`."""
     if len(parts) < 2:
         return "".join(parts)
     comma = "," if oxford and len(parts) > 2 else ""
@@ -301,15 +300,15 @@ def listing(parts: Sequence[str], oxford: bool = False) -> str:
 
 
 def describe_thing(thing: Thing, count: int = 1) -> str:
-    """Say one kind of thing the way answers do: `a small red circle`, `two large blue stars`."""
+    """One kind of thing in the grammar of answers: `a small red circle`, `two large blue stars`."""
     words = f"{thing.size} {thing.colour} {thing.shape}"
     return with_article(words) if count == 1 else f"{NUMBERS[count]} {words}s"
 
 
 def kinds(scene: Scene) -> list[tuple[Thing, int]]:
-    """Return one thing of each kind and how many equal it, in palette order, then by shape and size.
+    """One thing of each kind (placed at 0, 0) and the number of equal ones, by colour, shape and size.
 
-    No position near a border between two words decides the order.
+    An order by position would be ambiguous where positions are almost equal.
     """
     counts = Counter((t.colour, t.shape, t.size) for t in scene.things)
     order = sorted(
@@ -319,6 +318,6 @@ def kinds(scene: Scene) -> list[tuple[Thing, int]]:
 
 
 def caption(scene: Scene) -> str:
-    """Return the one caption of a scene: its kinds of things, equal ones counted, then the background."""
+    """The caption of a scene: its kinds of things with their numbers, then the background."""
     parts = [describe_thing(thing, count) for thing, count in kinds(scene)]
     return f"{listing(parts)} on {with_article(scene.background)} background"

@@ -1,4 +1,4 @@
-"""An edit in the making: what it changes of a scene, what is then wanted, and the words for it."""
+"""Builder of an edit example: the changed scene, its specification, and the wording of the changes."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,25 @@ import numpy as np
 
 from omnigen2.nano.world.refer import Reference, refer
 from omnigen2.nano.world.scene import Scene, Thing, fits
-from omnigen2.nano.world.wanted import Combination, Want, Wanted, want_same
+from omnigen2.nano.world.spec import Combination, SceneSpec, ThingSpec, unchanged_spec
 from omnigen2.nano.world.words import Speaker
 
 
 @dataclass(frozen=True)
-class Said:
-    """One change in words: as a whole sentence, and if possible as what follows `make`."""
+class Wording:
+    """The wording of one change: a whole sentence, and if possible the complement of `make` ("it red")."""
 
     kind: str
     sentence: str
     complement: str | None = None
 
 
-class Draft:
-    """A target in the making: `things[i]` and `wants[i]` belong together, None once removed."""
+class EditBuilder:
+    """The target of an edit, built change by change.
+
+    `things[i]` has the specification `specs[i]` and is None once it is removed; `free` holds the indices of
+    things that no change has touched yet.
+    """
 
     def __init__(self, rng: np.random.Generator, scene: Scene):
         self.rng = rng
@@ -28,37 +32,37 @@ class Draft:
         self.scene = scene
         self.background = scene.background
         self.things: list[Thing | None] = list(scene.things)
-        self.wants: list[Want] = [want_same(thing) for thing in scene.things]
-        self.free = list(range(len(scene.things)))  # things that no change has touched yet
+        self.specs: list[ThingSpec] = [unchanged_spec(thing) for thing in scene.things]
+        self.free = list(range(len(scene.things)))
         self.relations: list[tuple[int, str, int]] = []
         self.combos: list[Combination] = []
 
     def refer(self, many: float = 0.0) -> Reference | None:
-        """Point at an untouched thing, and count it as touched."""
+        """A reference to an untouched thing, which counts as touched from then on; see `refer.refer`."""
         reference = refer(self.speaker, self.scene, self.free, many)
         for i in reference.indices if reference else ():
             self.free.remove(i)
         return reference
 
-    def set(self, index: int, thing: Thing, want: Want, situation: str) -> None:
-        """Change a thing and what is wanted of it."""
-        self.things[index], self.wants[index] = thing, want
+    def set(self, index: int, thing: Thing, spec: ThingSpec, situation: str) -> None:
+        """Replace a thing and its specification, and record the combination in this situation."""
+        self.things[index], self.specs[index] = thing, spec
         self.combos.append((thing.colour, thing.shape, situation))
 
     def others(self, index: int | None = None) -> list[Thing]:
-        """Return the things that are there now, without one of them."""
+        """The things that are present now, without one of them."""
         return [thing for i, thing in enumerate(self.things) if thing and i != index]
 
     def target(self) -> Scene | None:
-        """Return the finished scene, or None if a thing would touch another or match the background."""
+        """The finished scene, or None if a thing would touch another or match the background."""
         things = tuple(self.others())
         for i, thing in enumerate(things):
             if thing.colour == self.background or not fits(thing, things[:i]):
                 return None
         return Scene(self.background, things)
 
-    def wanted(self) -> Wanted:
-        """Return the constraints on the finished scene."""
+    def spec(self) -> SceneSpec:
+        """The specification of the finished scene."""
         kept = [i for i, thing in enumerate(self.things) if thing]
         relations = tuple((kept.index(i), relation, kept.index(j)) for i, relation, j in self.relations)
-        return Wanted(self.background, tuple(self.wants[i] for i in kept), relations)
+        return SceneSpec(self.background, tuple(self.specs[i] for i in kept), relations)

@@ -1,7 +1,7 @@
-"""What an example is, and what a right answer to it must fulfil.
+"""Examples, and the specification that a correct answer must satisfy.
 
-A picture is wanted by constraints, not by pixels: what a prompt leaves open may be drawn in any way.
-`target` is one right picture, the tidy one that training teaches; `wanted` accepts all the others.
+A picture is specified by constraints, not by pixels: what a prompt leaves open may be drawn in any way.
+`target` is one correct picture, the canonical one used in training; `spec` accepts all correct ones.
 """
 
 from dataclasses import dataclass
@@ -33,15 +33,16 @@ SIZE_RANGES: dict[str, Range] = {
     "medium": (SIZES["medium"] / _STEP, SIZES["medium"] * _STEP),
     "large": (SIZES["large"] / _STEP, 1.0),
 }
-NEAR = 0.06  # how far an unmoved thing may drift, as a fraction of the width or height
-SAME = 1.2  # by which factor an unresized thing's radius may change
+NEAR = 0.06  # largest displacement of an unmoved thing, as a fraction of the width or height
+SAME = 1.2  # largest factor by which the radius of an unresized thing may change
 
 
 @dataclass(frozen=True)
-class Want:
-    """One thing that must be there; None leaves the property open.
+class ThingSpec:
+    """Constraints on one thing of a picture; None leaves the property open.
 
-    `radius` in fractions of the shorter side, `x` and `y` of the width and of the height, as (least, most).
+    `radius` in fractions of the shorter side, `x` and `y` of the width and of the height, as (minimum,
+    maximum).
     """
 
     shape: str | None = None
@@ -52,20 +53,21 @@ class Want:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A whole picture: exactly these things, `relations` between them by index, the background or any."""
+class SceneSpec:
+    """Constraints on a picture: exactly these things, `relations` between them by index (i, relation, j), and
+    the background colour, or None for any."""
 
     background: str | None
-    things: tuple[Want, ...]
+    things: tuple[ThingSpec, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to ask of a model, with the right answer and what makes an answer right.
+    """One input for a model, with its correct answer and the constraints that define correctness.
 
     `task` is generate, edit, compose, describe or ask; `kind` is finer. `inputs` are the reference scenes.
-    Picture tasks have `target` and `wanted`, text tasks have `answer`. `combos` names the combinations of
+    Picture tasks have `target` and `spec`, text tasks have `answer`. `combos` names the combinations of
     colour, shape and situation that the example exercises; the splits are made from them.
     """
 
@@ -75,19 +77,19 @@ class Example:
     inputs: tuple[Scene, ...] = ()
     target: Scene | None = None
     answer: str | None = None
-    wanted: Wanted | None = None
+    spec: SceneSpec | None = None
     combos: tuple[Combination, ...] = ()
 
 
-def want_kind(thing: Thing, sized: bool = False, place: str | None = None) -> Want:
-    """Want a thing of this shape and colour; of this size and at this place only where they are named."""
+def kind_spec(thing: Thing, sized: bool = False, place: str | None = None) -> ThingSpec:
+    """A thing of this shape and colour; of its size if `sized`, and at the place if one is named."""
     x, y = PLACES[place] if place else (None, None)
-    return Want(thing.shape, thing.colour, SIZE_RANGES[thing.size] if sized else None, x, y)
+    return ThingSpec(thing.shape, thing.colour, SIZE_RANGES[thing.size] if sized else None, x, y)
 
 
-def want_same(thing: Thing) -> Want:
-    """Want the thing where it is, as it is."""
-    return Want(
+def unchanged_spec(thing: Thing) -> ThingSpec:
+    """The thing unchanged, within `NEAR` and `SAME`."""
+    return ThingSpec(
         thing.shape,
         thing.colour,
         (thing.radius / SAME, thing.radius * SAME),

@@ -1,4 +1,4 @@
-"""What states inside must tell in training, and how much the error of a faint thing weighs."""
+"""Auxiliary losses on hidden states, and the weights of the velocity loss of faint things."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 
 import omnigen2
+from omnigen2.nano.stages.auxiliary_losses import (
+    AUXILIARY,
+    EMPTY,
+    IGNORED,
+    TAKEN,
+    AuxiliaryHeads,
+    cell_labels,
+    equal_labels,
+    plan_labels,
+)
 from omnigen2.nano.stages.config import Stage
-from omnigen2.nano.stages.emphasis import LOUDEST, emphasis
 from omnigen2.nano.stages.generation import GenerationTask
-from omnigen2.nano.stages.hints import EMPTY, HINTS, IGNORED, TAKEN, Heads, cells_of, equals_of, plans_of
+from omnigen2.nano.stages.loss_weights import MAX_WEIGHT, loss_weights
 from omnigen2.nano.stages.understanding import conversations, examples_of
 from omnigen2.nano.world import COLOURS, SHAPES, Scene, Thing, example
 from omnigen2.nano.world.words import caption
@@ -38,15 +47,15 @@ def test_visual_tokens_know_their_row_column_and_picture() -> None:
     made = conversations(language, [asked, example("describe", "train", 0)], (96,), rng)
     visual = made["inputs"]["input_ids"] == language.mllm.config.image_token_id
     cells = [(row, column) for row in range(6) for column in range(6)]
-    places = made["hints"]["places"]
+    places = made["auxiliary"]["places"]
     assert places[0][visual[0]].tolist() == [[*cell, n] for n in range(2) for cell in cells]
     assert places[1][visual[1]].tolist() == [[*cell, 0] for cell in cells]
-    assert (made["hints"]["cells"][visual][:, 0] != IGNORED).all()
-    assert all((made["hints"][name][~visual] == IGNORED).all() for name in ("cells", "places", "equals"))
+    assert (made["auxiliary"]["cells"][visual][:, 0] != IGNORED).all()
+    assert all((made["auxiliary"][name][~visual] == IGNORED).all() for name in ("cells", "places", "equals"))
 
 
 def test_cells_tell_what_stands_where() -> None:
-    cells = cells_of(SCENE, (4, 4))
+    cells = cell_labels(SCENE, (4, 4))
     background, nothing = 6, [IGNORED] * 3
     assert cells.shape == (16, 5)
     assert cells[0].tolist() == [TAKEN, *HEART, background]
@@ -55,7 +64,7 @@ def test_cells_tell_what_stands_where() -> None:
 
 
 def test_a_thing_counts_its_equals_among_those_before_it() -> None:
-    equals = equals_of(SCENE, (4, 4)).flatten().tolist()
+    equals = equal_labels(SCENE, (4, 4)).flatten().tolist()
     assert (equals[0], equals[3], equals[12]) == (0, 0, 1)
     assert equals.count(IGNORED) == 13
 
@@ -64,53 +73,53 @@ def test_a_caption_plans_the_kind_that_it_names_next() -> None:
     words = caption(SCENE).split()
     assert " ".join(words) == "a large red heart and two small blue stars on a white background"
     # Before the first word and after each of the four of the heart; from "and" on the stars, until "on".
-    assert plans_of(SCENE, words).tolist() == [[0, *HEART]] * 5 + [[1, *STAR]] * 5
+    assert plan_labels(SCENE, words).tolist() == [[0, *HEART]] * 5 + [[1, *STAR]] * 5
 
 
 def test_only_captions_have_plans_and_they_stand_one_before_their_words() -> None:
     language = omnigen2.load("nano").pipeline.language
     asked = [example("describe", "train", 3), example("ask", "train", 3)]
     made = conversations(language, asked, (96,), np.random.default_rng(1))
-    planned = (made["hints"]["plans"] != IGNORED).all(-1)
+    planned = (made["auxiliary"]["plans"] != IGNORED).all(-1)
     assert not planned[1].any()
     first = int((made["labels"][0] != IGNORED).nonzero()[0])
     assert int(planned[0].nonzero()[0]) == first - 1
     scene = asked[0].inputs[0]
-    assert made["hints"]["plans"][0, first - 1].equal(plans_of(scene, caption(scene).split())[0])
+    assert made["auxiliary"]["plans"][0, first - 1].equal(plan_labels(scene, caption(scene).split())[0])
 
 
 def test_new_heads_do_not_shake_the_states_they_ask() -> None:
     states = torch.randn(2, 3, 8, requires_grad=True)
-    asked = HINTS["places"].asked
+    asked = AUXILIARY["places"].classes
     wanted = torch.full((2, 3, len(asked)), IGNORED)
     wanted[0, 1] = 1
-    told = Heads(8)("places", states, wanted)
-    assert {name: logits.shape for name, (logits, _) in told.items()} == {
+    predicted = AuxiliaryHeads(8)("places", states, wanted)
+    assert {name: logits.shape for name, (logits, _) in predicted.items()} == {
         f"places_{name}": (1, count) for name, count in asked.items()
     }
-    torch.stack([logits.square().sum() + logits.sum() for logits, _ in told.values()]).sum().backward()
+    torch.stack([logits.square().sum() + logits.sum() for logits, _ in predicted.values()]).sum().backward()
     assert states.grad is not None and not states.grad.any()
 
 
-def drawn(scene: Scene, loud: dict[str, float]) -> Tensor:
-    """(1, 8, 8): "latents" of a scene, each thing as loud as its colour says, in the box it fills."""
+def drawn(scene: Scene, values: dict[str, float]) -> Tensor:
+    """(1, 8, 8): "latents" of a scene, each thing a box of its colour's value."""
     picture = torch.zeros(1, 8, 8)
     for thing in scene.things:
         rows, columns = (slice(int(8 * (at - thing.radius)), int(8 * (at + thing.radius)) + 1)
                          for at in (thing.y, thing.x))  # fmt: skip
-        picture[:, rows, columns] = loud[thing.colour]
+        picture[:, rows, columns] = values[thing.colour]
     return picture
 
 
-LOUD = {"red": 2.0, "gray": 1.0}
+VALUES = {"red": 2.0, "gray": 1.0}
 PAIR = Scene(
     "purple", (Thing("square", "red", "large", 0.25, 0.25), Thing("square", "gray", "large", 0.75, 0.75))
 )
 
 
 def test_a_faint_thing_weighs_as_much_as_one_of_mean_contrast() -> None:
-    data = drawn(PAIR, LOUD)[None]
-    weights = emphasis([PAIR], [()], data, [[]])[0]
+    data = drawn(PAIR, VALUES)[None]
+    weights = loss_weights([PAIR], [()], data, [[]])[0]
     assert weights[2, 2] == 1
     assert weights[6, 6] == pytest.approx((4.0 + 1.0) / 2)
     assert weights[6, 2] == 1
@@ -118,10 +127,10 @@ def test_a_faint_thing_weighs_as_much_as_one_of_mean_contrast() -> None:
 
 def test_what_an_edit_takes_away_weighs_too_and_what_stays_does_not_twice() -> None:
     left = Scene("purple", PAIR.things[:1])
-    before, after = drawn(PAIR, LOUD), drawn(left, LOUD)[None]
-    weights = emphasis([left], [(PAIR,)], after, [[before]])[0]
+    before, after = drawn(PAIR, VALUES), drawn(left, VALUES)[None]
+    weights = loss_weights([left], [(PAIR,)], after, [[before]])[0]
     assert weights[2, 2] == 1
-    assert 1 < weights[6, 6] <= LOUDEST
+    assert 1 < weights[6, 6] <= MAX_WEIGHT
 
 
 def test_a_batch_may_ask_for_things_that_hardly_stand_out() -> None:
