@@ -1,18 +1,22 @@
 """What the C allocator keeps of memory that was freed: little, where it is glibc's.
 
 By default it gives every thread a heap of its own, raises the size from which a block is mapped by itself up
-to 32 MB, and returns the end of a heap only. A server whose pictures are made and encoded by many threads
-then holds twice of what it uses (mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD).
+to 32 MB, and returns only the end of a heap. A server whose pictures are made and encoded by many threads
+then holds twice of what it uses (mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD; malloc_trim(3)).
 """
 
 import ctypes
 import sys
+import threading
+import time
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 """Names of the options in `malloc.h`."""
 ARENAS = 2
 MAPPED_BYTES = 2**20
 """Blocks of that size and more are returned to the system when they are freed."""
+TRIM_EVERY_S = 30.0
+"""Seconds between returns of what is free within the heaps; each takes a few milliseconds."""
 
 
 def keep_little() -> bool:
@@ -22,5 +26,14 @@ def keep_little() -> bool:
     """
     if sys.platform != "linux":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(M_ARENA_MAX, ARENAS) and mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES))
+    libc = ctypes.CDLL(None)
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+        return False
+    threading.Thread(target=_trim, args=(libc,), name="return freed memory", daemon=True).start()
+    return bool(libc.mallopt(M_ARENA_MAX, ARENAS) and libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES))
+
+
+def _trim(libc: ctypes.CDLL) -> None:
+    while True:
+        time.sleep(TRIM_EVERY_S)
+        libc.malloc_trim(0)
