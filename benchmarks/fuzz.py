@@ -6,7 +6,7 @@
 With atheris (`pip install -e .[fuzz] -c constraints.txt`) each target runs in a process of its own,
 guided by which lines an input reaches, until --count inputs were judged or --seconds passed; without it,
 inputs are mutations of the seeds. An input that breaks a promise ends its target: it is made smaller, written
-to --keep, and judged again by `--input FILE`. What is fuzzed stands in `benchmarks/fuzz_targets.py`.
+to --keep, and judged again by `--input FILE`. Targets: `benchmarks/fuzz_targets.py`.
 """
 
 import argparse
@@ -35,7 +35,8 @@ except ImportError:
     atheris = None
 
 if TYPE_CHECKING:
-    from benchmarks.fuzz_targets import Judge, Target
+    from benchmarks.fuzz_judges import Judge
+    from benchmarks.fuzz_targets import Target
 
 SLOW_S = 2.0
 """Seconds of processor time that one input may take."""

@@ -1,15 +1,16 @@
-"""The image store: content-addressed images, and the memory of how each was made.
+"""The image store: content-addressed images, and records of how each was made.
 
-`ImageStore` is the way in; `README.md` beside this file says what it promises.
+`ImageStore` is the public interface; `README.md` in this folder states its guarantees.
 """
 
 from storage import codec, errors
 from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.codec import Limits
 from storage.digest import Digest
+from storage.paths import default_store_path
 from storage.records import Model, Record
 from storage.results import Ancestor, Page, StoredImage, Usage
-from storage.store import ImageStore, default_store_path
+from storage.store import ImageStore
 
 __all__ = [
     "Ancestor",

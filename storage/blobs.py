@@ -1,12 +1,12 @@
-"""Where bytes live: named by their SHA-256, written once, never changed.
+"""Content-addressed storage of immutable bytes by their SHA-256.
 
-`BlobStore` is the plugin point: five methods, of which `put` gives the name, so nothing can be stored under a
-wrong one. It knows nothing of images, records or the index. `LocalBlobs` is the default; quota, read-only and
-verify-on-read are wrappers with the same five methods, in `storage/policies.py`.
+`BlobStore` is the extension point: five methods. `put` computes the id, so no blob can have a wrong one.
+`LocalBlobs` is the default; quota, read-only and verification are wrappers with the same interface, in
+`storage/policies.py`.
 
-Decisions of `LocalBlobs`: a blob is written into a staging folder on the same file system, because a writer
-that is killed must not leave a file under `blobs/` that is not named by its own hash, and because its name is
-only known once it is hashed, which happens while the disk is busy with it.
+`LocalBlobs` writes to a staging folder on the same file system first: a killed writer must not leave a file
+under `blobs/` that does not match its name, and the name is known only after hashing, which runs during the
+write.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from typing import Protocol
 
 from storage.digest import Digest
 from storage.errors import Corrupt, from_os_error
-from storage.permissions import BLOB, make_folder, permissions
+from storage.permissions import BLOB, inherited_mode, make_folder
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{62}")
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_ALONGSIDE = 1 << 17
-"""Bytes from which hashing in a second thread is quicker than handing the work over costs."""
+_PARALLEL_BYTES = 1 << 17
+"""Minimum size at which hashing in a second thread is faster, despite its overhead."""
 MAX_BYTES = 1 << 30
-"""More than any stored picture or record has: such a file is not even read."""
+"""Upper bound on the size of a stored image or record; a larger file is not read."""
 _hashing = ThreadPoolExecutor(2, thread_name_prefix="blob-hash") if _CORES > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """What a store knows of a blob without reading it."""
+    """The metadata of a blob."""
 
     digest: Digest
     size: int
@@ -49,10 +49,10 @@ class Blob:
 
 
 class BlobStore(Protocol):
-    """Bytes by digest. Every method may be called from several threads and processes at once."""
+    """Blobs by digest. All methods are safe to call from several threads and processes at once."""
 
     def put(self, data: bytes) -> Blob:
-        """Store `data` durably, then name it. Idempotent: equal bytes keep their first time of creation.
+        """Store `data` durably before it becomes visible. Idempotent: equal bytes keep their creation time.
 
         Raises:
             StoreFull, StoreReadOnly: nothing was stored.
@@ -60,30 +60,30 @@ class BlobStore(Protocol):
         ...
 
     def get(self, digest: Digest) -> bytes:
-        """The bytes as they lie there; `KeyError` if there are none."""
+        """The stored bytes, not verified. Raises KeyError if there is no such blob."""
         ...
 
     def has(self, digest: Digest) -> Blob | None:
-        """What is known of a blob, or None if it is not there."""
+        """The metadata of a blob, or None if there is no such blob."""
         ...
 
     def list(self) -> Iterator[Blob]:
-        """Every blob, in no particular order. Blobs put meanwhile may be missing."""
+        """All blobs, in no particular order. Blobs stored during the iteration may be missing."""
         ...
 
     def delete(self, digest: Digest) -> None:
-        """Remove a blob; no error if it is not there."""
+        """Delete a blob; no error if there is no such blob."""
         ...
 
 
 class LocalBlobs:
-    """A folder of immutable files: `<folder>/sha256/<2 hex>/<62 hex>`, read by the owner only."""
+    """Blobs as immutable files `<folder>/sha256/<2 hex>/<62 hex>`, mode 0400 by default."""
 
     def __init__(self, folder: Path) -> None:
-        """What a crash leaves behind lies in `tmp` beside `folder`."""
+        """Partial files of killed writers remain in `tmp`, a sibling of `folder`."""
         self.folder = folder
         self.staging = folder.parent / "tmp"
-        self._model = folder.parent / "locks"
+        self._mode_template = folder.parent / "locks"
 
     def put(self, data: bytes) -> Blob:
         try:
@@ -95,7 +95,7 @@ class LocalBlobs:
         try:
             with open(self.path(digest), "rb", opener=_open) as file:
                 if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                    raise Corrupt(f"{digest} is larger than anything that was stored.", "")
+                    raise Corrupt(f"{digest} is larger than any stored file can be.", "")
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             raise KeyError(str(digest)) from None
@@ -125,7 +125,7 @@ class LocalBlobs:
                 continue
             for file in _entries(Path(folder.path)):
                 if _FILE.fullmatch(file.name) and file.is_file(follow_symlinks=False):
-                    # Gone between listing and looking: a collection is running beside us.
+                    # Deleted since it was listed, by a concurrent collection.
                     with contextlib.suppress(FileNotFoundError):
                         status = file.stat(follow_symlinks=False)
                         digest = Digest(bytes.fromhex(folder.name + file.name))
@@ -138,21 +138,21 @@ class LocalBlobs:
             raise from_os_error(error, self.folder.parent) from error
 
     def path(self, digest: Digest) -> Path:
-        """Where the blob lies, or would."""
+        """The path of a blob, which need not exist."""
         return Path(f"{self.folder}/sha256/{digest.hex[:2]}/{digest.hex[2:]}")
 
     def _put(self, data: bytes) -> Blob:
-        make_folder(self.staging, self._model)
+        make_folder(self.staging, self._mode_template)
         temporary = f"{self.staging}/{secrets.token_hex(8)}"
         created = time.time_ns()
         try:
-            digest = _written(temporary, data, created, permissions(self._model, BLOB))
+            digest = _write(temporary, data, created, inherited_mode(self._mode_template, BLOB))
             path = self.path(digest)
             folder = path.parent
             if not folder.is_dir():
                 self._make_folder(folder)
-            _name(temporary, path, data)
-            # Also when the blob was there: whoever linked it may not have come this far.
+            _link(temporary, path, data)
+            # Also if the blob existed: the process that linked it may not have synced yet.
             _sync_folder(folder)
         finally:
             with contextlib.suppress(OSError):
@@ -161,21 +161,20 @@ class LocalBlobs:
         return Blob(digest, status.st_size, status.st_mtime_ns)
 
     def _make_folder(self, folder: Path) -> None:
-        """Create a folder of blobs, durably. With the first one come all others: one by one, each would let a
-        put wait for the disk once more."""
+        """Create a folder of blobs durably; the first call creates all 256, to save a sync in later puts."""
         if not folder.parent.is_dir():
             self._make_all_folders(folder.parent)
-        _make_durable_folder(folder, self._model)
+        _make_durable_folder(folder, self._mode_template)
 
     def _make_all_folders(self, base: Path) -> None:
-        _make_durable_folder(base.parent, self._model)
-        aside = self.staging / secrets.token_hex(8)  # nobody must trust a folder that is not durable yet
+        _make_durable_folder(base.parent, self._mode_template)
+        aside = self.staging / secrets.token_hex(8)  # not visible to others before it is durable
         try:
-            make_folder(aside, self._model)
+            make_folder(aside, self._mode_template)
             for number in range(256):
-                make_folder(aside / f"{number:02x}", self._model)
+                make_folder(aside / f"{number:02x}", self._mode_template)
             _sync_folder(aside)
-            with contextlib.suppress(OSError):  # somebody else was quicker
+            with contextlib.suppress(OSError):  # another process was faster
                 aside.rename(base)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -183,7 +182,7 @@ class LocalBlobs:
 
 
 def foreign_files(folder: Path) -> Iterator[Path]:
-    """What lies below a `LocalBlobs` folder and is no blob: it was put there by somebody else."""
+    """Files and folders below a `LocalBlobs` folder that are not blobs."""
     for top in _entries(folder):
         if top.name != "sha256" or not top.is_dir(follow_symlinks=False):
             yield from _unless_empty(top)
@@ -203,7 +202,7 @@ def _unless_empty(entry: "os.DirEntry[str]") -> Iterator[Path]:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a regular file, following no link, and without ever waiting for what only has its name."""
+    """Open a regular file without following a link or blocking on a pipe."""
     handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -211,16 +210,16 @@ def _open(path: str, flags: int) -> int:
     return handle
 
 
-def _written(path: str, data: bytes, created: int, mode: int) -> Digest:
-    """Write `data` durably, with these permissions, dated `created`, and hash it meanwhile."""
-    hashing = _hashing.submit(Digest.of, data) if _hashing and len(data) >= _ALONGSIDE else None
+def _write(path: str, data: bytes, created: int, mode: int) -> Digest:
+    """Write `data` durably with permissions `mode` and time `created` (ns since 1970); returns its digest."""
+    hashing = _hashing.submit(Digest.of, data) if _hashing and len(data) >= _PARALLEL_BYTES else None
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(handle, rest) :]
         os.fchmod(handle, mode)
-        # The kernel's own clock for files ticks in milliseconds: too coarse to order by.
+        # The kernel's file times have millisecond resolution, too coarse for ordering.
         os.utime(handle, ns=(created, created))
         os.fsync(handle)
     finally:
@@ -228,21 +227,21 @@ def _written(path: str, data: bytes, created: int, mode: int) -> Digest:
     return hashing.result() if hashing else Digest.of(data)
 
 
-def _name(temporary: str, path: Path, data: bytes) -> None:
-    """Give a written file its name. Of two writers of the same bytes the first one's file stays."""
+def _link(temporary: str, path: Path, data: bytes) -> None:
+    """Move a written file to its final path. If the path exists, keep the existing file, unless damaged."""
     try:
-        os.link(temporary, path)  # unlike a rename, fails if the name is taken
+        os.link(temporary, path)  # unlike rename, fails if the path exists
     except FileExistsError:
-        if not _holds(path, data):  # damaged on disk: put the right bytes back
+        if not _has_content(path, data):  # damaged on disk: restore the correct bytes
             os.replace(temporary, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        if not path.exists():  # a file system without links (FAT, some network shares)
+        if not path.exists():  # a file system without hard links (FAT, some network shares)
             os.replace(temporary, path)
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _has_content(path: Path, data: bytes) -> bool:
     try:
         with open(path, "rb", opener=_open) as file:
             return os.fstat(file.fileno()).st_size == len(data) and file.read() == data
@@ -250,12 +249,12 @@ def _holds(path: Path, data: bytes) -> bool:
         return False
 
 
-def _make_durable_folder(folder: Path, model: Path) -> None:
-    """Create `folder`, and see to it that it survives a power cut before anything in it is named."""
+def _make_durable_folder(folder: Path, template: Path) -> None:
+    """Create `folder` and its parents, each synced before it is used."""
     if folder.is_dir():
         return
-    _make_durable_folder(folder.parent, model)
-    make_folder(folder, model)
+    _make_durable_folder(folder.parent, template)
+    make_folder(folder, template)
     _sync_folder(folder.parent)
 
 

@@ -1,5 +1,7 @@
-"""Pixels that may be decoded at once in this process and its workers: a weighted semaphore, first come, first
-served, and small pictures apart from large ones, so that they never wait for those.
+"""Limits the pixels that are decoded at once, in this process and its workers.
+
+A fair weighted semaphore (first come, first served), with separate budgets for small and large images, so
+that small ones never wait for large ones.
 """
 
 import contextlib
@@ -11,22 +13,22 @@ from collections.abc import Callable, Generator
 from storage.errors import StoreBusy
 
 SMALL = 4_000_000
-"""Pixels up to which a picture counts as small."""
-TICK_S = 0.1
-"""Seconds between two looks at whether the caller still waits."""
-PATIENCE_S = 120.0
-"""Seconds after which a caller is told to come again."""
+"""Maximum pixels of a small image."""
+POLL_S = 0.1
+"""Seconds between two calls of a checkpoint."""
+TIMEOUT_S = 120.0
+"""Maximum seconds to wait for the budget."""
 
 Checkpoint = Callable[[], None]
-"""Called now and then from the thread that waits; what it raises ends the waiting or the work."""
+"""Called regularly by a waiting thread; may raise to cancel the wait or the work."""
 
 
 def no_checkpoint() -> None:
-    """For callers who wait to the end."""
+    """A checkpoint that never cancels."""
 
 
 class Budget:
-    """An amount of which callers take parts, at most `at_once` of them."""
+    """A weighted semaphore of capacity `total`, with at most `at_once` holders."""
 
     def __init__(self, total: int, at_once: int) -> None:
         self._total = self._free = total
@@ -36,10 +38,10 @@ class Budget:
 
     @contextlib.contextmanager
     def taken(self, amount: int, checkpoint: Checkpoint = no_checkpoint) -> Generator[None]:
-        """Hold `amount` of the budget, or all of it where it is less, once everybody before has had theirs.
+        """Hold `amount` of the budget, or all of it if that is less; blocks in order of arrival.
 
         Raises:
-            StoreBusy: that takes too long. Also what `checkpoint` raises.
+            StoreBusy: not available within `TIMEOUT_S`. Also what `checkpoint` raises.
         """
         amount = min(max(amount, self._least), self._total)
         self._take(amount, checkpoint)
@@ -56,10 +58,10 @@ class Budget:
             self._waiting.append(ticket)
             try:
                 while self._waiting[0] is not ticket or self._free < amount:
-                    self._changed.wait(TICK_S)
+                    self._changed.wait(POLL_S)
                     checkpoint()
-                    if time.monotonic() - started > PATIENCE_S:
-                        raise StoreBusy("Too many large pictures are being decoded.", "Try again later.")
+                    if time.monotonic() - started > TIMEOUT_S:
+                        raise StoreBusy("Too many large images are being decoded.", "Try again later.")
                 self._free -= amount
             finally:
                 self._waiting.remove(ticket)
@@ -67,14 +69,14 @@ class Budget:
 
 
 class PixelBudget:
-    """One budget for small pictures and one for all others."""
+    """One budget for small images and one for large ones."""
 
     def __init__(self, total: int, at_once: int) -> None:
-        """`total` pixels of large pictures, and `at_once` large and as many small ones."""
+        """`total` pixels of large images, and at most `at_once` large and `at_once` small images."""
         self._small, self._large = Budget(SMALL * at_once, at_once), Budget(total, at_once)
 
     def taken(
         self, pixels: int, checkpoint: Checkpoint = no_checkpoint
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold the budget for a picture while it is decoded. Raises what `Budget.taken` does."""
+        """Hold the budget for decoding an image of `pixels` pixels. Raises as `Budget.taken`."""
         return (self._small if pixels <= SMALL else self._large).taken(pixels, checkpoint)

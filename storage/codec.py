@@ -1,8 +1,8 @@
-"""Pictures to the bytes that are stored, and those to pictures again.
+"""Encodes images as stored PNG bytes, decodes stored bytes, and makes previews.
 
-Knows Pillow, not the store. Everything is kept in a PNG with fixed settings and no metadata: so equal pixels
-give equal bytes (for one build of Pillow; another zlib may pack the same pixels differently). Bytes from
-outside come in through `storage/decoder.py`.
+Images are stored as PNG with fixed settings and no metadata, so equal pixels give equal bytes (for one build
+of Pillow; another zlib may compress the same pixels differently). Untrusted bytes go through
+`storage/decoder.py`.
 """
 
 import io
@@ -17,19 +17,19 @@ from storage.containers import PNG_SIGNATURE
 from storage.errors import ImageRejected
 
 MIME_TYPE = "image/png"
-"""The type of every stored image."""
+"""MIME type of all stored images."""
 
 _COMPRESSION = zlib.Z_RLE
-"""zlib's strategy: of repeats, it finds only runs, and those are what a PNG's filters leave. Against level 4,
-photographs are as small in less than half of the time, screenshots up to 15 % larger."""
+"""zlib strategy that matches runs only, which is what PNG filters produce. Compared with level 4, photographs
+take less than half of the time at the same size; screenshots are up to 15 % larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an image may be at most when it comes in."""
+    """Maximum size of an incoming image."""
 
     bytes: int = 50_000_000
-    """Of the encoded file."""
+    """Size of the encoded file."""
     pixels: int = 64_000_000
     """Width times height."""
     side: int = 16_384
@@ -40,46 +40,49 @@ def normal(image: Image.Image) -> Image.Image:
     """`image` as stored: upright, sRGB, mode RGB, or RGBA if any pixel is not opaque; without metadata.
 
     Raises:
-        ImageRejected: it has no pixels, or its kind of pixel has no sRGB meaning.
+        ImageRejected: it has no pixels, or its pixel format cannot be converted to sRGB.
     """
     if 0 in image.size:
-        raise ImageRejected(f"The image has no pixels: {image.width}x{image.height}.", "Send a picture.")
+        raise ImageRejected(
+            f"The image has no pixels: {image.width}x{image.height}.", "Send an image with pixels."
+        )
     colours, _ = flattened(ImageOps.exif_transpose(image), Samples())
-    colours.info = {}  # pixels only; this is a copy, whatever came in
+    colours.info = {}  # `colours` is a copy, so the input keeps its metadata
     return colours
 
 
 def check_size(size: tuple[int, int], limits: Limits) -> None:
-    """Raises ImageRejected if a picture of `size`, width and height in pixels, is beyond `limits`."""
+    """Raise ImageRejected if `size`, width and height in pixels, exceeds `limits`."""
     width, height = size
     if width * height > limits.pixels:
         raise ImageRejected(
-            f"The image is {width}x{height}, {width * height:,} pixels; at most {limits.pixels:,} are taken.",
-            "Send a smaller picture.",
+            f"The image is {width}x{height}, {width * height:,} pixels; "
+            f"at most {limits.pixels:,} are allowed.",
+            "Send a smaller image.",
         )
     if max(width, height) > limits.side:
         raise ImageRejected(
-            f"The image is {width}x{height} pixels; the longest side may have {limits.side:,}.",
-            "Send a smaller picture.",
+            f"The image is {width}x{height} pixels; the longest side may be at most {limits.side:,}.",
+            "Send a smaller image.",
         )
 
 
 def admit(picture: Image.Image, limits: Limits) -> Image.Image:
-    """A picture in memory, or opened and not yet read, within `limits` and normalised.
+    """An image, loaded or lazily opened, checked against `limits` and normalised.
 
     Raises:
-        ImageRejected: it is beyond the limits, or the file behind it is broken.
+        ImageRejected: it exceeds the limits, or its file is damaged.
     """
     check_size(picture.size, limits)
     try:
         picture.load()
         return normal(picture)
     except (OSError, ValueError) as error:
-        raise ImageRejected(f"The image could not be read: {error}.", "Send an undamaged picture.") from error
+        raise ImageRejected(f"The image could not be read: {error}.", "Send an undamaged image.") from error
 
 
 def encode(image: Image.Image) -> bytes:
-    """The PNG of a normalised picture; equal pixels give equal bytes."""
+    """The PNG bytes of a normalised image; equal pixels give equal bytes."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_type=_COMPRESSION)
     return out.getvalue()
@@ -89,19 +92,19 @@ def size_of(png: bytes) -> tuple[int, int]:
     """Width and height in pixels of a stored PNG, read from its header.
 
     Raises:
-        ImageRejected: `png` is no PNG.
+        ImageRejected: `png` is not a PNG.
     """
     if png[:8] != PNG_SIGNATURE or png[12:16] != b"IHDR" or len(png) < 24:
-        raise ImageRejected("The stored bytes are no PNG.")
+        raise ImageRejected("The stored bytes are not a PNG.")
     width, height = struct.unpack(">II", png[16:24])
     return width, height
 
 
 def open_stored(png: bytes, limits: Limits) -> Image.Image:
-    """The picture in bytes that this module encoded and whose digest was checked.
+    """The image in trusted bytes: encoded by this module, with a verified digest.
 
     Raises:
-        ImageRejected: it is beyond `limits`.
+        ImageRejected: it exceeds `limits`.
     """
     check_size(size_of(png), limits)
     image = Image.open(io.BytesIO(png), formats=("PNG",))
@@ -110,12 +113,12 @@ def open_stored(png: bytes, limits: Limits) -> Image.Image:
 
 
 def preview(image: Image.Image, max_side: int = 512, max_bytes: int = 150_000) -> tuple[bytes, str]:
-    """A small copy for looking at: `(bytes, mime type)`, JPEG, or WebP where something is transparent.
+    """A reduced copy as `(bytes, MIME type)`: JPEG, or WebP if any pixel is not opaque.
 
-    The longest side is at most `max_side` pixels; quality, then size, give way until `max_bytes` are kept.
+    The longest side is at most `max_side` pixels. Quality, then size, are reduced to fit into `max_bytes`.
     """
     if image.mode in ("RGB", "RGBA") and (shrink := max(image.size) // (2 * max_side)) > 1:
-        image = image.reduce(shrink)  # before it is copied
+        image = image.reduce(shrink)  # cheap, and before the copy
     small = normal(image)
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     kind, mime = ("WEBP", "image/webp") if small.mode == "RGBA" else ("JPEG", "image/jpeg")

@@ -1,4 +1,4 @@
-"""Pixels of any mode as 8-bit sRGB, RGB or RGBA, and in words what was lost on the way.
+"""Converts pixels of any Pillow mode to 8-bit sRGB, and reports what was lost.
 
 Sources: ICC.1:2022 (colour profiles), PNG 3rd edition 4.3 and 11.3.2 (precedence of colour chunks, tRNS),
 TIFF 6.0 (photometric interpretation).
@@ -15,29 +15,29 @@ from storage.errors import ImageRejected
 
 PROFILE_APPLIED = "The colours were converted from the file's colour profile to sRGB."
 PROFILE_IGNORED = "The file's colour profile is broken or does not fit its pixels; it was ignored."
-NO_CMYK_PROFILE = "The CMYK colours come without a profile; they were converted by the plain formula."
+NO_CMYK_PROFILE = "The CMYK colours have no profile; they were converted without colour management."
 _SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}
-"""The signature of the colour space that a profile for pixels of this mode has."""
+"""ICC colour space signature of profiles for each mode."""
 _HIGHEST = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the file says of its samples and Pillow does not."""
+    """Facts on the samples in the file that Pillow does not report."""
 
     bits: int = 8
-    """Per channel, in the file."""
+    """Bits per channel in the file."""
     white_is_zero: bool = False
-    """Whether 16-bit grey is stored inverted (TIFF)."""
+    """Whether 16-bit grey is inverted (TIFF WhiteIsZero)."""
     low_bytes: Callable[[], Image.Image] | None = None
-    """Reads the low bytes of 16-bit RGB, of which Pillow gives the high ones."""
+    """Returns the low bytes of 16-bit RGB; Pillow decodes only the high ones."""
 
 
 def flattened(image: Image.Image, samples: Samples) -> tuple[Image.Image, list[str]]:
-    """`image` as RGB, or RGBA if any pixel is not opaque, in sRGB; and notes. May return `image` itself.
+    """`image` in sRGB as RGB, or RGBA if any pixel is not opaque, and notes. May return `image` itself.
 
     Raises:
-        ImageRejected: its kind of pixel has no sRGB meaning.
+        ImageRejected: its pixel format cannot be converted to sRGB.
     """
     notes: list[str] = []
     if samples.bits > 8:
@@ -52,7 +52,7 @@ def flattened(image: Image.Image, samples: Samples) -> tuple[Image.Image, list[s
 
 
 def _opaque(image: Image.Image, samples: Samples) -> Image.Image:
-    """The colours without transparency, 8 bits, in mode RGB, L, CMYK or LAB."""
+    """The colour channels without alpha, 8 bits, in mode RGB, L, CMYK or LAB."""
     mode = image.mode
     if mode in ("RGB", "L", "CMYK", "LAB"):
         return image
@@ -66,14 +66,14 @@ def _opaque(image: Image.Image, samples: Samples) -> Image.Image:
 
 
 def _reduced(image: Image.Image, samples: Samples) -> Image.Image:
-    """Grey of up to 16 bits, sometimes carried in 32, as L."""
-    import numpy as np  # slow to import, and hardly ever needed
+    """Grey of up to 16 bits, possibly in 32-bit samples, as L."""
+    import numpy as np  # slow to import, and rarely needed
 
     deep = np.asarray(image)
     least, most = int(deep.min()), int(deep.max())
     if least < 0 or most > _HIGHEST:
         raise ImageRejected(
-            f"The image has grey values from {least} to {most}; at most 16 bits are taken.",
+            f"The image has grey values from {least} to {most}; at most 16 bits are supported.",
             "Convert it to 8 bits per channel.",
         )
     highest = 0xFFF if samples.bits == 12 else _HIGHEST
@@ -84,7 +84,7 @@ def _reduced(image: Image.Image, samples: Samples) -> Image.Image:
 
 
 def _alpha(image: Image.Image, samples: Samples) -> Image.Image | None:
-    """How opaque each pixel is, as L; None if all are."""
+    """The alpha channel as L; None if there is none."""
     if image.mode in ("RGBA", "LA", "RGBa", "La", "PA"):
         return image.getchannel(image.mode[-1])
     clear = image.info.get("transparency")
@@ -109,7 +109,7 @@ def _alpha(image: Image.Image, samples: Samples) -> Image.Image | None:
 
 
 def _differs(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """255 where a pixel has another colour, 0 where it has this one."""
+    """A mask in mode L: 0 where a pixel has `colour`, else 255."""
     found = Image.new("L", image.size, 0)
     for band, value in zip(image.split(), colour, strict=True):
         found = ImageChops.lighter(found, band.point([0 if at == value else 255 for at in range(256)]))
@@ -117,7 +117,7 @@ def _differs(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def _in_srgb(colours: Image.Image, info: Mapping[Any, Any], notes: list[str]) -> Image.Image:
-    """`colours` as RGB by their profile, if there is one that can be applied."""
+    """`colours` as RGB, by their ICC profile if it can be applied."""
     if "icc_profile" in info:
         try:
             converted = _by_profile(colours, info["icc_profile"])  # None where Pillow could not unpack it
@@ -135,13 +135,13 @@ def _in_srgb(colours: Image.Image, info: Mapping[Any, Any], notes: list[str]) ->
 
 
 def _by_profile(colours: Image.Image, icc: bytes) -> Image.Image | None:
-    """`colours` converted to sRGB; None if the profile is sRGB itself. Raises what ImageCms does."""
+    """`colours` converted to sRGB; None if the profile is equivalent to sRGB. Raises as ImageCms."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     space = str(cast(Any, profile).profile.xcolor_space)
-    if colours.mode == "L" and space == _SPACES["RGB"]:  # grey pixels, described as the RGB they stand for
+    if colours.mode == "L" and space == _SPACES["RGB"]:  # grey pixels with an RGB profile
         colours = colours.convert("RGB")
     if space != _SPACES[colours.mode]:
-        raise ValueError("a profile for other pixels")
+        raise ValueError("the profile is for another mode")
     transform = _transform(profile, colours.mode)
     if colours.mode == "RGB" and _changes_nothing(transform):
         return None
@@ -149,7 +149,7 @@ def _by_profile(colours: Image.Image, icc: bytes) -> Image.Image | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform from RGB to RGB moves no channel by more than one level, over a grid of colours."""
+    """Whether an RGB transform changes no channel by more than one level, tested on a grid of colours."""
     levels = range(0, 256, 15)
     grid = Image.new("RGB", (len(levels) ** 2, len(levels)))
     grid.putdata([(red, green, blue) for blue in levels for green in levels for red in levels])

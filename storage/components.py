@@ -1,6 +1,6 @@
-"""The parts of one store: locks, index, blobs and records, and whether what lies there can be read.
+"""The components of one store: locks, index, blobs and records, and checks that a stored file is readable.
 
-Knows nothing of the order in which they change: that is in `repository.py`.
+The order in which they change is defined in `repository.py`.
 """
 
 import os
@@ -19,15 +19,15 @@ Kind = Literal["image", "record"]
 
 
 class Components:
-    """One store's parts. The index is not ready yet."""
+    """The components of one store. The index must be prepared before use, see `recovery.prepare_index`."""
 
     def __init__(
         self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
     ) -> None:
         self.root = root
         self.quota = quota
-        self.read_only = root is not None and blobs is None and _may_only_be_read(root)
-        """Then locks and index are in memory, made from what was there when it was opened."""
+        self.read_only = root is not None and blobs is None and _is_read_only(root)
+        """If true, locks and index are in memory; the index is copied or built when the store is opened."""
         self.locks = Locks(root) if root and not self.read_only else MemoryLocks()
         self.index = Index(root / "index.sqlite" if root and not self.read_only else None)
         self.raw_blobs = blobs or self._local("blobs")
@@ -40,11 +40,11 @@ class Components:
             raise from_os_error(error, root or "memory://") from error
 
     def readable(self, blob: Blob, kind: Kind) -> bool:
-        """Whether an image or record is there and right."""
+        """Whether an image or record is stored and valid."""
         return (self.size_of(blob) if kind == "image" else self.read_record(blob)) is not None
 
     def read_record(self, blob: Blob) -> tuple[Record, bytes] | None:
-        """A record and its bytes, or None if it is not there or not readable."""
+        """A record and its bytes, or None if it is missing or unreadable."""
         if blob.size > MAX_BYTES:
             return None
         try:
@@ -55,20 +55,20 @@ class Components:
             return None
 
     def size_of(self, blob: Blob) -> tuple[int, int] | None:
-        """Width and height of a stored image, or None if it is not there or not readable."""
+        """Width and height of a stored image in pixels, or None if it is missing or unreadable."""
         try:
             return codec.size_of(self.blobs.get(blob.digest))
         except (KeyError, Corrupt, Unreadable, ImageRejected):
             return None
 
     def refuse_if_read_only(self) -> None:
-        """Raise StoreReadOnly if this store takes no writes."""
+        """Raise StoreReadOnly if this store is read-only."""
         if self.read_only:
             raise read_only(self.root or "")
 
     def _local(self, kind: str) -> LocalBlobs:
         if self.root is None:
-            raise ValueError(f"{kind}: a store without a folder must be told where they lie")
+            raise ValueError(f"A store without a folder needs a blob store for {kind}.")
         return LocalBlobs(self.root / kind)
 
     def _guarded(self, blobs: BlobStore) -> BlobStore:
@@ -78,13 +78,13 @@ class Components:
         return verified if self.quota is None else QuotaBlobs(verified, self.quota, self.index.used)
 
 
-def _may_only_be_read(root: Path) -> bool:
-    """Whether a store is there and takes no writes."""
-    parts = (root, root / "locks", root / "locks" / "leases", root / "locks" / "writers")
+def _is_read_only(root: Path) -> bool:
+    """Whether `root` contains a store without write permission."""
+    folders = (root, root / "locks", root / "locks" / "leases", root / "locks" / "writers")
     try:
         if not any((root / name).is_dir() for name in ("blobs", "records")):
             return False
-        return not all(_writable(part) for part in parts if part.is_dir())
+        return not all(_writable(folder) for folder in folders if folder.is_dir())
     except OSError:
         return False
 

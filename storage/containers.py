@@ -1,7 +1,7 @@
-"""What the formats' frames say of a file, without a look at its pixels: size, pictures in it, where it ends.
+"""Parses the container formats of image files without decoding: size, number of pictures, end of the data.
 
-Used on untrusted bytes before they are decoded, so every walk is bounded. Nothing here is believed for
-safety: `size` is what a picture is queued by, and checked against what the reader of the format finds.
+Used on untrusted bytes before decoding, so every loop is bounded. Results are not trusted for safety: `size`
+is used for queueing, and checked later against the size that the decoder finds.
 
 Formats: PNG 3rd edition section 5 and 11.3, GIF89a appendix A, ITU T.81 annex B, RFC 9649, ISO 14496-12
 section 4.2 and ISO 23008-12 section 6.5.3 (ispe), TIFF 6.0 section 2, BMP version 3.
@@ -16,57 +16,57 @@ from storage.errors import ImageRejected
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PARTS = 100_000
-"""Chunks, segments or boxes of a file: the largest photograph in the smallest customary chunks has fewer."""
+"""Maximum number of chunks, segments or boxes in a file; more than the largest photograph needs."""
 MAX_SCANS = 100
-"""Of a JPEG. Each costs a pass over the whole picture; encoders make about 10."""
+"""Maximum number of scans in a JPEG. Each is a pass over the whole image; encoders make about 10."""
 _PICTURE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"}
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _NOT_PADDING = re.compile(rb"[^\x00]")
 _HEAD = 1 << 20
-"""Bytes in which the size of a picture is looked for; beyond it, it counts as unknown."""
+"""Number of leading bytes that are searched for the size of the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a file holds."""
+    """The structure of an image file."""
 
     end: int | None = None
-    """Bytes up to the end of the last picture; None if the file does not say."""
+    """Offset of the end of the last picture; None if the format does not tell."""
     pictures: int = 1
-    """Frames, pages, or pictures of different kinds."""
+    """Number of frames, pages or embedded pictures."""
     bits: int = 8
-    """Per channel."""
+    """Bits per channel."""
     cicp: tuple[int, ...] = ()
-    """Colour primaries, transfer and matrix by ITU-T H.273, where a PNG has them."""
+    """Colour primaries, transfer function and matrix (ITU-T H.273) of a PNG with a cICP chunk."""
 
 
 def survey(data: bytes, kind: str) -> Survey:
-    """What `data`, a file of Pillow's format `kind`, holds.
+    """The structure of `data`, a file of Pillow's format `kind`.
 
     Raises:
-        ImageRejected: more parts than any honest file has.
+        ImageRejected: it has more than `MAX_PARTS` parts.
     """
     return _surveys.get(kind, lambda _: Survey())(data)
 
 
-def surplus(data: bytes, end: int | None) -> int:
-    """Bytes after the end of the picture, without the zeros that cameras and GIF writers pad with."""
+def trailing_bytes(data: bytes, end: int | None) -> int:
+    """Number of bytes after the end of the picture; 0 if all are zero, as in padding by cameras."""
     if end is None or end >= len(data) or not _NOT_PADDING.search(data, end):
         return 0
     return len(data) - end
 
 
 def picture_chunks(png: bytes) -> bytes:
-    """A PNG reduced to the chunks that its picture and colours depend on. Raises what `survey` does."""
+    """A PNG reduced to the chunks that affect its pixels and colours. Raises as `survey`."""
     kept = [png[at:end] for name, at, end in chunks(png) if name in _PICTURE_CHUNKS]
     return b"".join([PNG_SIGNATURE, *kept])
 
 
 def chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of every chunk, up to IEND or to where the file is cut off, maybe in a chunk.
+    """Name, start and end of every chunk, up to IEND or the end of a truncated file.
 
     Raises:
-        ImageRejected: more chunks than any honest file has.
+        ImageRejected: it has more than `MAX_PARTS` chunks.
     """
     at = len(PNG_SIGNATURE)
     for _ in range(MAX_PARTS):
@@ -83,11 +83,11 @@ def chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _too_many(parts: str, most: int = MAX_PARTS) -> ImageRejected:
     return ImageRejected(
-        f"The image file has more than {most:,} {parts}.", "Save it again as a plain picture."
+        f"The image file has more than {most:,} {parts}.", "Save it again as a plain image file."
     )
 
 
-# -- where it ends, and how many pictures it holds ----------------------------------------------------
+# -- structure ----------------------------------------------------------------------------------------
 
 
 def _survey_png(data: bytes) -> Survey:
@@ -128,7 +128,7 @@ def _palette_size(flags: int) -> int:
 
 def _survey_jpeg(data: bytes) -> Survey:
     end, pictures = _jpeg_end(data, 0), 1
-    # A picture after the picture is a preview or a gain map (MPO, Ultra HDR).
+    # Further JPEGs after the first are previews or gain maps (MPO, Ultra HDR).
     while end is not None and (after := _NOT_PADDING.search(data, end)):
         if not data.startswith(b"\xff\xd8\xff", after.start()) or pictures >= MAX_SCANS:
             break
@@ -151,7 +151,7 @@ def _jpeg_end(data: bytes, start: int) -> int | None:
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, int]]:
-    """Every marker of a JPEG but restarts, and where its length stands."""
+    """Every marker of a JPEG except restarts, and the offset of its length field."""
     at = start + 2
     for _ in range(MAX_PARTS):
         match = _JPEG_MARKER.search(data, at)
@@ -185,7 +185,7 @@ def _survey_boxes(data: bytes) -> Survey:
             return Survey(min(at, len(data)))
         size = int.from_bytes(data[at : at + 4], "big")
         name = data[at + 4 : at + 8]
-        if size == 0:  # the last box takes the rest
+        if size == 0:  # the last box extends to the end of the file
             return Survey(len(data))
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
@@ -197,11 +197,11 @@ def _survey_boxes(data: bytes) -> Survey:
 
 def _survey_bmp(data: bytes) -> Survey:
     size = int.from_bytes(data[2:6], "little")
-    return Survey(size if size > 14 else None)  # some writers leave it 0
+    return Survey(size if size > 14 else None)  # some encoders write 0
 
 
 def _survey_tiff(data: bytes) -> Survey:
-    """Pages, and the furthest byte that any of their fields names."""
+    """The number of pages, and the highest offset referred to by any field."""
     order = "<" if data[:2] == b"II" else ">"
     end, pages, waiting, seen = 8, 0, list[tuple[int, bool]](), set[int]()
     if struct.unpack_from(f"{order}H", data, 2)[0] == 42:
@@ -239,7 +239,7 @@ def _tiff_pixels_end(fields: dict[int, tuple[int, tuple[int, ...]]]) -> int:
 
 
 def _tiff_fields(data: bytes, at: int, order: str) -> dict[int, tuple[int, tuple[int, ...]]]:
-    """By tag: where a field's bytes end (0 if they are in the entry itself), and the whole numbers in it."""
+    """By tag: end offset of the field's data (0 if inside the entry), and its integer values."""
     found: dict[int, tuple[int, tuple[int, ...]]] = {}
     numbers = 0
     for place in range(at + 2, at + 2 + 12 * struct.unpack_from(f"{order}H", data, at)[0], 12):
@@ -270,11 +270,11 @@ _surveys: dict[str, Callable[[bytes], Survey]] = {
 }
 
 
-# -- how large it says it is --------------------------------------------------------------------------
+# -- size ---------------------------------------------------------------------------------------------
 
 
 def size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels that the header of a file gives; None if none is found."""
+    """Width and height in pixels according to the header of a file; None if not found."""
     head = data[:_HEAD]
     for signature, read in _sizes:
         if re.match(signature, head, re.DOTALL):

@@ -1,12 +1,12 @@
-"""Bytes from outside to what is stored, in worker processes that can be ended: the only way in for them.
+"""Decodes untrusted image files in worker processes.
 
-A picture may crash its reader, or take hours or all memory in it. So it is decoded in another process
-(`storage/worker.py`) with a limit of processor time and memory, after its size was read from the header, and
-with a budget of pixels at once. Workers start when first needed, are used again, end when idle, and with this
-process: on Linux the kernel sees to that, elsewhere they see their socket close.
+A file may crash its decoder, or make it use hours of CPU time or all memory. So it is decoded in another
+process (`storage/worker.py`) with limits on CPU time and memory, after reading its size from the header, and
+within a budget of pixels decoded at once. Workers start on demand, are reused, and end when idle or with this
+process: on Linux by a signal from the kernel, elsewhere when their socket closes.
 
-concurrent.futures and pebble were looked at: they bring the caller's main module and its memory into the
-worker, and have no limits but time on the clock.
+Why not concurrent.futures or pebble: they load the caller's main module and memory into the worker, and limit
+only wall-clock time.
 """
 
 import atexit
@@ -26,37 +26,37 @@ from pathlib import Path
 from typing import Any
 
 from storage import containers
-from storage.budget import TICK_S, Checkpoint, PixelBudget, no_checkpoint
+from storage.budget import POLL_S, Checkpoint, PixelBudget, no_checkpoint
 from storage.codec import Limits
 from storage.errors import ImageRejected, StoreError
 from storage.ingest import Ingested, check_bytes
 from storage.worker import HEAD
 
 PIXELS_AT_ONCE = 64_000_000
-"""Of large pictures being decoded, here and in workers each: one of the largest."""
+"""Budget for large images, for workers and for this process each: one image of maximum size."""
 WORKERS = 2
-"""For small pictures, and as many for large ones."""
+"""Number of workers for small images, and for large ones."""
 OPENED = 4
-"""Small stored pictures being opened in this process at once, and as many large ones."""
+"""Number of small stored images decoded in this process at once, and of large ones."""
 SECONDS = 5.0
-"""Of processor time that any picture may take, and"""
+"""CPU time allowed for any image, plus"""
 SECONDS_PER_MEGAPIXEL = 0.4
-"""so much more: ten times what photographs take on a slow core."""
+"""this, which is ten times the time for photographs on a slow core."""
 WALL = 20.0
-"""Seconds on the clock for each of them: others may want the processor."""
+"""Wall-clock seconds allowed for each second of CPU time, as the machine may be busy."""
 IDLE_S = 60.0
-"""Seconds after which a worker that is not needed ends."""
+"""Seconds after which an idle worker ends."""
 MEMORY = 192 << 20
-"""Bytes that any picture may take, and"""
+"""Bytes of memory allowed for any image, plus"""
 MEMORY_PER_PIXEL = 28
-"""so many more: readers keep up to five copies of four bytes."""
-_FACTS_BYTES = 1 << 16
+"""this: decoders keep up to five copies of 4 bytes per pixel, and more."""
+_MAX_REPLY_BYTES = 1 << 16
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "TMPDIR")
-"""What a worker inherits: no secrets."""
-_START = """\
+"""Environment variables that a worker inherits; they contain no secrets."""
+_SCRIPT = """\
 import sys, types
 sys.path[:] = {path!r}
-package = types.ModuleType("storage")  # of which the worker needs few modules, and none of what others import
+package = types.ModuleType("storage")  # without its __init__, which imports what the worker does not need
 package.__path__ = [{folder!r}]
 sys.modules["storage"] = package
 from storage.worker import main
@@ -67,11 +67,11 @@ main({parent})
 def decode(
     data: bytes, limits: Limits, checkpoint: Checkpoint = no_checkpoint, *, keep_own: bool = False
 ) -> Ingested:
-    """The picture in `data` as it is to be stored; with `keep_own`, `data` itself if it has that form.
+    """The image in `data` in stored form; with `keep_own`, `data` itself if it already has that form.
 
     Raises:
-        ImageRejected: it is no picture, broken, too large, or takes too long.
-        StoreBusy: too many pictures are being decoded. Also what `checkpoint` raises.
+        ImageRejected: not an image, damaged, too large, or too slow to decode.
+        StoreBusy: too many images are being decoded. Also what `checkpoint` raises.
     """
     check_bytes(data, limits)
     size = containers.size(data)
@@ -83,24 +83,24 @@ def decode(
             raise ImageRejected(*reply["refused"])
         if "notes" in reply:
             return Ingested(data if reply["own"] else png, tuple(reply["notes"]))
-    raise ImageRejected("The image is larger than its header says.", "Save it again as a plain picture.")
+    raise ImageRejected("The image is larger than its header states.", "Save it again as a plain image file.")
 
 
-def opening(size: tuple[int, int]) -> contextlib.AbstractContextManager[None]:
-    """Hold the budget for decoding a stored picture of `size` in this process. Raises StoreBusy."""
-    return _opening.taken(size[0] * size[1])
+def budget_for(size: tuple[int, int]) -> contextlib.AbstractContextManager[None]:
+    """Hold the budget for decoding a stored image of `size` in this process. Raises StoreBusy."""
+    return _local_budget.taken(size[0] * size[1])
 
 
-class _Lost(Exception):
-    """The worker ended in the middle; by its exit code."""
+class _WorkerDied(Exception):
+    """The worker ended during a request; the argument is its exit code."""
 
 
 class _Worker:
-    """One process, asked by one caller at a time."""
+    """One process, used by one caller at a time."""
 
     def __init__(self) -> None:
         path = [os.path.abspath(part) for part in sys.path if part]
-        start = _START.format(path=path, folder=str(Path(__file__).parent), parent=os.getpid())
+        start = _SCRIPT.format(path=path, folder=str(Path(__file__).parent), parent=os.getpid())
         given = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self._socket, theirs = socket.socketpair()
         with theirs:
@@ -110,11 +110,11 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                # One pool of memory and one thread: address space is what is limited.
+                # One malloc arena and one thread, because the limit is on address space.
                 env=given | {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for the server
+                start_new_session=True,  # so that Ctrl-C reaches the server only
             )
-        self._socket.settimeout(TICK_S)
+        self._socket.settimeout(POLL_S)
         self.idle_since = 0.0
 
     @property
@@ -127,11 +127,11 @@ class _Worker:
     def ask(
         self, asked: dict[str, Any], data: bytes, seconds: float, most: int, checkpoint: Checkpoint
     ) -> tuple[dict[str, Any], bytes]:
-        """The answer to a message, of at most `most` bytes.
+        """Send a request; returns the JSON and the body, at most `most` bytes, of the reply.
 
         Raises:
-            TimeoutError: there was none for `seconds`.
-            _Lost: the process ended.
+            TimeoutError: no reply within `seconds`.
+            _WorkerDied: the process ended. Also what `checkpoint` raises.
         """
         deadline = time.monotonic() + seconds
         text = json.dumps(asked).encode()
@@ -139,13 +139,13 @@ class _Worker:
             self._send(HEAD.pack(len(text), len(data)) + text, deadline, checkpoint)
             self._send(data, deadline, checkpoint)
             facts, body = HEAD.unpack(self._receive(HEAD.size, deadline, checkpoint))
-            if facts > _FACTS_BYTES or body > most:
+            if facts > _MAX_REPLY_BYTES or body > most:
                 raise ConnectionError
             reply = json.loads(self._receive(facts, deadline, checkpoint))
             return reply, self._receive(body, deadline, checkpoint)
         except ConnectionError:
             self.end(wait=True)
-            raise _Lost(self._process.returncode) from None
+            raise _WorkerDied(self._process.returncode) from None
 
     def _send(self, data: bytes, deadline: float, checkpoint: Checkpoint) -> None:
         rest = memoryview(data)
@@ -153,7 +153,7 @@ class _Worker:
             try:
                 rest = rest[self._socket.send(rest) :]
             except TimeoutError:
-                _go_on(deadline, checkpoint)
+                _check_deadline(deadline, checkpoint)
 
     def _receive(self, size: int, deadline: float, checkpoint: Checkpoint) -> bytes:
         data = bytearray(size)
@@ -162,7 +162,7 @@ class _Worker:
             try:
                 count = self._socket.recv_into(rest)
             except TimeoutError:
-                _go_on(deadline, checkpoint)
+                _check_deadline(deadline, checkpoint)
                 continue
             if not count:
                 raise ConnectionError
@@ -170,7 +170,7 @@ class _Worker:
         return bytes(data)
 
     def end(self, *, wait: bool = False) -> None:
-        """Close the connection and end the process; with `wait`, only if it does not end by itself."""
+        """Close the connection and kill the process; with `wait`, give it a second to end by itself."""
         self._socket.close()
         try:
             self._process.wait(1 if wait else 0)
@@ -179,34 +179,35 @@ class _Worker:
             self._process.wait()
 
     def forget(self) -> None:
-        """In a process that was forked from the one this belongs to: let go of it."""
+        """Release the worker in a forked child, without ending it."""
         self._socket.close()
-        self._process.returncode = 0  # not ours to wait for
+        self._process.returncode = 0  # it belongs to the parent
 
 
-def _go_on(deadline: float, checkpoint: Checkpoint) -> None:
+def _check_deadline(deadline: float, checkpoint: Checkpoint) -> None:
     checkpoint()
     if time.monotonic() > deadline:
         raise TimeoutError
 
 
 class _Workers:
-    """The workers of this process. How many there are is up to how many callers there are at once."""
+    """The worker pool of this process; the pixel budget limits its size."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._all: set[_Worker] = set()
         self._idle: list[_Worker] = []
-        self._wanted: queue.SimpleQueue[Future[_Worker]] = queue.SimpleQueue()
-        self._keeper: threading.Thread | None = None
+        self._requests: queue.SimpleQueue[Future[_Worker]] = queue.SimpleQueue()
+        self._supervisor: threading.Thread | None = None
 
     def ask(
         self, data: bytes, limits: Limits, pixels: int, keep_own: bool, checkpoint: Checkpoint
     ) -> tuple[dict[str, Any], bytes]:
-        """A worker's answer for a picture of at most `pixels` pixels.
+        """The reply of a worker for an image of at most `pixels` pixels.
 
         Raises:
-            ImageRejected: it takes too long, or the worker ends with it.
+            ImageRejected: it takes too long, or the worker dies.
+            StoreError: no worker could be started.
         """
         seconds = SECONDS + SECONDS_PER_MEGAPIXEL * pixels / 1e6
         asked = {
@@ -216,17 +217,17 @@ class _Workers:
             "seconds": seconds,
             "memory": MEMORY + 3 * len(data) + MEMORY_PER_PIXEL * pixels,
         }
-        worker = self._hired()
+        worker = self._acquire()
         try:
             reply = worker.ask(asked, data, WALL * seconds, 5 * pixels + (1 << 20), checkpoint)
         except TimeoutError:
-            self._dismiss(worker)
+            self._discard(worker)
             raise _too_slow(seconds) from None
-        except _Lost as lost:
-            self._dismiss(worker)
-            raise _too_slow(seconds) if lost.args[0] == -signal.SIGPROF else _crashed(lost.args[0]) from None
+        except _WorkerDied as died:
+            self._discard(worker)
+            raise _too_slow(seconds) if died.args[0] == -signal.SIGPROF else _crashed(died.args[0]) from None
         except BaseException:
-            self._dismiss(worker)
+            self._discard(worker)
             raise
         with self._lock:
             worker.idle_since = time.monotonic()
@@ -234,22 +235,22 @@ class _Workers:
         return reply
 
     def close(self) -> None:
-        """End every worker."""
+        """End all workers."""
         with self._lock:
             ending, self._all, self._idle = self._all, set(), []
         for worker in ending:
             worker.end()
 
     def forget(self) -> None:
-        """After a fork: these are the parent's."""
+        """Release all workers in a forked child; they belong to the parent."""
         for worker in self._all:
             worker.forget()
 
     def pids(self) -> list[int]:
-        """The processes there are."""
+        """Process ids of the workers."""
         return [worker.pid for worker in self._all]
 
-    def _hired(self) -> _Worker:
+    def _acquire(self) -> _Worker:
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
@@ -257,32 +258,34 @@ class _Workers:
                     return worker
                 self._all.discard(worker)
                 worker.end()
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="decoder-keeper", daemon=True)
-                self._keeper.start()
-        wanted: Future[_Worker] = Future()
-        self._wanted.put(wanted)
+            if self._supervisor is None:
+                self._supervisor = threading.Thread(
+                    target=self._supervise, name="decoder-supervisor", daemon=True
+                )
+                self._supervisor.start()
+        request: Future[_Worker] = Future()
+        self._requests.put(request)
         try:
-            return wanted.result()
+            return request.result()
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise StoreError(
                 f"No process could be started to decode the image: {reason}.", "Try again."
             ) from error
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _discard(self, worker: _Worker) -> None:
         with self._lock:
             self._all.discard(worker)
         worker.end()
 
-    def _keep(self) -> None:
-        """Start workers, and end idle ones.
+    def _supervise(self) -> None:
+        """Start requested workers, and end idle ones.
 
-        In one thread that never ends: the kernel ends a worker with the thread that started it.
+        Runs in one thread that never ends, because the kernel kills a worker with the thread that started it.
         """
         while True:
             try:
-                wanted = self._wanted.get(timeout=IDLE_S / 4)
+                request = self._requests.get(timeout=IDLE_S / 4)
             except queue.Empty:
                 self._end_idle()
                 continue
@@ -290,9 +293,9 @@ class _Workers:
                 worker = _Worker()
                 with self._lock:
                     self._all.add(worker)
-                wanted.set_result(worker)
+                request.set_result(worker)
             except BaseException as error:
-                wanted.set_exception(error)
+                request.set_exception(error)
 
     def _end_idle(self) -> None:
         now = time.monotonic()
@@ -306,7 +309,7 @@ class _Workers:
 
 def _too_slow(seconds: float) -> ImageRejected:
     return ImageRejected(
-        f"The image could not be decoded in {seconds:.0f} seconds of processor time.",
+        f"The image could not be decoded in {seconds:.0f} seconds of CPU time.",
         "Save it again as a plain PNG or JPEG.",
     )
 
@@ -325,20 +328,20 @@ def _cause(code: int | None) -> str:
         return f"an error ({code})"
 
 
-def _begin() -> None:
-    global _workers, _budget, _opening
+def _start_pool() -> None:
+    global _workers, _budget, _local_budget
     _workers = _Workers()
-    _budget, _opening = PixelBudget(PIXELS_AT_ONCE, WORKERS), PixelBudget(PIXELS_AT_ONCE, OPENED)
+    _budget, _local_budget = PixelBudget(PIXELS_AT_ONCE, WORKERS), PixelBudget(PIXELS_AT_ONCE, OPENED)
 
 
 def _after_fork() -> None:
     _workers.forget()
-    _begin()
+    _start_pool()
 
 
 _workers: _Workers
 _budget: PixelBudget
-_opening: PixelBudget
-_begin()
+_local_budget: PixelBudget
+_start_pool()
 atexit.register(lambda: _workers.close())
 os.register_at_fork(after_in_child=_after_fork)

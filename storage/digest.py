@@ -1,8 +1,7 @@
-"""Names of images and records: a SHA-256 as a type, never a bare string.
+"""Ids of images and records: a SHA-256 as a type.
 
-Knows nothing of files or databases. Three spellings are read: `sha256:<64 hex>`, the same digits alone, and
-the resource URI `image://sha256/<64 hex>`; one is written, `sha256:<64 hex>`. Digits are ASCII and
-case-insensitive on the way in, lower case on the way out.
+Three forms are parsed: `sha256:<64 hex>`, the digits alone, and the resource URI `image://sha256/<64 hex>`.
+The output form is `sha256:<64 hex>`. Digits are ASCII, case-insensitive in input and lower case in output.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ from storage.errors import InvalidArgument
 
 SCHEME = "image://sha256/"
 MIN_PREFIX = 8
-"""Fewest hex digits that may stand for an image."""
+"""Minimum number of hex digits in a reference to an image."""
 
 _REFERENCE = re.compile(rf"(?:sha256:|{SCHEME})?([0-9a-f]{{{MIN_PREFIX},64}})", re.ASCII | re.IGNORECASE)
 _SHOWN = 100
@@ -40,10 +39,10 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read any complete spelling.
+        """The digest in any of the three forms.
 
         Raises:
-            InvalidArgument: `text` is no digest, or only a prefix of one.
+            InvalidArgument: `text` is not a digest, or only a prefix of one.
         """
         digits = hex_digits(text)
         if len(digits) != 64:
@@ -67,7 +66,7 @@ class Digest:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """In models a digest is the string `sha256:<64 hex>`."""
+        """Pydantic schema: in JSON, a digest is the string `sha256:<64 hex>`."""
         text = core_schema.no_info_after_validator_function(cls._validated, core_schema.str_schema())
         return core_schema.json_or_python_schema(
             json_schema=text,

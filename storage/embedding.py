@@ -1,8 +1,8 @@
-"""A record inside a PNG: put in on export, taken out on import, without touching the pixels.
+"""Embeds records in a PNG on export and extracts them on import, without changing the pixels.
 
-Knows PNG chunks (PNG 3rd edition, section 11.3.3.4, iTXt) and the customs of others: the `parameters` text
-that image tools show, and XMP with the IPTC source type for pictures made by a model. The bytes of the
-picture come out exactly as they went in, so its id survives the journey.
+Uses iTXt chunks (PNG 3rd edition, section 11.3.3.4) and two conventions of other programs: the `parameters`
+text shown by image tools, and XMP with the IPTC source type for images made by a model. The other bytes of
+the PNG are unchanged, so an exported image keeps its id.
 """
 
 import re
@@ -23,19 +23,19 @@ RECORDS = "omnigen2:records"
 PARAMETERS = "parameters"
 XMP = "XML:com.adobe.xmp"
 
-_MOST_RECORDS = 100
-"""In a file; an image has a handful of a few kilobytes."""
-_MOST_BYTES = 4 * MAX_BYTES
-"""Of the records in a file: what made the image, its label and its pin."""
+_MAX_RECORDS = 100
+"""Maximum number of records in a file; usually there are up to three."""
+_MAX_RECORD_BYTES = 4 * MAX_BYTES
+"""Maximum total size of the records in a file."""
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_CUSTOMARY = {
+_DISPLAY_NAMES = {
     "steps": "Steps",
     "scheduler": "Sampler",
     "text_guidance_scale": "CFG scale",
     "seed": "Seed",
 }
 _MADE_BY_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-_PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+_XMP_TEMPLATE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"
  xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
@@ -44,18 +44,18 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="r"?>"""
 
 
-class Carried(NamedTuple):
-    """What an exported file holds."""
+class Extracted(NamedTuple):
+    """The content of an exported file."""
 
     png: bytes
-    """Header, pixels and end only."""
+    """The PNG without the embedded texts."""
     records: list[Record]
     refused: tuple[str, ...]
-    """Why others were not taken."""
+    """Reasons why other records were rejected."""
 
 
 def embed(png: bytes, image: Digest, records: Sequence[Record]) -> bytes:
-    """`png` with its records, and with what other programs read of the first of them."""
+    """`png` with embedded records, the first of which also in the forms that other programs read."""
     texts = {RECORDS: _as_list(records), XMP: _xmp(image, records)}
     if records:
         texts[PARAMETERS] = parameters_text(records[0])
@@ -64,14 +64,14 @@ def embed(png: bytes, image: Digest, records: Sequence[Record]) -> bytes:
     return png[:after_header] + chunks + png[after_header:]
 
 
-def extract(data: bytes) -> Carried | None:
-    """The picture and the records in bytes that `embed` made; None if they are not of that kind.
+def extract(data: bytes) -> Extracted | None:
+    """The PNG and the records in a file made by `embed`; None for any other file.
 
-    Nothing is believed: neither that the picture decodes, nor that the records speak of it. Records that a
-    store could not keep are refused.
+    The content is not trusted: the PNG may not decode, and the records may be about other images. Invalid
+    records are rejected.
 
     Raises:
-        ImageRejected: it has more chunks than any honest file.
+        ImageRejected: the file has too many chunks.
     """
     if not data.startswith(PNG_SIGNATURE):
         return None
@@ -87,18 +87,18 @@ def extract(data: bytes) -> Carried | None:
             picture.append(chunk)
         else:
             return None
-    return Carried(b"".join(picture), *_from_list(texts[-1])) if texts else None
+    return Extracted(b"".join(picture), *_from_list(texts[-1])) if texts else None
 
 
 def parameters_text(record: Record) -> str:
-    """The conventional text: prompt, negative prompt, then one line of `Name: value`."""
+    """The text in the convention of image tools: prompt, negative prompt, then a line of `Name: value`."""
     given = record.parameters
     words = given.get("prompt") or given.get("instruction") or given.get("question") or ""
     lines = [str(words)]
     if given.get("negative_prompt"):
         lines.append(f"Negative prompt: {given['negative_prompt']}")
     values = {name: value for name, value in given.items() if isinstance(value, int | float | str)}
-    facts = {_CUSTOMARY[name]: values[name] for name in _CUSTOMARY if name in values}
+    facts = {_DISPLAY_NAMES[name]: values[name] for name in _DISPLAY_NAMES if name in values}
     if record.seed is not None:
         facts["Seed"] = record.seed
     if "width" in values and "height" in values:
@@ -124,7 +124,7 @@ def _xmp(image: Digest, records: Sequence[Record]) -> str:
             properties.append(
                 f"<Iptc4xmpExt:DigitalSourceType>{_MADE_BY_MODEL}</Iptc4xmpExt:DigitalSourceType>"
             )
-    return _PACKET.format(properties="\n".join(properties))
+    return _XMP_TEMPLATE.format(properties="\n".join(properties))
 
 
 def _as_list(records: Sequence[Record]) -> str:
@@ -132,7 +132,7 @@ def _as_list(records: Sequence[Record]) -> str:
 
 
 def _from_list(rest: bytes) -> tuple[list[Record], tuple[str, ...]]:
-    """The records in an iTXt chunk, and why others in it are refused."""
+    """The records in the text of an iTXt chunk, and reasons why others were rejected."""
     try:
         items = _items(rest)
     except ValueError as error:
@@ -150,17 +150,17 @@ def _from_list(rest: bytes) -> tuple[list[Record], tuple[str, ...]]:
 
 
 def _items(rest: bytes) -> list[Any]:
-    # After the keyword: compression flag and method, two empty texts (language, translation), the text.
+    # After the keyword: compression flag and method, language and translated keyword (both empty), text.
     if not rest.startswith(b"\0\0\0\0"):
-        raise ValueError("it is compressed, or has a language")
-    if len(rest) > _MOST_BYTES:
-        raise ValueError(f"it has {len(rest):,} bytes, at most {_MOST_BYTES:,} are taken")
+        raise ValueError("it is compressed or has a language tag")
+    if len(rest) > _MAX_RECORD_BYTES:
+        raise ValueError(f"it has {len(rest):,} bytes, at most {_MAX_RECORD_BYTES:,} are allowed")
     items = from_json(rest[4:], allow_inf_nan=False)
     if not isinstance(items, list):
         raise ValueError("it is not a list of records")
     items = cast("list[Any]", items)
-    if len(items) > _MOST_RECORDS:
-        raise ValueError(f"it has {len(items):,} records, at most {_MOST_RECORDS} are taken")
+    if len(items) > _MAX_RECORDS:
+        raise ValueError(f"it has {len(items):,} records, at most {_MAX_RECORDS} are allowed")
     return items
 
 

@@ -1,7 +1,7 @@
-"""What the store refuses, in words an agent can act on.
+"""The errors of the store, with messages that a client can act on.
 
-Each class has a stable `code` from the project's list of error codes; surfaces pass code and message on
-unchanged. The message names what was given and what is allowed, `advice` says what to do next.
+Each class has a stable `code` from the project's list of error codes; the server passes code and message on
+unchanged. The message states the given and the allowed value, `advice` the next step.
 """
 
 import errno
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 class StoreError(Exception):
-    """Base of every error that the store raises on purpose."""
+    """Base class of all errors that the store raises."""
 
     code = "internal"
 
     def __init__(self, message: str, advice: str = "", place: str = "") -> None:
-        """`place`: the folder or URL it happened at, for the host and nobody else."""
+        """`place` is the folder or URL of the store: for the host's logs only, never sent to clients."""
         super().__init__(message, advice, place)
         self.message = message
         self.advice = advice
@@ -27,71 +27,71 @@ class StoreError(Exception):
 
 
 class InvalidArgument(StoreError):
-    """A reference, cursor, limit or record field that no state of the store could make right."""
+    """A reference, cursor, limit or record field that is invalid whatever the store contains."""
 
     code = "invalid_argument"
 
 
 class ImageNotFound(StoreError):
-    """A well-formed reference to an image that is not here."""
+    """A well-formed reference to an image that is not stored."""
 
     code = "image_not_found"
 
 
 class ImageRejected(StoreError):
-    """Bytes that are no image, or an image beyond the limits."""
+    """Bytes that are not a decodable image, or an image that exceeds the limits."""
 
     code = "image_rejected"
 
 
 class StoreFull(StoreError):
-    """No room: the quota is used up, or the disk is."""
+    """The quota or the disk is full."""
 
     code = "busy"
 
 
 class StoreBusy(StoreError):
-    """Somebody else holds the exclusive lease that this work needs."""
+    """A resource is in use: the maintenance lock, the decoding budget, or the index."""
 
     code = "busy"
 
 
 class StoreReadOnly(StoreError):
-    """The store, or its folder, does not take writes."""
+    """The store or its folder is not writable."""
 
     code = "forbidden"
 
 
 class Corrupt(StoreError):
-    """Stored bytes do not hash to their name."""
+    """Stored bytes do not match their SHA-256 id."""
 
 
 class Unreadable(StoreError):
-    """The file system does not give the bytes of one file: a bad sector, a missing right, not a file."""
+    """One file cannot be read: an I/O error, missing permission, or not a regular file."""
 
 
 class IndexDamaged(StoreError):
-    """The index is not what this program wrote. It is only a cache: build it again."""
+    """The index is damaged or was not written by this program. It can be rebuilt from the files."""
 
 
 class IndexReadOnly(StoreReadOnly):
-    """The index cannot be opened or written: because of the folder, or because of what lies in its place."""
+    """The index cannot be opened or written, because of its folder or a foreign file at its path."""
 
 
 class IndexSuspect(IndexDamaged):
-    """A statement failed: as it would if the tables were not ours, or if the statement is wrong."""
+    """A statement failed: the schema may be foreign, or the statement wrong."""
 
 
 ADVICE_AFAR = "Check the address, the network and the credentials."
-"""What to do about an object store that fails."""
+"""Advice on errors of an object store."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_READING = {errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO}
-"""What is wrong with one file. Not here: what passes, such as too many open files."""
+"""Permanent errors of one file; excludes transient ones, such as too many open files."""
 _SQLITE_DAMAGED = {
     sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_CONSTRAINT,  # rows that contradict each other: ours never do
+    sqlite3.SQLITE_CONSTRAINT,  # violated only if the rows were not written by this program
     sqlite3.SQLITE_MISMATCH,
 }
 _SQLITE_DAMAGED_FILE = {
@@ -103,7 +103,7 @@ _SQLITE_NO_WRITING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.
 
 
 def from_os_error(error: OSError, folder: Path | str, reading: bool = False) -> StoreError:
-    """The store's word for an operating-system error met while working below `folder`, a path or URL."""
+    """The StoreError for an operating-system error in `folder`, a path or URL."""
     if reading:
         kind = Unreadable if error.errno in _NO_READING else StoreError
         return kind(
@@ -120,29 +120,29 @@ def from_os_error(error: OSError, folder: Path | str, reading: bool = False) -> 
 
 
 def unreadable_lease(name: str, folder: Path) -> StoreError:
-    """The refusal to collect while it is not known which images a job needs."""
+    """The error of a collection when a lease cannot be read, so that the images a job needs are unknown."""
     return StoreError(
-        f"Cannot collect: locks/leases/{name} cannot be read, and may name images that a job needs.",
-        "Ask the host to remove it when no job runs.",
+        f"Cannot collect: locks/leases/{name} cannot be read and may list images that a job needs.",
+        "Ask the host to remove it when no job is running.",
         str(folder),
     )
 
 
 def cannot_write(error: OSError) -> bool:
-    """Whether a right is missing, or the file system is read-only."""
-    return error.errno in _NO_WRITING or isinstance(error, PermissionError)  # object stores give no number
+    """Whether permission is missing, or the file system is read-only."""
+    return error.errno in _NO_WRITING or isinstance(error, PermissionError)  # object stores set no errno
 
 
 def from_sqlite_error(error: sqlite3.Error, folder: Path | None) -> StoreError:
-    """The store's word for a database error met while using the index below `folder`; None: in memory."""
+    """The StoreError for a database error of the index in `folder`, None for an index in memory."""
     place = str(folder or "in memory")
-    # No code: Python found that what SQLite holds as a text is none.
+    # Without a code, Python found a text in the database that is not valid UTF-8.
     no_text = sqlite3.SQLITE_CORRUPT if type(error) is sqlite3.OperationalError else sqlite3.SQLITE_MISUSE
     extended: int = getattr(error, "sqlite_errorcode", no_text)
-    code = extended & 0xFF  # the primary code; the rest only refines it (SQLITE_READONLY_DIRECTORY, ...)
+    code = extended & 0xFF  # primary result code, without extension (SQLITE_READONLY_DIRECTORY, ...)
     if code in _SQLITE_DAMAGED or extended in _SQLITE_DAMAGED_FILE:
         return _index_failed(IndexDamaged, error, place)
-    # A file-size limit or a lost disk reaches SQLite as a failed write.
+    # SQLite reports a file-size limit or a lost disk as a failed write.
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return _full(place, error)
     if code in _SQLITE_NO_WRITING:
@@ -153,14 +153,19 @@ def from_sqlite_error(error: sqlite3.Error, folder: Path | None) -> StoreError:
 
 
 def read_only(
-    folder: Path | str, reason: str = "it may only be read", kind: type[StoreReadOnly] = StoreReadOnly
+    folder: Path | str, reason: str = "it is read-only", kind: type[StoreReadOnly] = StoreReadOnly
 ) -> StoreReadOnly:
-    """The refusal of a store below `folder`, a path or URL, that does not take writes."""
+    """The error of a write to a read-only store in `folder`, a path or URL."""
     return kind(
         f"The image store cannot be written ({reason}); nothing was stored.",
         "Ask the host to make the folder writable, or to choose another store with --store.",
         str(folder),
     )
+
+
+def image_not_found(ref: object) -> ImageNotFound:
+    """The error for an image reference that is not stored."""
+    return ImageNotFound(f"No image {ref} is stored.", "List the images, or import it first.")
 
 
 def _index_failed(kind: type[StoreError], error: Exception, place: str) -> StoreError:
@@ -177,7 +182,7 @@ def _full(folder: Path | str, error: Exception) -> StoreFull:
 
 
 def _at(error: OSError, folder: Path | str) -> str:
-    """Where in the store, so that the host knows which file to look at; where the store is stays unsaid."""
+    """The path of the file relative to the store, without revealing where the store is."""
     if isinstance(folder, str) or not isinstance(error.filename, str):
         return ""
     path = Path(error.filename)
@@ -185,7 +190,7 @@ def _at(error: OSError, folder: Path | str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the file or address it went wrong with."""
+    """The cause of an error, without file name or address."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return str(error)

@@ -1,8 +1,8 @@
-"""From the bytes of a file that somebody gave to the PNG that is stored: the whole way, in one function.
+"""Converts an untrusted image file to the PNG that is stored.
 
-Everything is kept as 8-bit sRGB, upright, as RGB, or as RGBA where something is transparent. What else a file
-holds (frames, trailers, depth, profiles, text) is dropped, and what of it could be missed is noted.
-Runs in a worker process (`storage/decoder.py`): the readers of formats are the part that hostile bytes reach.
+Stored images are 8-bit sRGB, upright, RGB, or RGBA if any pixel is not opaque. Everything else in a file
+(frames, trailing bytes, bit depth, profiles, text) is dropped, with a note where this may matter. Runs in a
+worker process (`storage/decoder.py`), because the decoders of image formats are exposed to hostile bytes.
 """
 
 import io
@@ -20,27 +20,27 @@ from storage.containers import PNG_SIGNATURE, Survey, survey
 from storage.errors import ImageRejected
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-"""Pillow's names of the formats that are read, where this build of Pillow has them."""
+"""Pillow's names of the accepted formats, as far as this build of Pillow supports them."""
 _ONE_OF = {"TIFF": "pages", "JPEG": "pictures", "MPO": "pictures"}
 _SRGB_CICP = (1, 13)
 _BIT_DEPTH, _PHOTOMETRIC = 258, 262
-"""Tags of TIFF."""
+"""TIFF tags."""
 
-# Half a picture is not a picture; state it here, as other code in the process may have relaxed it.
+# Reject truncated files, even if other code in the process has relaxed this.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """A picture as it is to be stored."""
+    """An image in stored form."""
 
     png: bytes
     notes: tuple[str, ...] = ()
-    """What was dropped, reduced or converted; sentences."""
+    """Sentences on what was dropped, reduced or converted."""
 
 
-class Larger(Exception):
-    """The picture has more pixels than was expected."""
+class LargerThanExpected(Exception):
+    """The image has more pixels than expected."""
 
     def __init__(self, pixels: int) -> None:
         super().__init__(pixels)
@@ -48,81 +48,83 @@ class Larger(Exception):
 
 
 def ingest(data: bytes, limits: Limits, expected: int | None = None) -> Ingested:
-    """The picture in `data`, first frame, as stored.
+    """The first picture in `data`, in stored form.
 
     Raises:
-        ImageRejected: too large, broken, or of an unknown format; it says which.
-        Larger: it has more than `expected` pixels, and was not decoded.
+        ImageRejected: too large, damaged, or of an unknown format.
+        LargerThanExpected: it has more than `expected` pixels; it was not decoded.
     """
     check_bytes(data, limits)
     try:
         picture, notes = decode(data, limits, limits.pixels if expected is None else expected)
         return Ingested(encode(picture), tuple(notes))
-    except (ImageRejected, Larger):
+    except (ImageRejected, LargerThanExpected):
         raise
     except Image.DecompressionBombError as error:
-        raise ImageRejected(f"The image is too large: {error}.", "Send a smaller picture.") from error
+        raise ImageRejected(f"The image is too large: {error}.", "Send a smaller image.") from error
     except MemoryError as error:
         raise ImageRejected(
-            "The image needs too much memory to be decoded.", "Send a smaller picture."
+            "The image needs too much memory to be decoded.", "Send a smaller image."
         ) from error
-    # Pillow's readers meet hostile bytes with nearly every built-in exception; all mean "not decodable".
+    # Pillow's decoders raise almost any built-in exception on damaged bytes.
     except Exception as error:
         reason = str(error).partition("<_io")[0].strip() or type(error).__name__
         raise ImageRejected(
             f"The image could not be read: {reason[:200]}.",
-            f"Send a whole, undamaged file in one of these formats: {', '.join(_known_formats())}.",
+            f"Send a complete, undamaged file in one of these formats: {', '.join(_known_formats())}.",
         ) from error
 
 
 def check_bytes(data: bytes, limits: Limits) -> None:
-    """What can be said of a file without reading it.
+    """Check a file before decoding.
 
     Raises:
-        ImageRejected: it is empty, has too many bytes, or its header gives too large a size.
+        ImageRejected: it is empty, has too many bytes, or its header states too large a size.
     """
     if not data:
-        raise ImageRejected("The image is empty (0 bytes).", "Send the bytes of a picture.")
+        raise ImageRejected("The image is empty (0 bytes).", "Send the bytes of an image file.")
     if len(data) > limits.bytes:
         raise ImageRejected(
-            f"The image has {len(data):,} bytes; at most {limits.bytes:,} are taken.", "Send a smaller file."
+            f"The image has {len(data):,} bytes; at most {limits.bytes:,} are allowed.",
+            "Send a smaller file.",
         )
     if size := containers.size(data):
         check_size(size, limits)
 
 
 def decode(data: bytes, limits: Limits, expected: int) -> tuple[Image.Image, list[str]]:
-    """The picture in `data`, normalised, and notes. Raises what `ingest` does, and whatever Pillow does."""
+    """The normalised image in `data`, and notes. Raises as `ingest`, and any exception of Pillow."""
     facts = survey(data, "PNG") if data.startswith(PNG_SIGNATURE) else Survey()
     if data.startswith(PNG_SIGNATURE):
         source = containers.picture_chunks(data)
     else:
         source = data
-    # One reader per format: Pillow would otherwise try all of its formats, the obscure ones too.
+    # Only the accepted formats: Pillow would otherwise try all of its decoders.
     with Image.open(io.BytesIO(source), formats=_known_formats()) as image:
         check_size(image.size, limits)
         if image.width * image.height > expected:
-            raise Larger(image.width * image.height)
+            raise LargerThanExpected(image.width * image.height)
         kind = image.format or ""
         if kind != "PNG":
             facts = survey(data, kind)
         samples = _samples(image, facts, source)
-        notes = _left_out(data, facts, kind, image)
+        notes = _dropped_content(data, facts, kind, image)
         image.load()
         check_size(image.size, limits)
-        notes += _turned_upright(image)
-        # Only the pixels go on: the reader may hold as much memory again.
+        notes += _rotate_upright(image)
+        # Keep only the pixels: the decoder may hold as much memory again.
         picture = cast(Any, image)._new(image.im)
     del image
-    notes += _unused_colour(picture, facts)
+    notes += _ignored_colour(picture, facts)
     colours, more = flattened(picture, samples)
     colours.info = {}
     return colours, notes + more
 
 
 def is_stored_form(png: bytes, stored: bytes) -> bool:
-    """Whether `png` may be kept as it is: the same kind of pixels as `stored`, which was made from it, and
-    nothing besides: neither other chunks nor bytes behind the compressed pixels.
+    """Whether `png` can be stored unchanged, given `stored`, which was made from it.
+
+    This requires the same pixel format, and no other chunks or data after the compressed pixels.
     """
     found = list(containers.chunks(png))
     names = [name for name, _, _ in found]
@@ -147,25 +149,25 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _left_out(data: bytes, facts: Survey, kind: str, image: Image.Image) -> list[str]:
+def _dropped_content(data: bytes, facts: Survey, kind: str, image: Image.Image) -> list[str]:
     notes: list[str] = []
     pictures = max(facts.pictures, getattr(image, "n_frames", 1) if kind == "AVIF" else 1)
     if pictures > 1:
         notes.append(f"Only the first of {pictures} {_ONE_OF.get(kind, 'frames')} in the file was taken.")
-    if more := containers.surplus(data, facts.end):
+    if more := containers.trailing_bytes(data, facts.end):
         notes.append(f"{more:,} bytes that follow the picture in the file were dropped.")
     return notes
 
 
-def _turned_upright(image: Image.Image) -> list[str]:
-    """Turn `image` as its EXIF says, in place."""
+def _rotate_upright(image: Image.Image) -> list[str]:
+    """Rotate `image` in place according to its EXIF data; notes."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    # Pillow's reader of EXIF has as many exceptions as those of formats. The picture is whole without it.
+    # Pillow's EXIF parser raises almost any exception too. The pixels do not depend on it.
     except MemoryError:
         raise
     except Exception:
-        return ["The file's EXIF data is broken; the picture was not turned."]
+        return ["The file's EXIF data is damaged; the picture was not rotated."]
     return []
 
 
@@ -185,14 +187,14 @@ def _samples(image: Image.Image, facts: Survey, source: bytes) -> Samples:
 def _low_bytes(png: bytes) -> Image.Image:
     """The low bytes of a PNG with 16 bits per channel, RGB."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        # What Pillow calls 16 bits in the other byte order: it takes the second byte of each sample.
+        # In Pillow, the raw mode for the other byte order; it reads the second byte of each sample.
         image.tile = [part._replace(args="RGB;16L") for part in cast(Any, image).tile]
         image.load()
         return image.copy()
 
 
-def _unused_colour(picture: Image.Image, facts: Survey) -> list[str]:
-    """What the file says of its colours in ways that are not followed."""
+def _ignored_colour(picture: Image.Image, facts: Survey) -> list[str]:
+    """Notes on colour information in the file that was ignored."""
     info = picture.info
     if facts.cicp and facts.cicp[:2] != _SRGB_CICP:
         return ["The picture is marked as HDR or wide gamut (cICP); its colours were taken as sRGB."]
@@ -203,4 +205,4 @@ def _unused_colour(picture: Image.Image, facts: Survey) -> list[str]:
 
 
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 23
-"""Bytes of a colour profile, unpacked: those of printers are larger than Pillow allows."""
+"""Maximum size of an uncompressed colour profile; printer profiles exceed the default of Pillow."""

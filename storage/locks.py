@@ -1,7 +1,7 @@
-"""Who may do what at once, across threads and processes of one machine.
+"""Locks between threads and processes of one machine.
 
-Knows only files: every lock is an `flock`, which the kernel gives back when its holder dies, so there is no
-expiry, no heartbeat and no stale lock. Writers share `write.lock`; whoever deletes takes it alone.
+Every lock is an `flock`, which the kernel releases when its holder ends: there are no stale locks, and no
+expiry or heartbeat is needed. Writers hold `write.lock` shared; deletion and maintenance hold it exclusively.
 """
 
 import contextlib
@@ -32,34 +32,34 @@ class Locks:
 
     @contextlib.contextmanager
     def shared(self) -> Generator[None]:
-        """Share the store with other writers, and with nobody who deletes. Waits."""
+        """Hold the shared write lock: excludes `exclusive`, not other writers. Blocks until available."""
         with self._locked("write.lock", fcntl.LOCK_SH):
             yield
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[None]:
-        """Keep every writer out. Waits for those who are in."""
+        """Hold the exclusive write lock: excludes all writers. Blocks until available."""
         with self._locked("write.lock", fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
     def quota(self) -> Generator[None]:
-        """Be the only one who fills up a quota. Waits."""
+        """Hold the exclusive lock for writes under a quota. Blocks until available."""
         with self._locked("quota.lock", fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
     def maintenance(self, work: str) -> Generator[None]:
-        """The exclusive lease of long maintenance (`work` says which).
+        """Hold the exclusive maintenance lock, without blocking; `work` names the task in the error message.
 
         Raises:
-            StoreBusy: another process holds it.
+            StoreBusy: another task holds the lock.
         """
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._locked("care.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
             except BlockingIOError:
-                raise _taken(work) from None
+                raise _maintenance_running(work) from None
             yield
 
     def register_writer(self) -> Callable[[], None]:
@@ -68,39 +68,43 @@ class Locks:
         A process that ends without deregistering is reported by `has_dead_writer`. Requires `shared` or
         `exclusive`.
         """
-        path, handle, process = *self._signed(self.writers), os.getpid()
+        path, handle, process = *self._new_locked_file(self.writers), os.getpid()
 
         def deregister() -> None:
-            if os.getpid() == process:  # a fork's copy of this says nothing
-                _take_back(path, handle)
+            if os.getpid() == process:  # not in a forked child, which shares the lock
+                _release(path, handle)
 
         return deregister
 
     def has_dead_writer(self) -> bool:
-        """Whether a writer died. Sure only if called `alone`: one may be signing in right now."""
-        return any(_holder_gone(path) for path in self._signs(self.writers))
+        """Whether a writer ended without deregistering. Reliable only under `exclusive`."""
+        return any(_is_released(path) for path in self._files_in(self.writers))
 
     def forget_dead_writers(self) -> None:
-        """Forget the writers who died. Call it `alone`."""
-        for path in self._signs(self.writers):
-            if _holder_gone(path):
+        """Remove the registrations of writers that died. Requires `exclusive`."""
+        for path in self._files_in(self.writers):
+            if _is_released(path):
                 _remove(path)
 
     @contextlib.contextmanager
     def lease(self, digests: Iterable[Digest]) -> Generator[None]:
-        """Name images that must not be deleted until the block ends, or this process does."""
-        path, handle = self._signed(self.leases)
+        """Protect images from deletion until the block exits or this process ends."""
+        path, handle = self._new_locked_file(self.leases)
         try:
             os.write(handle, b"".join(digest.raw for digest in digests))
             yield
         finally:
-            _take_back(path, handle)
+            _release(path, handle)
 
     def leased_images(self) -> set[Digest]:
-        """Every image named by a living lease; forgets those whose holder is gone. Call it `alone`."""
+        """All images with an active lease. Removes leases of ended processes. Requires `exclusive`.
+
+        Raises:
+            StoreError: a lease file cannot be read.
+        """
         found: set[Digest] = set()
-        for path in self._signs(self.leases):
-            if _holder_gone(path):
+        for path in self._files_in(self.leases):
+            if _is_released(path):
                 _remove(path)
                 continue
             try:
@@ -112,27 +116,27 @@ class Locks:
             found.update(Digest(raw[at : at + 32]) for at in range(0, len(raw) - 31, 32))
         return found
 
-    def _signs(self, folder: Path) -> list[Path]:
-        """The files in a folder. What else lies there was put there by somebody else, and says nothing."""
+    def _files_in(self, folder: Path) -> list[Path]:
+        """The regular files in a folder; other entries are ignored."""
         try:
             with os.scandir(folder) as entries:
                 return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError as error:
             raise from_os_error(error, self.folder.parent, reading=True) from error
 
-    def _signed(self, folder: Path) -> tuple[Path, int]:
-        """A new file that this process keeps locked while it lives."""
+    def _new_locked_file(self, folder: Path) -> tuple[Path, int]:
+        """The path and descriptor of a new file, locked until the descriptor is closed."""
         path = folder / secrets.token_hex(8)
         handle = self._open(path)
         fcntl.flock(handle, fcntl.LOCK_EX)
         return path, handle
 
     @contextlib.contextmanager
-    def _locked(self, name: str, how: int) -> Generator[None]:
-        # A descriptor of its own per use: flock then also keeps threads of one process apart.
+    def _locked(self, name: str, operation: int) -> Generator[None]:
+        # A new descriptor per use, so that flock also excludes other threads of this process.
         handle = self._open(self.folder / name)
         try:
-            fcntl.flock(handle, how)
+            fcntl.flock(handle, operation)
             yield
         finally:
             os.close(handle)
@@ -145,7 +149,7 @@ class Locks:
 
 
 class MemoryLocks:
-    """The same for a store in memory, which no other process can use. Nobody but this process can die."""
+    """`Locks` for a store in memory, which no other process can use."""
 
     def __init__(self) -> None:
         self._turn = threading.Condition()
@@ -156,7 +160,7 @@ class MemoryLocks:
         self._leases: dict[object, set[Digest]] = {}
 
     def prepare(self) -> None:
-        """Nothing needs to be prepared."""
+        """Does nothing."""
 
     @contextlib.contextmanager
     def shared(self) -> Generator[None]:
@@ -194,22 +198,22 @@ class MemoryLocks:
     def maintenance(self, work: str) -> Generator[None]:
         """See `Locks`."""
         if not self._maintenance.acquire(blocking=False):
-            raise _taken(work)
+            raise _maintenance_running(work)
         try:
             yield
         finally:
             self._maintenance.release()
 
     def register_writer(self) -> Callable[[], None]:
-        """See `Locks`: there is nobody who could look for a writer that died."""
+        """Does nothing: the store ends with this process."""
         return lambda: None
 
     def has_dead_writer(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def forget_dead_writers(self) -> None:
-        """There is nobody to forget."""
+        """Does nothing."""
 
     @contextlib.contextmanager
     def lease(self, digests: Iterable[Digest]) -> Generator[None]:
@@ -226,25 +230,25 @@ class MemoryLocks:
         return {digest for digests in list(self._leases.values()) for digest in digests}
 
 
-def _taken(work: str) -> StoreBusy:
+def _maintenance_running(work: str) -> StoreBusy:
     return StoreBusy(
         f"Cannot {work}: another process is collecting or rebuilding this store.",
-        "Try again when it is done.",
+        "Try again when it has finished.",
     )
 
 
-def _take_back(path: Path, handle: int) -> None:
+def _release(path: Path, handle: int) -> None:
     _remove(path)
     os.close(handle)
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it is gone, or it is not ours to remove
+    with contextlib.suppress(OSError):  # already removed, or owned by another user
         path.unlink()
 
 
-def _holder_gone(path: Path) -> bool:
-    """Whether the file is there, but not its holder. One that may not be opened counts as held."""
+def _is_released(path: Path) -> bool:
+    """Whether the file exists and no process holds its lock. A file that cannot be opened counts as held."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

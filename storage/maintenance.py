@@ -1,6 +1,6 @@
-"""Looking after a store: read everything and set aside what is wrong; build the index again.
+"""Verification of a store with quarantine of invalid files, and rebuild of its index.
 
-Works through the same reading code that users go through, so what it finds right can be read.
+Uses the same read path as `ImageStore`, so whatever passes verification is readable.
 """
 
 import contextlib
@@ -15,44 +15,46 @@ from storage.components import Kind
 from storage.digest import Digest
 from storage.errors import cannot_write, from_os_error
 from storage.index import tables
-from storage.permissions import FOLDER, create, make_folder, permissions
+from storage.permissions import FOLDER, create, inherited_mode, make_folder
 from storage.recovery import Progress, forget_missing, rebuild, reconcile, reporting
 from storage.repository import Repository
 
 _LONGEST_NAME = 100
-"""Bytes of a stray file's name that are kept."""
-_STAYS = (errno.EXDEV, errno.EBUSY, errno.ENOTEMPTY)
-"""What cannot be moved, such as the root of a mounted disk."""
+"""Maximum bytes of a foreign file's name that are kept."""
+_UNMOVABLE = (errno.EXDEV, errno.EBUSY, errno.ENOTEMPTY)
+"""Errors for what cannot be moved, such as a mount point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` saw."""
+    """The result of `verify`."""
 
     images: int
-    """Images that were read and are right."""
+    """Number of valid images."""
     records: int
-    """Records that were read and are right."""
+    """Number of valid records."""
     quarantined: tuple[Path, ...]
-    """Where what was wrong lies now: bytes that do not fit their name, records that nobody can read, files
-    that are no blob's."""
+    """New paths of invalid files: bytes that do not match their id, unreadable records, foreign files."""
     left: tuple[str, ...]
-    """What is wrong and lies where it was, as it cannot be moved: paths in the store's folder."""
+    """Invalid files that could not be moved: paths relative to the store's folder."""
     missing: tuple[Digest, ...]
-    """Images and records that the index named and that are not there; it no longer names them."""
+    """Images and records that were in the index without a file; now removed from the index."""
     dangling: tuple[Digest, ...]
-    """Records that name an image which is not there."""
+    """Records that refer to a missing image."""
     indexed: int
-    """Images and records that were there and that the index did not name; now it does."""
+    """Number of images and records that were missing in the index and have been added."""
 
     @property
     def clean(self) -> bool:
-        """Whether everything that was ever stored is there and right."""
+        """Whether no invalid, foreign or missing file was found."""
         return not (self.quarantined or self.left or self.missing or self.dangling)
 
 
 def verify(repository: Repository, progress: Progress | None = None) -> Verification:
-    """Read and hash every image and record. What is wrong goes into `quarantine/`; nothing is deleted."""
+    """Read and hash every image and record. Invalid files are moved to `quarantine/`; nothing is deleted.
+
+    Writers are blocked only at the beginning and the end, not while files are read.
+    """
     with repository.locks.exclusive():
         indexed = reconcile(repository)
     work: list[tuple[Blob, Kind]] = []
@@ -60,18 +62,18 @@ def verify(repository: Repository, progress: Progress | None = None) -> Verifica
     work.extend((blob, "record") for blob in repository.records.list())
     read = [(*item, repository.readable(*item)) for item in reporting(progress, len(work))(work)]
     with repository.locks.exclusive():
-        aside = _Aside(repository)
-        aside.take((blob, kind) for blob, kind, right in read if not right)
-        aside.take_foreign_files()
+        quarantine = _Quarantine(repository)
+        quarantine.take((blob, kind) for blob, kind, valid in read if not valid)
+        quarantine.take_foreign_files()
         missing = tuple(sorted(forget_missing(repository)))
         with repository.index.reading() as db:
             dangling = tuple(tables.dangling_records(db))
-    right = {kind: sum(k == kind and r for _, k, r in read) for kind in ("image", "record")}
+    valid = {kind: sum(k == kind and ok for _, k, ok in read) for kind in ("image", "record")}
     return Verification(
-        right["image"] + aside.righted["image"],
-        right["record"] + aside.righted["record"],
-        tuple(aside.moved),
-        tuple(aside.left),
+        valid["image"] + quarantine.restored["image"],
+        valid["record"] + quarantine.restored["record"],
+        tuple(quarantine.moved),
+        tuple(quarantine.left),
         missing,
         dangling,
         indexed,
@@ -79,44 +81,47 @@ def verify(repository: Repository, progress: Progress | None = None) -> Verifica
 
 
 def rebuild_index(repository: Repository, progress: Progress | None) -> tuple[Path, ...]:
-    """Build the index again from blobs and records, while writers wait.
+    """Rebuild the index from blobs and records; writers are blocked meanwhile.
 
-    What cannot be read goes into `quarantine/`, as with `verify`; where it lies now.
+    Unreadable files are moved to `quarantine/`; returns their new paths.
+
+    Raises:
+        StoreBusy: another process is collecting or rebuilding.
     """
     repository.refuse_if_read_only()
     with repository.locks.maintenance("rebuild the index"), repository.locks.exclusive():
-        aside = _Aside(repository)
-        aside.take(rebuild(repository, progress))
-    return tuple(aside.moved)
+        quarantine = _Quarantine(repository)
+        quarantine.take(rebuild(repository, progress))
+    return tuple(quarantine.moved)
 
 
-class _Aside:
-    """Takes what is wrong out of the way. Use it with every writer kept out."""
+class _Quarantine:
+    """Moves invalid files to `quarantine/`. Requires the exclusive lock."""
 
     def __init__(self, repository: Repository) -> None:
         self.moved: list[Path] = []
         self.left: list[str] = []
-        self.righted: dict[Kind, int] = {"image": 0, "record": 0}
-        """What was put right since it was first read."""
+        self.restored: dict[Kind, int] = {"image": 0, "record": 0}
+        """Number of files that became valid after they were first read."""
         self._repository = repository
 
     def take(self, wrong: Iterable[tuple[Blob, Kind]]) -> None:
-        """Move images and records that are still wrong."""
+        """Move images and records that are still invalid."""
         for blob, kind in wrong:
             raw = self._repository.raw_blobs if kind == "image" else self._repository.raw_records
             now = raw.has(blob.digest)
             if now is None:  # collected since it was listed
                 continue
             if self._repository.readable(now, kind):
-                self.righted[kind] += 1
+                self.restored[kind] += 1
             elif isinstance(raw, LocalBlobs):
                 self._move(raw.path(blob.digest), f"{kind}-{blob.digest.hex}")
-            elif self._repository.root is not None:  # and nothing can damage what is in memory
+            elif self._repository.root is not None:  # a store in memory cannot be damaged
                 self._write(raw.get(blob.digest), f"{kind}-{blob.digest.hex}")
                 raw.delete(blob.digest)
 
     def take_foreign_files(self) -> None:
-        """Move files that are no blob's."""
+        """Move files that are not blobs."""
         if self._repository.root is None:
             return
         for name in ("blobs", "records"):
@@ -128,10 +133,10 @@ class _Aside:
         assert root is not None
 
         def move(place: Path) -> None:
-            os.rename(path, place)  # needs no room, and does not read what may not be readable
+            os.rename(path, place)  # works on a full disk and on unreadable files
             if not place.is_symlink():
-                with contextlib.suppress(OSError):  # another user's: only its owner may
-                    place.chmod(place.stat().st_mode & permissions(root / "locks", FOLDER))
+                with contextlib.suppress(OSError):  # only the owner may change the mode
+                    place.chmod(place.stat().st_mode & inherited_mode(root / "locks", FOLDER))
 
         self._placed(name, move, str(path.relative_to(root) if path.is_relative_to(root) else path.name))
 
@@ -143,7 +148,7 @@ class _Aside:
         self._placed(name, write, name)
 
     def _placed(self, name: str, move: Callable[[Path], None], what: str) -> None:
-        """Have `move` fill a free place in the quarantine."""
+        """Call `move` with a free path in the quarantine."""
         root = self._repository.root
         assert root is not None
         try:
@@ -151,10 +156,10 @@ class _Aside:
             place = _free_place(root / "quarantine" / name)
             move(place)
             self.moved.append(place)
-        except FileNotFoundError:  # somebody else has taken it away
+        except FileNotFoundError:  # removed by another process
             pass
         except OSError as error:
-            if not cannot_write(error) and error.errno not in _STAYS:
+            if not cannot_write(error) and error.errno not in _UNMOVABLE:
                 raise from_os_error(error, root) from error
             self.left.append(what)
 

@@ -1,8 +1,8 @@
-"""Blobs in an object store: S3, GCS, Azure, or memory; whatever fsspec reaches by URL.
+"""Blobs in an object store that fsspec supports: S3, GCS, Azure, memory.
 
-Relies on what object stores promise and folders do not: an object appears whole or not at all, and is durable
-once the call returns. For folders there is `LocalBlobs`; `open_store` picks. Locks and the index stay on this
-machine, so one machine at a time may write to a bucket.
+Requires the guarantees of object stores: an object appears complete or not at all, and is durable once the
+call returns. Folders use `LocalBlobs`; `open_store` chooses by URL. Locks and the index are on this machine,
+so only one machine at a time may write to a bucket.
 """
 
 import contextlib
@@ -17,19 +17,21 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from storage.blobs import Blob
 from storage.digest import Digest
 from storage.errors import ADVICE_AFAR, InvalidArgument, StoreError, from_os_error
-from storage.store import ImageStore, default_store_path
+from storage.paths import default_store_path
+from storage.store import ImageStore
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 _TIMES = ("LastModified", "last_modified", "updated", "modified", "mtime", "created")
-"""What the file systems of fsspec call the time an object was written, surest first."""
+"""Names of the modification time in fsspec file systems, in order of preference."""
 
 
 def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
-    """The image store at a URL. For an object store the index and the locks lie in this user's data folder;
-    of `memory://` nothing is ever on disk.
+    """Open the image store at a path or URL.
+
+    For an object store, index and locks are in this user's data folder. With `memory://`, nothing is on disk.
 
     Raises:
-        InvalidArgument: no such scheme, its fsspec package is not installed, or no bucket is named.
+        InvalidArgument: unknown scheme, its fsspec package is not installed, or the bucket is missing.
         StoreReadOnly, StoreFull: the folder cannot be written.
     """
     scheme = urlsplit(url).scheme
@@ -45,13 +47,13 @@ def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
 
 
 class ObjectBlobs:
-    """Immutable objects `<url>/sha256/<2 hex>/<62 hex>`, on any fsspec file system with whole-object puts."""
+    """Blobs as objects `<url>/sha256/<2 hex>/<62 hex>` on an fsspec file system with atomic puts."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        """`options` go to the file system: credentials, endpoint, ...
+        """`options` are passed to the file system: credentials, endpoint, ...
 
         Raises:
-            InvalidArgument: no such scheme, or its fsspec package is not installed.
+            InvalidArgument: unknown scheme, or its fsspec package is not installed.
         """
         self.url = url
         try:
@@ -66,14 +68,14 @@ class ObjectBlobs:
     def put(self, data: bytes) -> Blob:
         digest = Digest.of(data)
         found = self.has(digest)
-        with self._asking():
-            # Bytes that are not these are damaged: put the right ones there.
+        with self._errors():
+            # Other bytes under this name are damaged: replace them.
             if found is None or bytes(self._files.cat_file(self._path(digest))) != data:
                 self._files.pipe_file(self._path(digest), data)
         return self.has(digest) or Blob(digest, len(data), 0)
 
     def get(self, digest: Digest) -> bytes:
-        with self._asking():
+        with self._errors():
             try:
                 return bytes(self._files.cat_file(self._path(digest)))
             except FileNotFoundError:
@@ -81,7 +83,7 @@ class ObjectBlobs:
         raise KeyError(str(digest))
 
     def has(self, digest: Digest) -> Blob | None:
-        with self._asking():
+        with self._errors():
             try:
                 return _blob(digest, self._files.info(self._path(digest)))
             except FileNotFoundError:
@@ -89,8 +91,8 @@ class ObjectBlobs:
 
     def list(self) -> Iterator[Blob]:
         folder = f"{self._root}/sha256"
-        self._files.invalidate_cache(folder)  # another process may have put
-        with self._asking():
+        self._files.invalidate_cache(folder)  # another process may have stored objects
+        with self._errors():
             found: Mapping[str, Mapping[str, Any]] = self._files.find(folder, detail=True)
         for path, info in found.items():
             digits = "".join(path.rsplit("/", 2)[-2:])
@@ -98,18 +100,18 @@ class ObjectBlobs:
                 yield _blob(Digest(bytes.fromhex(digits)), info)
 
     def delete(self, digest: Digest) -> None:
-        with self._asking(), contextlib.suppress(FileNotFoundError):
+        with self._errors(), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(digest))
 
     @contextlib.contextmanager
-    def _asking(self) -> Generator[None]:
-        """What goes wrong on the way to the object store, in the store's words."""
+    def _errors(self) -> Generator[None]:
+        """Convert errors of the object store to StoreError."""
         try:
             yield
         except OSError as error:
             raise from_os_error(error, self.url) from error
-        except Exception as error:  # of whatever library the file system is built on
-            message = f"The image store failed: {type(error).__name__}."  # its text may name what is secret
+        except Exception as error:  # of the library that the file system uses
+            message = f"The image store failed: {type(error).__name__}."  # its text may contain secrets
             raise StoreError(message, ADVICE_AFAR, f"{self.url} ({error})") from error
 
     def _path(self, digest: Digest) -> str:
@@ -123,7 +125,7 @@ def _blob(digest: Digest, info: Mapping[str, Any]) -> Blob:
 
 
 def _nanoseconds(time: datetime | float | str) -> int:
-    """Since 1970, to the microsecond, from whatever a file system calls a time."""
+    """A time in any form used by fsspec, as nanoseconds since 1970 with microsecond precision."""
     if isinstance(time, str):
         time = datetime.fromisoformat(time)
     if isinstance(time, datetime):

@@ -1,7 +1,7 @@
-"""Who may use what a store makes: its owner alone, whatever the umask, unless the host opens it.
+"""Modes of the files and folders that a store creates: owner only, whatever the umask, by default.
 
-What a store makes is as open as its folder `locks/`, which begins with mode 0700: after
-`chmod -R g+rX STORE`, new images can be read by the group, too.
+New files and folders inherit the permissions of the store's folder `locks/`, which is created with mode 0700.
+After `chmod -R g+rX STORE`, new images are readable by the group too.
 """
 
 import contextlib
@@ -11,23 +11,23 @@ import stat
 from pathlib import Path
 
 FOLDER, FILE, BLOB = 0o2777, 0o666, 0o444
-"""Permissions that folders, files and images can have."""
+"""Masks of the permission bits that folders, files and blobs can have."""
 OWNER = 0o700
-PARTS = ("blobs", "records", "locks", "tmp", "quarantine", "jobs", "index.sqlite")
+ENTRIES = ("blobs", "records", "locks", "tmp", "quarantine", "jobs", "index.sqlite")
 
 DATABASE_SUFFIXES = ("", "-wal", "-shm")
-"""What SQLite adds to the name of a database for the files beside it."""
+"""Suffixes of a SQLite database and its WAL files."""
 
 
-def make_folder(folder: Path, model: Path | None = None) -> None:
-    """Create a folder, and those above that are missing; nothing happens if it is there.
+def make_folder(folder: Path, template: Path | None = None) -> None:
+    """Create a folder with the permissions of `template`, and missing parents. No effect if it exists.
 
-    It is as open as `model`, a folder that may be missing.
+    If `template` is None or missing, the mode is 0700.
     """
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    mode = permissions(model, FOLDER)
+    mode = inherited_mode(template, FOLDER)
     try:
         folder.mkdir(OWNER)
     except FileExistsError:
@@ -38,9 +38,9 @@ def make_folder(folder: Path, model: Path | None = None) -> None:
         folder.chmod(mode)
 
 
-def create(path: Path | str, model: Path, flags: int = os.O_RDWR) -> int:
-    """A descriptor of a file that is created, as open as the folder `model`, if it is not there."""
-    mode = permissions(model, FILE)
+def create(path: Path | str, template: Path, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a file; a missing file is created with the permissions of the folder `template`."""
+    mode = inherited_mode(template, FILE)
     try:
         handle = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -50,16 +50,16 @@ def create(path: Path | str, model: Path, flags: int = os.O_RDWR) -> int:
     return handle
 
 
-def make_database(path: Path, model: Path) -> None:
-    """Create an empty file, which SQLite takes for a new database; nothing happens if it is there.
+def make_database(path: Path, template: Path) -> None:
+    """Create an empty file as a new SQLite database. No effect if it exists.
 
-    It is made in the folder `model`, as open as that, and never opened under its name: closing it would give
-    back the locks that SQLite holds on it.
+    The file is created in the folder `template`, with its permissions, and then linked to `path`. It is never
+    opened at `path`: closing it would release the POSIX locks that SQLite holds on it in this process.
     """
     if path.exists():
         return
-    aside = model / secrets.token_hex(8)
-    os.close(create(aside, model))
+    aside = template / secrets.token_hex(8)
+    os.close(create(aside, template))
     try:
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
@@ -68,11 +68,11 @@ def make_database(path: Path, model: Path) -> None:
 
 
 def may_be_database(path: Path) -> bool:
-    """Whether SQLite may open or create a database there: it would wait for a pipe without end."""
-    return all(_may_be_file(path.with_name(path.name + suffix)) for suffix in DATABASE_SUFFIXES)
+    """Whether the database and its WAL files are regular or missing; SQLite would block forever on a pipe."""
+    return all(_is_regular_or_missing(path.with_name(path.name + suffix)) for suffix in DATABASE_SUFFIXES)
 
 
-def _may_be_file(path: Path) -> bool:
+def _is_regular_or_missing(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
@@ -81,16 +81,16 @@ def _may_be_file(path: Path) -> bool:
         return False
 
 
-def permissions(model: Path | None, mask: int) -> int:
-    """What of `mask` the folder `model` allows; to the owner alone if there is none."""
+def inherited_mode(template: Path | None, mask: int) -> int:
+    """The mode of the folder `template`, or 0700 if None or missing, restricted to `mask`."""
     try:
-        return (stat.S_IMODE(model.stat().st_mode) if model else OWNER) & mask
+        return (stat.S_IMODE(template.stat().st_mode) if template else OWNER) & mask
     except FileNotFoundError:
         return OWNER & mask
 
 
 def restrict_to_owner(store: Path) -> None:
-    """Take from everybody else what an earlier version left open: it made parts as the umask said."""
-    for path in (store, *(store / part for part in PARTS)):
-        with contextlib.suppress(OSError):  # it is not there, or another user's
+    """Remove group and other permissions from a store whose modes came from the umask."""
+    for path in (store, *(store / name for name in ENTRIES)):
+        with contextlib.suppress(OSError):  # missing, or owned by another user
             path.chmod(OWNER if path.is_dir() else 0o600)

@@ -1,7 +1,4 @@
-"""Policies as wrappers of a `BlobStore`: each adds one rule and passes everything else on.
-
-They know nothing of where the bytes lie, so they fit every blob store, a plugin's included.
-"""
+"""Wrappers that add one policy each to any `BlobStore`, including those of plugins."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +8,7 @@ from storage.errors import Corrupt, StoreFull, read_only
 
 
 class _Wrapper:
-    """Passes all five methods on."""
+    """Delegates all five methods."""
 
     def __init__(self, inner: BlobStore) -> None:
         self.inner = inner
@@ -33,27 +30,27 @@ class _Wrapper:
 
 
 class VerifiedBlobs(_Wrapper):
-    """Hashes what it reads: bytes that do not fit their name are an error, never an answer."""
+    """Verifies the hash of all bytes read."""
 
     def get(self, digest: Digest) -> bytes:
-        """The bytes, hashed again.
+        """The verified bytes.
 
         Raises:
             KeyError: there is no such blob.
-            Corrupt: the bytes are not the ones that were stored.
+            Corrupt: the bytes do not match `digest`.
         """
         data = self.inner.get(digest)
         found = Digest.of(data)
         if found != digest:
             raise Corrupt(
-                f"The stored bytes of {digest} are damaged: they hash to {found}.",
-                "Ask the host to run `omnigen2-mcp store verify`, which sets them aside.",
+                f"The stored bytes of {digest} are damaged: their hash is {found}.",
+                "Ask the host to run `omnigen2-mcp store verify`, which quarantines them.",
             )
         return data
 
 
 class ReadOnlyBlobs(_Wrapper):
-    """Refuses to put and to delete. `place` is where the store is, for the host."""
+    """Rejects put and delete. `place` is the location of the store, for error messages to the host."""
 
     def __init__(self, inner: BlobStore, place: str = "") -> None:
         super().__init__(inner)
@@ -67,10 +64,10 @@ class ReadOnlyBlobs(_Wrapper):
 
 
 class QuotaBlobs(_Wrapper):
-    """Refuses to put beyond a number of bytes.
+    """Rejects a put that would exceed `limit` bytes in total.
 
-    `used` tells the bytes already stored. Whoever puts lets nobody else put until it tells of these, so two
-    writers can never both squeeze into the last room.
+    `used` returns the bytes stored. The caller must hold an exclusive lock from `put` until `used` includes
+    the new blob, so that two writers cannot exceed the limit together.
     """
 
     def __init__(self, inner: BlobStore, limit: int, used: Callable[[], int]) -> None:
@@ -79,10 +76,10 @@ class QuotaBlobs(_Wrapper):
         self.used = used
 
     def put(self, data: bytes) -> Blob:
-        """Store `data` if the quota has room for it, or it is here already.
+        """Store `data` if it fits into the quota or is already stored.
 
         Raises:
-            StoreFull: it has not; nothing was stored.
+            StoreFull: it does not fit; nothing was stored.
         """
         used = self.used() + len(data)
         if used > self.limit and self.inner.has(Digest.of(data)) is None:

@@ -1,8 +1,8 @@
-"""How an image came to be: a record, and the one way of writing it down.
+"""Records: how an image was made, and their canonical form.
 
-Knows nothing of files or the index. A record is canonical JSON (RFC 8785), so equal records are equal bytes
-and have one id. Labels and pins are records too (`label_image`, `pin_image`): what a person says about an
-image must outlive the index, and only blobs and records do.
+A record is stored as canonical JSON (RFC 8785), so equal records have equal bytes and the same id. Labels and
+pins are records too (`label_image`, `pin_image`), because they must survive the loss of the index, as only
+blobs and records do.
 """
 
 import json
@@ -29,15 +29,15 @@ from storage.digest import Digest
 from storage.errors import InvalidArgument
 
 LABEL, PIN = "label_image", "pin_image"
-"""Tools of the records by which a label is set, and a pin set or taken off."""
+"""Tool names of the records that set or remove a label or a pin."""
 SEARCHED = ("prompt", "instruction", "question", "label")
-"""Parameters whose text is found by a search."""
+"""Parameters whose text is indexed for search."""
 MAX_BYTES = 4_000_000
-"""Of a record's canonical form."""
+"""Maximum size of a record's canonical form."""
 MAX_DEPTH = 64
-"""Lists and objects within each other: JSON readers and writers have limits, some depending on the caller."""
+"""Maximum nesting of lists and objects: JSON libraries have limits, some depending on the call stack."""
 MAX_LABEL = 500
-"""Characters."""
+"""Maximum number of characters in a label."""
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -57,50 +57,50 @@ Images = Annotated[tuple[Digest, ...], Field(max_length=1000)]
 
 
 class Model(BaseModel):
-    """Which weights worked."""
+    """The model that was used."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str
     """The model's name: a repository id, a folder's name, or `nano`."""
     digest: str | None = None
-    """`sha256:<hex>` over its weights."""
+    """Digest of its weights, `sha256:<hex>`."""
 
 
 class Record(BaseModel):
-    """What was asked, of what, with what, and what came of it."""
+    """One call of a tool: its parameters, input images, model and results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     tool: Annotated[str, Field(min_length=1, max_length=100)]
     """Name of the tool."""
     parameters: dict[str, JsonValue] = {}
-    """Every effective parameter."""
+    """All effective parameters."""
     inputs: Images = ()
-    """The images it worked from, in the order given."""
+    """The input images, in the order given."""
     outputs: Images = ()
-    """The images it made, in order."""
+    """The images made, in order."""
     text: str | None = None
-    """The text it wrote, if that is what it makes."""
+    """The text made, for tools that make text."""
     model: Model | None = None
     seed: int | None = None
-    """Number that fixes the outcome."""
+    """Seed of the random generator."""
     numerics: str | None = None
-    """Version of the arithmetic: equal requests give equal pixels only within one."""
+    """Version of the numerics: equal requests give equal pixels only within one version."""
     code: str | None = None
     """Version of the program."""
     principal: str | None = None
-    """On whose behalf."""
+    """The authenticated user who made the call."""
     time: Time
-    """When it was done, UTC, to the microsecond."""
+    """Time of the call, UTC, with microsecond precision."""
     timings: dict[str, float] | None = None
-    """Milliseconds by phase."""
+    """Duration of each phase in milliseconds."""
     notes: tuple[str, ...] | None = None
-    """What was said about the outcome, such as that the prompt was cut."""
+    """Warnings about the result, such as a truncated prompt."""
 
     @model_validator(mode="after")
-    def _says_what_the_index_can_hold(self) -> Self:
-        """The index keeps labels and pins as columns, for which only these types will do."""
+    def _check_annotations(self) -> Self:
+        """Check the types of label and pin, which the index stores in typed columns."""
         label, pinned = self.parameters.get("label"), self.parameters.get("pinned")
         if self.tool == LABEL and label is not None:
             if not isinstance(label, str):
@@ -112,25 +112,25 @@ class Record(BaseModel):
 
     @cached_property
     def canonical(self) -> bytes:
-        """RFC 8785 JSON of every field that is not None; computed once, as a record never changes.
+        """RFC 8785 JSON of all fields that are not None.
 
         Raises:
-            InvalidArgument: a number has no exact form in JSON (NaN, infinity, a whole number beyond 2^53),
-                or the record is too large or too deeply nested for everything that will read it.
+            InvalidArgument: a number has no canonical form (NaN, infinity, an integer beyond 2^53), or the
+                record exceeds `MAX_BYTES` or `MAX_DEPTH`.
         """
         body = b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), form) for name, form in self.forms.items())
         if len(body) > MAX_BYTES:
             raise _too_large(len(body))
         if _depth(json.loads(body, parse_int=_exact)) > MAX_DEPTH:
             raise InvalidArgument(
-                f"The record has more than {MAX_DEPTH} lists and objects within each other.",
+                f"The record has more than {MAX_DEPTH} levels of nested lists and objects.",
                 "Give flatter parameters.",
             )
         return body
 
     @cached_property
     def forms(self) -> dict[str, bytes]:
-        """The canonical form of each field that is not None, in the order of their names."""
+        """The canonical form of each field that is not None, sorted by name."""
         fields = self.model_dump(mode="json", exclude_none=True)
         return {name: canonical(fields[name]) for name in sorted(fields)}
 
@@ -140,59 +140,59 @@ class Record(BaseModel):
         return Digest.of(self.canonical)
 
     @property
-    def memo(self) -> Digest:
-        """What makes two requests the same: see `memo`."""
+    def request_key(self) -> Digest:
+        """The key that is equal for equal requests, see `request_key`."""
         forms, null = self.forms, canonical(None)
         model = canonical((self.model.digest or self.model.id) if self.model else None)
         seed, numerics = forms.get("seed", null), forms.get("numerics", null)
-        return _memo(forms["tool"], forms["parameters"], forms["inputs"], model, seed, numerics)
+        return _key_of(forms["tool"], forms["parameters"], forms["inputs"], model, seed, numerics)
 
     def searched_text(self) -> str:
-        """The words by which its outputs can be found."""
+        """The text that is indexed for search of its outputs."""
         values = (self.parameters.get(name) for name in SEARCHED)
         return "\n".join(value for value in values if isinstance(value, str))
 
 
 def make_record(**fields: Any) -> Record:
-    """A record from fields as they come; `time` is now if it is not given.
+    """A validated record; `time` defaults to now.
 
     Raises:
-        InvalidArgument: a field is missing, unknown or of the wrong kind; the message names it.
+        InvalidArgument: a field is missing, unknown or of the wrong type; the message names it.
     """
     try:
         record = Record.model_validate({"time": datetime.now(UTC), **fields})
     except ValidationError as error:
-        raise InvalidArgument(f"This is no record: {_first(error)}.", "Correct the field.") from error
+        raise InvalidArgument(f"The record is invalid: {_first(error)}.", "Correct the field.") from error
     body = record.canonical
-    again = parse_record(body)  # as it will be read: a whole number written as a float is an integer then
-    vars(again).update(forms=record.forms, canonical=body)  # equal to its own, and slow to compute
+    again = parse_record(body)  # as it will be read: there, a float with an integral value is an integer
+    vars(again).update(forms=record.forms, canonical=body)  # equal, and expensive to compute again
     return again
 
 
 def parse_record(data: bytes) -> Record:
-    """The record in JSON bytes.
+    """The record in JSON bytes, which need not be canonical.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: `data` is not a valid record; the message names the field.
     """
     if len(data) > MAX_BYTES:
         raise _too_large(len(data))
     try:
         return Record.model_validate_json(data)
     except ValidationError as error:
-        raise InvalidArgument(f"This is no record: {_first(error)}.") from error
+        raise InvalidArgument(f"The record is invalid: {_first(error)}.") from error
 
 
 def check_label(label: str) -> None:
-    """Raise InvalidArgument unless `label` can be an image's label."""
+    """Raise InvalidArgument if `label` is blank or longer than `MAX_LABEL` characters."""
     if not label.strip() or len(label) > MAX_LABEL:
         raise InvalidArgument(
-            f"The label has {len(label)} characters; 1 to {MAX_LABEL} are allowed, not only spaces.",
+            f"The label has {len(label)} characters; 1 to {MAX_LABEL} are allowed, and not only spaces.",
             "Give a shorter label, or none.",
         )
 
 
-def memo(
+def request_key(
     tool: str,
     parameters: Mapping[str, JsonValue],
     inputs: Sequence[Digest],
@@ -200,42 +200,43 @@ def memo(
     seed: int | None,
     numerics: str | None,
 ) -> Digest:
-    """The digest under which an equal request finds its earlier answer; `model` is the weights' digest."""
+    """The digest by which an equal earlier request is found; `model` is the digest of the weights."""
     parts = (tool, dict(parameters), [str(digest) for digest in inputs], model, seed, numerics)
-    return _memo(*map(canonical, parts))
+    return _key_of(*map(canonical, parts))
 
 
-def _memo(*forms: bytes) -> Digest:
-    """From the canonical forms of the parts: a list of them has theirs, with commas between (RFC 8785)."""
+def _key_of(*forms: bytes) -> Digest:
+    """The digest of the canonical list of values with these canonical forms (RFC 8785)."""
     return Digest.of(b"[%s]" % b",".join(forms))
 
 
 def canonical(value: Any) -> bytes:
-    """RFC 8785 JSON.
+    """`value` as RFC 8785 JSON.
 
     Raises:
         InvalidArgument: `value` has no canonical form.
     """
     try:
         return rfc8785.dumps(value)
-    # Beside its own errors: bare ValueError for text that is not Unicode, RecursionError for endless nesting.
+    # Also ValueError, for lone surrogates in a text, and RecursionError, for deep nesting.
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as error:
         raise InvalidArgument(
-            f"A record cannot hold this value: {error}.", "Use text, finite numbers and integers up to 2^53."
+            f"A record cannot contain this value: {error}.",
+            "Use text, finite numbers and integers up to 2^53.",
         ) from error
 
 
 def _exact(digits: str) -> int:
-    """An integer of a canonical form. A large float is one, too, and could not be written a second time."""
+    """An integer of a canonical form; a large float also reads as one, but has no canonical form then."""
     if abs(number := int(digits)) >= 2**53:
         raise InvalidArgument(
-            f"A record cannot hold the number {digits}.", "Use finite numbers and integers up to 2^53."
+            f"A record cannot contain the number {digits}.", "Use finite numbers and integers up to 2^53."
         )
     return number
 
 
 def _depth(value: JsonValue) -> int:
-    """How many lists and objects are within each other."""
+    """The number of nested levels of lists and objects."""
     depth, level = 0, [value]
     while level:
         parts: list[JsonValue] = []

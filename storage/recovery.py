@@ -1,4 +1,4 @@
-"""The index made to say what blobs and records say: when a store is opened, after a crash, after damage."""
+"""Brings the index in line with blobs and records: on opening a store, after a crash, after damage."""
 
 import contextlib
 import itertools
@@ -26,9 +26,9 @@ from storage.permissions import restrict_to_owner
 from storage.records import Record
 
 Progress = Callable[[int, int], None]
-"""Called with how many of how many are done."""
+"""Called with the number of items done and the total number."""
 FOLLOWED_UMASK = 2
-"""Up to this version of the index, what a store made was as open as the umask said."""
+"""Last index version whose stores had file modes from the umask."""
 _RECORDS_FAULT = (
     ValueError,
     TypeError,
@@ -37,12 +37,12 @@ _RECORDS_FAULT = (
     InvalidArgument,
     sqlite3.InterfaceError,
 )
-"""What the index raises for a record that it cannot hold. `parse_record` refuses all of those we know of."""
+"""Errors of the index for a record that it cannot represent. `parse_record` rejects all known cases."""
 _log = logging.getLogger(__name__)
 
 
 def reporting(progress: Progress | None, total: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
-    """What reports each item, after it was used, as one of `total` done; several loops may share it."""
+    """Wrap iterables to report each item after use, as one of `total`; several loops may share it."""
     done = itertools.count(1)
 
     def each(items: Iterable[Any]) -> Iterator[Any]:
@@ -55,7 +55,7 @@ def reporting(progress: Progress | None, total: int) -> Callable[[Iterable[Any]]
 
 
 def prepare_index(components: Components) -> None:
-    """Make the index usable: build it if it is new, old, broken or not ours, complete it after a crash."""
+    """Build the index if it is new, outdated, damaged or foreign; complete it after a crash."""
     if components.read_only:
         _copy_index(components)
     elif components.index.state() != "ready":
@@ -69,12 +69,12 @@ def prepare_index(components: Components) -> None:
             rebuild(components)
     elif components.locks.has_dead_writer():
         with components.locks.exclusive():
-            if components.locks.has_dead_writer():  # and not just signing in
+            if components.locks.has_dead_writer():  # not merely registering when first seen
                 _complete(components)
 
 
 def _copy_index(components: Components) -> None:
-    """Have in memory what the index of a store that may only be read says, as far as it is true."""
+    """Copy the index of a read-only store into memory and bring it in line with the files."""
     assert components.root is not None
     components.index.copy(components.root / "index.sqlite")
     if components.index.state() == "ready":
@@ -94,9 +94,9 @@ def _complete(components: Components) -> None:
 
 
 def repair_index(components: Components, before: Identity, error: IndexDamaged | IndexReadOnly) -> None:
-    """Build the index again, unless another process has, or it is not the index that is wrong.
+    """Rebuild the index, unless another process already has, or the index is not the cause of `error`.
 
-    `before` tells which file was used when `error` was met. Not to be called with a lock.
+    `before` identifies the index file in use when `error` occurred. The caller must not hold a lock.
     """
     with components.locks.exclusive():
         state = components.index.state()
@@ -111,7 +111,7 @@ def repair_index(components: Components, before: Identity, error: IndexDamaged |
 
 
 def _set_index_aside(components: Components, error: StoreError | None) -> None:
-    reason = error.message if error else "It is damaged, or not an index of this program."
+    reason = error.message if error else "It is damaged or was not created by this program."
     if components.root is None or components.read_only:
         components.index = Index(None)
         place = None
@@ -120,14 +120,14 @@ def _set_index_aside(components: Components, error: StoreError | None) -> None:
             place = components.index.set_aside(components.root / "quarantine")
         except OSError as failure:
             raise from_os_error(failure, components.root) from failure
-    where = f"; what was there is in quarantine/{place.name}" if place else ""
-    _log.warning("The index of the image store is built again: %s%s", reason, where)
+    where = f"; the previous file is in quarantine/{place.name}" if place else ""
+    _log.warning("Rebuilding the index of the image store: %s%s", reason, where)
 
 
 def reconcile(components: Components) -> int:
-    """Index what was stored and not indexed, and sweep up what killed writers left half written.
+    """Index files that are missing in the index and remove partial files of dead writers.
 
-    How many were indexed. Call it with every writer kept out.
+    Returns the number of files indexed. Requires the exclusive lock.
     """
     _clear_staging(components)
     with components.index.reading() as db:
@@ -141,9 +141,9 @@ def reconcile(components: Components) -> int:
 
 
 def rebuild(components: Components, progress: Progress | None = None) -> list[tuple[Blob, Kind]]:
-    """Build the index again from blobs and records; those that cannot be read, and are left out.
+    """Rebuild the index from blobs and records; returns the unreadable ones, which are left out.
 
-    Call it with every writer kept out.
+    Requires the exclusive lock.
     """
     blobs = sorted(components.blobs.list(), key=lambda blob: (blob.created, blob.digest))
     bodies = list(components.records.list())
@@ -151,13 +151,13 @@ def rebuild(components: Components, progress: Progress | None = None) -> list[tu
 
     def fill(db: sqlite3.Connection) -> None:
         wrong[:] = _fill(components, db, blobs, bodies, progress)
-        # What was never asked for in this index counts as asked for now: a rebuild must not make a
-        # collection forget.
+        # Images without a recorded access count as accessed now: otherwise a collection after a rebuild
+        # would delete images that are in use.
         tables.touch_untouched(db, time.time_ns())
 
     try:
         components.index.rebuild(fill)
-    except IndexDamaged as error:  # beyond emptying its tables
+    except IndexDamaged as error:  # too damaged to empty its tables
         _set_index_aside(components, error)
         components.index.rebuild(fill)
     components.locks.forget_dead_writers()
@@ -165,7 +165,7 @@ def rebuild(components: Components, progress: Progress | None = None) -> list[tu
 
 
 def forget_missing(components: Components) -> set[Digest]:
-    """Forget images and records that the index names and that are not there. Call it alone."""
+    """Remove index rows whose file is missing; returns their ids. Requires the exclusive lock."""
     with components.index.reading() as db:
         images, records = tables.known_images(db), tables.known_records(db)
     lost_images = images - {blob.digest for blob in components.blobs.list()}
@@ -184,7 +184,7 @@ def _fill(
     records: Sequence[Blob],
     progress: Progress | None = None,
 ) -> list[tuple[Blob, Kind]]:
-    """Index these; those that cannot be."""
+    """Index these blobs and records; returns those that are invalid."""
     wrong: list[tuple[Blob, Kind]] = []
     tick = reporting(progress, len(blobs) + len(records))
     for blob in tick(blobs):
@@ -202,7 +202,7 @@ def _fill(
 
 
 def _add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: bytes) -> bool:
-    """Index a record; False, and as if nothing had been, if the index cannot hold it."""
+    """Index a record; False, without any change, if the index cannot represent it."""
     db.execute("SAVEPOINT record")
     try:
         tables.add_record(db, digest, record, body)
@@ -217,5 +217,5 @@ def _clear_staging(components: Components) -> None:
     if components.root is None or components.read_only:
         return
     for path in (components.root / "tmp").glob("*"):
-        with contextlib.suppress(OSError):  # it is not ours to remove, and in nobody's way
+        with contextlib.suppress(OSError):  # owned by another user; harmless
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,8 +1,8 @@
-"""Blobs, records and index of one store, kept in step. The write order lives here and nowhere else.
+"""Blobs, records and index of one store, kept consistent. The only place that defines the write order.
 
-A blob is durable before anything names it, a record names only blobs that are there, the index names only
-what is durable: so blob, then record, then index, and the other way round when something goes. Knows nothing
-of pictures; `storage/store.py` is what callers use.
+Invariants: a blob is durable before anything refers to it, a record refers only to stored blobs, and the
+index refers only to durable files. So the write order is blob, record, index; deletion uses the reverse
+order. Callers use `storage/store.py`.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,26 +20,27 @@ from storage import codec, recovery
 from storage.blobs import Blob, BlobStore
 from storage.components import Components
 from storage.digest import Digest
-from storage.errors import ImageNotFound, IndexDamaged, IndexReadOnly, StoreError
-from storage.index import tables
+from storage.errors import ImageNotFound, IndexDamaged, IndexReadOnly, StoreError, image_not_found
+from storage.index import search, tables
+from storage.index.tables import ImageRow
 from storage.records import Record
 
 T = TypeVar("T")
 ACCESS_RESOLUTION = timedelta(hours=1)
-"""An access younger than this is not noted again: most reads then write nothing."""
+"""Minimum time between two recorded accesses of one image, so that most reads do not write."""
 
 
 @dataclass
 class _Pending:
-    """What is durable and not indexed yet."""
+    """Images and records that are durable but not yet in the index."""
 
     images: dict[Digest, tuple[Blob, tuple[int, int]]] = field(default_factory=dict[Digest, Any])
-    """With width and height in pixels."""
+    """The blob of each image, and its width and height in pixels."""
     records: dict[Digest, Record] = field(default_factory=dict[Digest, Record])
 
 
 class Repository(Components):
-    """One store's parts, and the few ways to change them together."""
+    """The components of one store and the operations that change them together."""
 
     def __init__(
         self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
@@ -49,17 +50,17 @@ class Repository(Components):
         self._deregister: weakref.finalize[[], Self] | None = None
         recovery.prepare_index(self)
 
-    def query(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """What `question` finds in the index. Not to be called with a lock."""
+    def query(self, statement: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of `statement` in a read transaction. The caller must not hold a lock."""
 
-        def asked() -> T:
+        def read() -> T:
             with self.index.reading() as db:
-                return question(db)
+                return statement(db)
 
-        return self.with_index_repair(asked)
+        return self.with_index_repair(read)
 
     def with_index_repair(self, work: Callable[[], T]) -> T:
-        """`work`, once more if the index turned out to be damaged. Not to be called with a lock."""
+        """The result of `work`, retried once after an index repair. The caller must not hold a lock."""
         before = self.index.identity()
         try:
             return work()
@@ -68,7 +69,7 @@ class Repository(Components):
             return work()
 
     def put_image(self, png: bytes) -> Digest:
-        """Store the bytes of a PNG durably and index them; its id."""
+        """Store the bytes of a PNG durably and index them; returns its id."""
 
         def put() -> Digest:
             with self._writing() as pending:
@@ -77,10 +78,10 @@ class Repository(Components):
         return self.with_index_repair(put)
 
     def put_record(self, record: Record) -> Digest:
-        """Store a record durably and index it; the images it names are then known to be in use.
+        """Store a record durably and index it, as an access to its images; returns its id.
 
         Raises:
-            ImageNotFound: it names an image that is not here.
+            ImageNotFound: the record refers to an image that is not stored.
         """
 
         def put() -> Digest:
@@ -90,9 +91,9 @@ class Repository(Components):
         return self.with_index_repair(put)
 
     def put_made(self, pngs: Iterable[bytes], describe: Callable[[list[Digest]], Record]) -> Record:
-        """Store PNGs and the record that `describe` makes of their ids, and index them together.
+        """Store PNGs and the record that `describe` returns for their ids, indexed in one transaction.
 
-        If the record cannot be stored, the images are there all the same. Raises what `put_record` does.
+        If storing the record fails, the images may remain stored. Raises as `put_record`.
         """
         given = list(pngs)
 
@@ -104,10 +105,34 @@ class Repository(Components):
 
         return self.with_index_repair(put)
 
-    def adopt(self, digest: Digest) -> bool:
-        """Index a blob that is there and not indexed, as after a power cut. False if it is not there."""
+    def find(self, digits: str) -> list[ImageRow]:
+        """Up to two images whose ids begin with these hex digits; two mean that the prefix is ambiguous.
 
-        def adopt() -> bool:
+        For a complete id, a stored image that is missing in the index is indexed first.
+        """
+        found = self.query(lambda db: search.images_with_prefix(db, digits))
+        if not found and len(digits) == 64 and self._index_existing(Digest(bytes.fromhex(digits))):
+            found = self.query(lambda db: search.images_with_prefix(db, digits))
+        return found
+
+    def lease(self, digests: Sequence[Digest], stack: contextlib.ExitStack) -> list[ImageRow]:
+        """The rows of images, protected from collection until `stack` is closed.
+
+        Raises:
+            ImageNotFound: one of them is not stored.
+        """
+        with self.locks.shared():
+            with self.index.reading() as db:
+                found = [search.images_with_prefix(db, digest.hex) for digest in digests]
+            if not all(found):
+                raise image_not_found(digests[found.index([])])
+            stack.enter_context(self.locks.lease(digests))
+        return [row for (row,) in found]
+
+    def _index_existing(self, digest: Digest) -> bool:
+        """Index a stored blob missing in the index, as after a power cut. False if it is not stored."""
+
+        def index() -> bool:
             with self.locks.shared():
                 blob = self.blobs.has(digest)
                 size = self.size_of(blob) if blob else None
@@ -117,29 +142,38 @@ class Repository(Components):
                         tables.touch(db, [digest], time.time_ns())
                 return size is not None
 
-        return self.with_index_repair(adopt)
+        return self.with_index_repair(index)
 
     def touch(self, digests: Iterable[Digest]) -> None:
-        """Keep these from being collected for a while. A store that cannot be written still answers."""
+        """Record an access to these images; no error if the store cannot be written."""
         with contextlib.suppress(StoreError), self.locks.shared(), self.index.writing() as db:
             tables.touch(db, digests, time.time_ns())
 
+    def note_access(self, digest: Digest) -> None:
+        """Record an access to an image, unless one within `ACCESS_RESOLUTION` is recorded."""
+        stale = time.time_ns() - round(ACCESS_RESOLUTION.total_seconds() * 1e9)
+        if self.query(lambda db: tables.last_touched(db, digest)) < stale:
+            self.touch([digest])
+
     def register_writer(self) -> None:
-        """Have the next start look for what was stored and not indexed, if this process dies before it signs
-        out. Call it with the write lock."""
+        """Register this process as a writer, once, until `close` or the end of this object.
+
+        If the process dies before, the next process to open the store scans it for unindexed files. Requires
+        the write lock.
+        """
         with self._registering:
             if self._deregister is None or not self._deregister.alive:
                 self._deregister = weakref.finalize(self, self.locks.register_writer())
 
     def close(self) -> None:
-        """Sign out, and give the index's connections back. Both come again with the next use."""
+        """Deregister as a writer and close the index connections; the next use opens both again."""
         with self._registering:
             if self._deregister:
                 self._deregister()
         self.index.close()
 
-    def whole(self, body: bytes) -> bool:
-        """Whether an indexed record, given as its bytes, and every image it made can be read."""
+    def is_readable(self, body: bytes) -> bool:
+        """Whether an indexed record, given as its bytes, and all its output images can be read."""
         outputs = tables.indexed_record(body).outputs
         if not self.query(lambda db: all(tables.has_image(db, image) for image in outputs)):
             return False
@@ -153,9 +187,9 @@ class Repository(Components):
 
     @contextlib.contextmanager
     def _writing(self) -> Generator["_Pending"]:
-        """Share the write lock, as a writer who is missed if it dies; under a quota, one at a time.
+        """Hold the shared write lock as a registered writer; with a quota, also the exclusive quota lock.
 
-        What became durable in the block is indexed after it, in one transaction, also if the block failed.
+        On exit, even after an exception, everything stored in the block is indexed in one transaction.
         """
         with (
             self.locks.shared(),
@@ -173,7 +207,7 @@ class Repository(Components):
         blob = self.blobs.put(png)
         pending.images[blob.digest] = (blob, size)
         if self.quota is not None:
-            self._index(pending)  # the next put asks the index how much is used
+            self._index(pending)  # the quota check of the next put reads the index
         return blob.digest
 
     def _put_record(self, record: Record, pending: "_Pending") -> Digest:
@@ -181,22 +215,24 @@ class Repository(Components):
             with self.index.reading() as db:
                 missing = [digest for digest in named if not tables.has_image(db, digest)]
             if missing:
-                raise ImageNotFound(f"The record names {missing[0]}, which is not stored.", "Store it first.")
+                raise ImageNotFound(
+                    f"The record refers to {missing[0]}, which is not stored.", "Store it first."
+                )
         blob = self.records.put(record.canonical)
         pending.records[blob.digest] = record
         return blob.digest
 
     def _index(self, pending: "_Pending") -> None:
-        """Index what is new; the images of a record count as asked for now."""
+        """Index pending images and records, as an access to all images involved."""
         if not (pending.images or pending.records):
             return
-        asked_for = set(pending.images)
+        accessed = set(pending.images)
         with self.index.writing() as db:
-            for digest, record in pending.records.items():  # first: then an image's words are indexed once
+            for digest, record in pending.records.items():  # first, so that each image's text is indexed once
                 tables.add_record(db, digest, record, record.canonical)
-                asked_for.update(record.inputs, record.outputs)
+                accessed.update(record.inputs, record.outputs)
             for blob, size in pending.images.values():
                 tables.add_image(db, blob, size)
-            tables.touch(db, asked_for, time.time_ns())
+            tables.touch(db, accessed, time.time_ns())
         pending.images.clear()
         pending.records.clear()

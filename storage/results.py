@@ -1,15 +1,18 @@
-"""What the store answers with: small frozen values, no handles on the store."""
+"""Values that the store returns: frozen, without a reference to the store."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
+from storage.codec import MIME_TYPE
 from storage.digest import Digest
+from storage.index.search import Origin
+from storage.index.tables import ImageRow
 from storage.records import Record
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What is known of an image without its pixels."""
+    """The metadata of a stored image."""
 
     id: Digest
     width: int
@@ -18,39 +21,50 @@ class StoredImage:
     """Pixels."""
     mime_type: str
     bytes: int
-    """Size of the encoded image."""
+    """Size of the encoded image in bytes."""
     created: datetime
-    """When it was first stored, UTC."""
+    """Time of first storage, UTC."""
     label: str | None = None
     pinned: bool = False
     notes: tuple[str, ...] = ()
-    """From `ImageStore.put` only: what was dropped, reduced or converted in taking it in; sentences."""
+    """Set by `ImageStore.put` only: sentences on what was dropped, reduced or converted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some images, newest first."""
+    """One page of a list of images, newest first."""
 
     images: tuple[StoredImage, ...]
     cursor: str | None
-    """Asks for the next page; None on the last one."""
+    """Cursor of the next page; None on the last page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
-    """An image in a lineage, and how it was made."""
+    """An image in a lineage, with the record that made it."""
 
     image: StoredImage
     record_id: Digest | None
     record: Record | None
-    """None for an image that came from outside and has no record."""
+    """None for an image that was imported without a record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How full the store is."""
+    """Amount of data stored."""
 
     images: int
     bytes: int
-    """Of all images and records."""
+    """Total size of all images and records."""
     quota_bytes: int | None
+
+
+def stored_image(row: ImageRow) -> StoredImage:
+    """The metadata in an index row."""
+    created = datetime.fromtimestamp(row.created // 1000 / 1_000_000, UTC)
+    return StoredImage(row.digest, row.width, row.height, MIME_TYPE, row.size, created, row.label, row.pinned)
+
+
+def ancestor(origin: Origin) -> Ancestor:
+    """The result for a lineage entry of the index."""
+    return Ancestor(stored_image(origin.image), origin.record_id, origin.record)

@@ -1,8 +1,9 @@
-"""Files by name, where somebody else may change the folders meanwhile: a path is walked handle by handle.
+"""Opens and writes files without following links, safe against concurrent changes of the folders.
 
-No link is followed on the way, and nothing but a regular file is opened, without ever waiting for it. Paths
-here hold no `..`, so the walk stays below where it began, whatever is moved: as with `RESOLVE_BENEATH` and
-`RESOLVE_NO_SYMLINKS` of `openat2`, but on every system. A hard link cannot be told from any other file.
+A path is resolved one component at a time with directory descriptors. No link is followed, only regular files
+are opened, and opening never blocks. Paths contain no `..`, so resolution stays below its start even if
+folders are moved: like `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS` of `openat2`, but portable. Hard links are
+not detected.
 """
 
 import errno
@@ -15,35 +16,35 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-# A handle to walk on needs no right to list the folder, where the system has such handles.
+# With O_PATH, resolving a path needs no permission to list its folders.
 _WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
 class IsLink(OSError):
-    """A link where none is followed."""
+    """A path component is a symbolic link."""
 
 
 class NotRegular(OSError):
-    """A folder, pipe, socket or device where a regular file is needed."""
+    """A folder, pipe, socket or device instead of a regular file."""
 
 
 @cache
 def real_folder(folder: Path) -> Path:
-    """Where a folder that the host allows is, links resolved as they were when it was first asked for."""
+    """The path of a folder with links resolved, as they were at the first call (cached)."""
     return folder.resolve()
 
 
 @contextmanager
 def open_folder(path: Path) -> Generator[int]:
-    """A handle of a folder, to open files by; it cannot be listed.
+    """A descriptor of a folder, for use as `dir_fd`; it may not be listable.
 
     Args:
-        path: absolute, without links and `..`, as `Path.resolve` gives it.
+        path: absolute, without links and `..`, as returned by `Path.resolve`.
 
     Raises:
-        IsLink: a part of `path` is a link.
+        IsLink: a component of `path` is a link.
         OSError: there is no such folder.
     """
     handle = os.open(path.anchor, _WALK)
@@ -58,19 +59,21 @@ def open_folder(path: Path) -> Generator[int]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A regular file, open for reading. `path` as for `open_folder`, whose errors it raises.
+    """Open a regular file for reading, with a `path` as for `open_folder`.
 
-    Raises:
-        NotRegular: it is something else.
+    Raises as `open_folder`, and:
+        NotRegular: it is not a regular file.
     """
     with open_folder(path.parent) as folder:
         return open_in(folder, path.name)
 
 
 def open_in(folder: int, name: str) -> BinaryIO:
-    """A regular file in the folder of a handle, open for reading. Raises what `open_file` does."""
-    _check(os.stat(name or ".", dir_fd=folder, follow_symlinks=False))  # opening a device may do something
-    # Without waiting, should a pipe have taken its place.
+    """Open a regular file in a folder, given its descriptor, for reading. Raises as `open_file`."""
+    _check(
+        os.stat(name or ".", dir_fd=folder, follow_symlinks=False)
+    )  # before opening, which has side effects on devices
+    # Non-blocking, in case a pipe has replaced it.
     handle = os.open(name, _READ, dir_fd=folder)
     try:
         _check(os.fstat(handle))
@@ -81,7 +84,7 @@ def open_in(folder: int, name: str) -> BinaryIO:
 
 
 def names_in(path: Path) -> list[str] | None:
-    """What is in a folder, sorted; None if `path` is not a folder. Raises what `open_folder` does."""
+    """The sorted names in a folder; None if `path` is not a folder. Raises as `open_folder`."""
     with open_folder(path.parent) as outer:
         if not stat.S_ISDIR(os.stat(path.name or ".", dir_fd=outer, follow_symlinks=False).st_mode):
             return None
@@ -93,13 +96,13 @@ def names_in(path: Path) -> list[str] | None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put a file in its place, whole or not at all; a link that was there is replaced, not followed.
+    """Write a file atomically; a link at `path` is replaced, not followed. Not synced to disk.
 
-    Folders that are missing are made. Links among them are followed, once: this is for paths that the host's
-    own user typed.
+    Missing folders are created. Links among the folders are followed, so use this only for paths typed by the
+    local user.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; no partial file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_folder(path.parent.resolve()) as folder:
@@ -115,7 +118,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _enter(name: str, folder: int) -> int:
-    """A handle of a folder in a folder."""
+    """A descriptor of a subfolder."""
     try:
         return os.open(name, _WALK, dir_fd=folder)
     except OSError as error:

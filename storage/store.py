@@ -5,12 +5,9 @@ A facade that turns references into digests and index rows into results. The wri
 """
 
 import contextlib
-import os
-import sys
-import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,32 +19,23 @@ from storage.blobs import BlobStore
 from storage.budget import Checkpoint, no_checkpoint
 from storage.codec import Limits
 from storage.digest import Digest, hex_digits
-from storage.errors import ImageNotFound, InvalidArgument
+from storage.errors import InvalidArgument, image_not_found
 from storage.index import search, tables
 from storage.index.tables import ImageRow
 from storage.ingest import Ingested
-from storage.records import LABEL, PIN, Model, Record, check_label, make_record, memo, parse_record
+from storage.records import LABEL, PIN, Model, Record, check_label, make_record, parse_record, request_key
 from storage.recovery import Progress
-from storage.repository import ACCESS_RESOLUTION, Repository
-from storage.results import Ancestor, Page, StoredImage, Usage
+from storage.repository import Repository
+from storage.results import Ancestor, Page, StoredImage, Usage, ancestor, stored_image
 
 Reference = Digest | str
 """An id, a prefix of one with at least 8 hex digits, or an image URI."""
 MAX_PAGE = 1000
-"""Images."""
-
-
-def default_store_path() -> Path:
-    """Where a person's images lie if nothing else is said: the data folder of this system's convention."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "omnigen2-mcp" / "store"
+"""Maximum number of images per page."""
 
 
 class ImageStore:
-    """Images by the SHA-256 of their bytes, and the records of how they were made."""
+    """Images addressed by the SHA-256 of their bytes, and records of how they were made."""
 
     def __init__(
         self,
@@ -58,16 +46,16 @@ class ImageStore:
         blobs: BlobStore | None = None,
         records: BlobStore | None = None,
     ) -> None:
-        """Open the store at `path`, or begin one there.
+        """Open the store in the folder `path`, or create one.
 
-        `quota_bytes` bounds images and records together, `limits` what one image may be. `blobs` and
-        `records` are where the bytes live, by default below `path`; locks and the index are always
-        there. Without a path they are in memory, and gone with this object.
+        `quota_bytes` limits the total size of images and records, `limits` the size of one image. `blobs`
+        and `records` store the bytes, by default in folders below `path`; locks and index are always below
+        `path`. If `path` is None, they are in memory and are lost with this object.
 
-        A store that may only be read is opened to be read, see `read_only`.
+        A store without write permission is opened read-only, see `read_only`.
 
         Raises:
-            StoreReadOnly, StoreFull: the folder cannot be written, and holds no store.
+            StoreReadOnly, StoreFull: the folder is not writable and contains no store.
         """
         self.path = Path(path).expanduser().absolute() if path is not None else None
         self.quota_bytes = quota_bytes
@@ -82,20 +70,21 @@ class ImageStore:
 
     @property
     def read_only(self) -> bool:
-        """Whether this store is another user's, a backup, or for another reason takes no writes.
+        """Whether the store was opened without write permission.
 
-        Then it shows what was in its folder when it was opened, and refuses every change.
+        A read-only store shows its content at the time of opening; every change raises StoreReadOnly.
         """
         return self._repository.read_only
 
     def refuse_if_read_only(self) -> None:
-        """Raise StoreReadOnly if nothing can be stored, before any work is done for it."""
+        """Raise StoreReadOnly if the store is read-only; call it before expensive work."""
         self._repository.refuse_if_read_only()
 
     def close(self) -> None:
-        """Say that all is well, and give the index's connections back. A store may be used again after it.
+        """Record a clean shutdown and close the index connections. The store can be used again afterwards.
 
-        A process that dies without it has the next one look through the store for what it left.
+        If a process that wrote ends without it, the next process to open the store scans it for images and
+        records that are not in the index.
         """
         self._repository.close()
 
@@ -108,71 +97,71 @@ class ImageStore:
         *,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> StoredImage:
-        """Store a picture; when this returns, it is durable. Equal pixels have one id.
+        """Store an image durably. Equal pixels have the same id.
 
-        The `notes` of what is returned say what of the given bytes was dropped, reduced or converted. Bytes
-        are decoded in another process; `checkpoint` is called meanwhile, and ends it by raising.
+        The `notes` of the result say what was dropped, reduced or converted. Bytes are decoded in a worker
+        process; `checkpoint` is called regularly while this waits, and may raise to cancel.
 
         Raises:
-            ImageRejected: no picture, broken, too large, or too slow to decode.
-            StoreBusy: too many pictures are being decoded.
+            ImageRejected: not an image, damaged, too large, or too slow to decode.
+            StoreBusy: too many images are being decoded.
             StoreFull, StoreReadOnly: nothing was stored.
-            InvalidArgument: the label is too long.
+            InvalidArgument: the label is empty or too long.
         """
         if label is not None:
             check_label(label)
         if isinstance(image, Image.Image):
-            taken = Ingested(codec.encode(codec.admit(image, self.limits)))
+            ingested = Ingested(codec.encode(codec.admit(image, self.limits)))
         else:
-            taken = decoder.decode(image, self.limits, checkpoint)
-        digest = self._repository.put_image(taken.png)
+            ingested = decoder.decode(image, self.limits, checkpoint)
+        digest = self._repository.put_image(ingested.png)
         stored = self.label(digest, label) if label is not None else self.get(digest)
-        return replace(stored, notes=taken.notes)
+        return replace(stored, notes=ingested.notes)
 
     def get(self, ref: Reference) -> StoredImage:
-        """What is known of an image.
+        """The metadata of an image; counts as an access, see `collect`.
 
         Raises:
             InvalidArgument: `ref` is malformed, or a prefix of several ids.
-            ImageNotFound: there is no such image.
+            ImageNotFound: no such image is stored.
         """
         row = self._row(ref)
-        self._note_access([row])
-        return _stored(row)
+        self._repository.note_access(row.digest)
+        return stored_image(row)
 
     def read(self, ref: Reference) -> bytes:
-        """The PNG of an image, verified. Raises what `get` does, and `Corrupt`."""
+        """The PNG bytes of an image, verified against its id. Raises as `get`, and `Corrupt`."""
         digest = self.get(ref).id
         try:
             return self._repository.blobs.get(digest)
         except KeyError:
-            raise _not_found(str(digest)) from None
+            raise image_not_found(digest) from None
 
     def check(self, refs: Iterable[Reference]) -> None:
-        """Raise what `read` does, unless every one of these images can be read."""
+        """Read each image and discard it. Raises as `read`."""
         for ref in refs:
             self.read(ref)
 
     def open(self, ref: Reference) -> Image.Image:
-        """The pixels of an image, verified, as RGB or RGBA.
+        """The decoded image, verified, in mode RGB or RGBA.
 
-        Raises what `read` does, and:
-            ImageRejected: the image is beyond the limits of this store.
-            StoreBusy: too many large images are being opened.
+        Raises as `read`, and:
+            ImageRejected: the image exceeds the limits of this store.
+            StoreBusy: too many large images are being decoded.
         """
         png = self.read(ref)
-        with decoder.opening(codec.size_of(png)):
+        with decoder.budget_for(codec.size_of(png)):
             return codec.open_stored(png, self.limits)
 
     def preview(
         self, ref: Reference, max_side: int = 512, *, region: tuple[int, int, int, int] | None = None
     ) -> tuple[bytes, str]:
-        """A small copy of an image, or of a region of it [x, y, width, height], as `codec.preview` makes it.
+        """A reduced copy of an image or of a region (x, y, width, height in pixels): bytes and MIME type.
 
-        Of large images, few are held in memory at once. Raises what `open` does.
+        See `codec.preview`. Limits how many large images are in memory at once. Raises as `open`.
         """
         png = self.read(ref)
-        with decoder.opening(codec.size_of(png)):
+        with decoder.budget_for(codec.size_of(png)):
             image = codec.open_stored(png, self.limits)
             if region is not None:
                 x, y, width, height = region
@@ -180,30 +169,30 @@ class ImageStore:
             return codec.preview(image, max_side)
 
     def label(self, ref: Reference, text: str | None) -> StoredImage:
-        """Name an image, or take its name away with None. A labelled image is never collected."""
+        """Set the label of an image, or remove it with None. `collect` keeps labelled images."""
         if text is not None:
             check_label(text)
-        return self._say(ref, LABEL, {} if text is None else {"label": text})
+        return self._set_annotation(ref, LABEL, {} if text is None else {"label": text})
 
     def pin(self, ref: Reference, pinned: bool = True) -> StoredImage:
-        """Keep an image from ever being collected, or no longer."""
-        return self._say(ref, PIN, {"pinned": True} if pinned else {})
+        """Pin or unpin an image. `collect` keeps pinned images."""
+        return self._set_annotation(ref, PIN, {"pinned": True} if pinned else {})
 
     def notes(self, ref: Reference) -> tuple[Record, ...]:
-        """The records by which the label and the pin of an image were set."""
+        """The records that set the current label and pin of an image."""
         digest = self._row(ref).digest
-        return tuple(self._repository.query(lambda db: tables.notes_of(db, digest)))
+        return tuple(self._repository.query(lambda db: tables.annotations_of(db, digest)))
 
     @contextlib.contextmanager
     def hold(self, refs: Iterable[Reference]) -> Generator[tuple[StoredImage, ...]]:
-        """Keep images from being collected, by any process, until the block or this process ends.
+        """Protect images from `collect` in any process until the block exits or this process ends.
 
-        For jobs: what a running job may still name. Raises what `get` does.
+        Used by running jobs for images that they may still refer to. Raises as `get`.
         """
         digests = [self._row(ref).digest for ref in refs]
         with contextlib.ExitStack() as stack:
-            images = self._repository.with_index_repair(lambda: self._leased(digests, stack))
-            yield tuple(_stored(row) for row in images)
+            images = self._repository.with_index_repair(lambda: self._repository.lease(digests, stack))
+            yield tuple(map(stored_image, images))
 
     # -- records --------------------------------------------------------------------------------------
 
@@ -218,12 +207,12 @@ class ImageStore:
         seed: int | None = None,
         **more: Any,
     ) -> Digest:
-        """Remember how `outputs` came from `inputs`; the record's id. Durable when this returns.
+        """Store durably how `outputs` were made from `inputs`; returns the record's id.
 
         `more` are the other fields of `Record`: text, numerics, code, principal, time, timings, notes.
 
         Raises:
-            InvalidArgument: a field is wrong; the message names it.
+            InvalidArgument: a field is invalid; the message names it.
             ImageNotFound: an input or output is not stored.
             StoreFull, StoreReadOnly: nothing was stored.
         """
@@ -231,10 +220,10 @@ class ImageStore:
         return self._repository.put_record(make_record(tool=tool, seed=seed, **fields, **more))
 
     def put_made(self, pictures: Iterable[Image.Image], *, tool: str, **fields: Any) -> Record:
-        """Store pictures and the record that they are its outputs; both are durable when this returns.
+        """Store images, and a record with them as outputs, durably; `fields` are the others of `record`.
 
-        Quicker than `put` and then `record`, whose other fields are `fields`. If the record cannot be stored,
-        the pictures are there all the same. Raises what both do.
+        Faster than `put` followed by `record`. If storing the record fails, the images may remain stored.
+        Raises as both.
         """
         pngs = [codec.encode(codec.admit(picture, self.limits)) for picture in pictures]
         return self._repository.put_made(
@@ -242,10 +231,11 @@ class ImageStore:
         )
 
     def get_record(self, ref: Reference) -> Record:
-        """The record with this complete id, verified.
+        """The record with a complete id, verified.
 
         Raises:
-            InvalidArgument: it is no complete id, or not that of a record.
+            InvalidArgument: `ref` is not a complete id, or not the id of a record.
+            Corrupt: the stored bytes do not match the id.
         """
         digest = ref if isinstance(ref, Digest) else Digest.parse(ref)
         try:
@@ -264,19 +254,20 @@ class ImageStore:
         seed: int | None = None,
         numerics: str | None = None,
     ) -> Record | None:
-        """The first record of an equal request that can still be read with all its images: an instant answer.
+        """The oldest record of an equal request whose record and output images are all readable.
 
-        Damaged images are put right when the request is carried out again.
+        Equal means equal arguments here; a model without a digest is compared by its id. None if there is no
+        such record: carrying out the request again then also restores damaged images.
         """
         weights = model.digest or model.id if model else None
-        wanted = memo(tool, parameters, inputs, weights, seed, numerics)
-        bodies = self._repository.query(lambda db: search.equal(db, wanted))
-        record = next((parse_record(body) for body in bodies if self._repository.whole(body)), None)
+        key = request_key(tool, parameters, inputs, weights, seed, numerics)
+        bodies = self._repository.query(lambda db: search.records_of_request(db, key))
+        record = next((parse_record(body) for body in bodies if self._repository.is_readable(body)), None)
         if record is not None:
             self._repository.touch(record.outputs)
         return record
 
-    # -- questions ------------------------------------------------------------------------------------
+    # -- queries --------------------------------------------------------------------------------------
 
     def list(
         self,
@@ -287,52 +278,52 @@ class ImageStore:
         limit: int = 20,
         cursor: str | None = None,
     ) -> Page:
-        """Images, newest first. All words of `query` must occur in prompt, instruction or label.
+        """A page of images, newest first. All words of `query` must occur in prompt, instruction or label.
 
         Raises:
-            InvalidArgument: `limit` is not 1 to 1000, `since` has no time zone, `cursor` is none of ours.
+            InvalidArgument: `limit` is not in 1 to 1000, `since` has no time zone, or `cursor` is invalid.
         """
         if not 1 <= limit <= MAX_PAGE:
-            raise InvalidArgument(f"limit is {limit}; 1 to {MAX_PAGE} are allowed.")
-        question = search.Question(query, tool, _least_key(since), limit, cursor)
-        images, following = self._repository.query(lambda db: search.listed(db, question))
-        return Page(tuple(_stored(row) for row in images), following)
+            raise InvalidArgument(f"limit is {limit}; it must be 1 to {MAX_PAGE}.")
+        wanted = search.Query(query, tool, since, limit, cursor)
+        images, following = self._repository.query(lambda db: search.list_images(db, wanted))
+        return Page(tuple(map(stored_image, images)), following)
 
     def origin(self, ref: Reference) -> Ancestor:
-        """An image and how it was made, at a cost that its ancestors do not raise. Raises what `get` does."""
+        """An image and its record, without reading its ancestors. Raises as `get`."""
         digest = self._row(ref).digest
         found = self._repository.query(lambda db: search.origin(db, digest))
         if found is None:  # collected since
-            raise _not_found(str(digest))
-        return _ancestor(found)
+            raise image_not_found(digest)
+        return ancestor(found)
 
     def lineage(self, ref: Reference, limit: int | None = None) -> tuple[Ancestor, ...]:
-        """Every ancestor of an image and how it was made, oldest first; the image itself is last.
+        """The ancestors of an image and their records, oldest first; the image itself is last.
 
-        With a `limit`, the image and its nearest ancestors, that many in all. Raises what `get` does.
+        With `limit`, at most that many entries: the image and its nearest ancestors. Raises as `get`.
         """
         digest = self.get(ref).id
         origins = self._repository.query(lambda db: search.origins(db, [digest], limit))
-        return tuple(map(_ancestor, search.oldest_first(origins, digest)))
+        return tuple(map(ancestor, search.oldest_first(origins, digest)))
 
     def with_ancestors(self, refs: Iterable[Digest]) -> set[Digest]:
-        """Images and all their ancestors, each looked at once."""
+        """The given images and all their ancestors."""
         images = list(refs)
         return set(self._repository.query(lambda db: search.origins(db, images)))
 
     def usage(self) -> Usage:
-        """How many images and bytes are stored."""
+        """Number of images and bytes stored."""
         images, size = self._repository.query(tables.totals)
         return Usage(images, size, self.quota_bytes)
 
-    # -- care -----------------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------------
 
     def verify(self, progress: Progress | None = None) -> maintenance.Verification:
-        """Read and hash everything; set aside what is wrong, index what is not indexed, delete nothing."""
+        """Read and hash every file; quarantine invalid ones, index missing ones, delete nothing."""
         return self._repository.with_index_repair(lambda: maintenance.verify(self._repository, progress))
 
     def rebuild_index(self, progress: Progress | None = None) -> tuple[Path, ...]:
-        """Build the index again from blobs and records. Those that cannot be read are set aside: where.
+        """Rebuild the index from blobs and records; returns the new paths of quarantined unreadable files.
 
         Raises:
             StoreBusy: another process is collecting or rebuilding.
@@ -346,10 +337,11 @@ class ImageStore:
         grace: timedelta = timedelta(days=1),
         keep_accessed: timedelta = timedelta(days=30),
     ) -> gc.Collected:
-        """Delete images that nothing keeps, and the records that name them.
+        """Delete unused images, and the records that refer to them.
 
-        Kept are images with a label or a pin, those of a running job (`hold`), those stored within `grace`
-        or asked for within `keep_accessed` (and an hour), and whatever any of them was made from or with.
+        Kept are images with a label or a pin, those held by a running job (`hold`), those stored within
+        `grace` or accessed within `keep_accessed` plus one hour, and every image in a record that made a
+        kept image, recursively. Blocks writers in all processes.
 
         Raises:
             StoreBusy: another process is collecting or rebuilding.
@@ -361,82 +353,39 @@ class ImageStore:
     def export(
         self, refs: Iterable[Reference], folder: Path | str, progress: Progress | None = None
     ) -> tuple[Path, ...]:
-        """Write images as PNG with their history embedded; the paths of those asked for.
+        """Write images as PNG files with their records embedded; returns the paths of `refs`.
 
-        Ancestors go into `lineage/` below, so that the whole history can be imported. Raises what `read`
-        does.
+        Ancestors are written to the subfolder `lineage/`, so that the whole history can be imported.
+
+        Raises as `read`, and:
+            InvalidArgument: the folder cannot be written.
         """
         digests = [self.get(ref).id for ref in refs]
         return transfer.export(self, digests, Path(folder), progress)
 
     def import_(self, folder: Path | str, progress: Progress | None = None) -> transfer.Imported:
-        """Store every picture below a folder, and join the history that exported ones carry."""
+        """Store every image file below a folder, and the records embedded in exported files.
+
+        Raises:
+            InvalidArgument: there is no such folder.
+            StoreFull, StoreReadOnly: images and records imported before the error remain stored.
+        """
         return transfer.import_folder(self, self._repository, Path(folder), progress)
 
-    # -- inside ---------------------------------------------------------------------------------------
+    # -- internal -------------------------------------------------------------------------------------
 
     def _row(self, ref: Reference) -> ImageRow:
-        digits = ref.hex if isinstance(ref, Digest) else hex_digits(ref)
-        images = self._matching(digits)
-        if not images and len(digits) == 64 and self._repository.adopt(Digest(bytes.fromhex(digits))):
-            images = self._matching(digits)
+        images = self._repository.find(ref.hex if isinstance(ref, Digest) else hex_digits(ref))
         if not images:
-            raise _not_found(str(ref))
+            raise image_not_found(ref)
         if len(images) > 1:
             raise InvalidArgument(
-                f"{ref} begins several ids, for example {images[0].digest} and {images[1].digest}.",
+                f"{ref} is a prefix of several ids, for example {images[0].digest} and {images[1].digest}.",
                 "Give more digits.",
             )
         return images[0]
 
-    def _leased(self, digests: Sequence[Digest], stack: contextlib.ExitStack) -> Sequence[ImageRow]:
-        """Images that are there, held until the stack is closed."""
-        with self._repository.locks.shared():
-            with self._repository.index.reading() as db:
-                found = [search.matching(db, digest.hex) for digest in digests]
-            if not all(found):
-                raise _not_found(str(digests[found.index([])]))
-            stack.enter_context(self._repository.locks.lease(digests))
-        return [row for (row,) in found]
-
-    def _matching(self, digits: str) -> Sequence[ImageRow]:
-        return self._repository.query(lambda db: search.matching(db, digits))
-
-    def _note_access(self, images: Sequence[ImageRow]) -> None:
-        stale = time.time_ns() - round(ACCESS_RESOLUTION.total_seconds() * 1e9)
-        digests = [row.digest for row in images]
-        old = self._repository.query(
-            lambda db: [each for each in digests if tables.last_touched(db, each) < stale]
-        )
-        if old:
-            self._repository.touch(old)
-
-    def _say(self, ref: Reference, tool: str, parameters: dict[str, JsonValue]) -> StoredImage:
+    def _set_annotation(self, ref: Reference, tool: str, parameters: dict[str, JsonValue]) -> StoredImage:
         digest = self._row(ref).digest
         self._repository.put_record(make_record(tool=tool, parameters=parameters, inputs=(digest,)))
         return self.get(digest)
-
-
-def _stored(row: ImageRow) -> StoredImage:
-    created = datetime.fromtimestamp(row.created // 1000 / 1_000_000, UTC)
-    return StoredImage(
-        row.digest, row.width, row.height, codec.MIME_TYPE, row.size, created, row.label, row.pinned
-    )
-
-
-def _ancestor(origin: search.Origin) -> Ancestor:
-    return Ancestor(_stored(origin.image), origin.record_id, origin.record)
-
-
-def _not_found(ref: str) -> ImageNotFound:
-    return ImageNotFound(f"No image {ref} is stored.", "List the images, or import it first.")
-
-
-def _least_key(since: datetime | None) -> int | None:
-    if since is None:
-        return None
-    if since.tzinfo is None:
-        raise InvalidArgument(
-            f"since is {since.isoformat()}, without a time zone.", "Add one, for example +00:00."
-        )
-    return tables.first_key(since)

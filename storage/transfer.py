@@ -1,7 +1,7 @@
-"""Export to a folder of ordinary PNG files that carry their history; import of any folder of pictures.
+"""Export of images as PNG files with embedded records; import of any folder of image files.
 
-Nothing in an imported folder is believed: pictures pass the same gate as every other, a picture's id is
-computed, and a record is joined only if every image it names is here.
+Imported files are not trusted: images are decoded like all others, ids are computed, and a record is stored
+only if every image it refers to is stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _NAME_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, or a record in it, that was not taken, and why."""
+    """A file, or a record in a file, that was not imported."""
 
     path: Path
     reason: str
@@ -35,7 +35,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import stored or found to be stored."""
+    """The result of an import, including images and records that were already stored."""
 
     images: tuple[StoredImage, ...]
     records: tuple[Digest, ...]
@@ -45,7 +45,7 @@ class Imported:
 def export(
     store: "ImageStore", digests: Sequence[Digest], folder: Path, progress: Progress | None
 ) -> tuple[Path, ...]:
-    """Write images to `folder`, their ancestors to `folder/lineage`; the paths of those asked for.
+    """Write images to `folder` and their ancestors to `folder/lineage`; returns the paths of the former.
 
     Raises:
         InvalidArgument: the folder cannot be written.
@@ -62,42 +62,44 @@ def export(
 def import_folder(
     store: "ImageStore", repository: Repository, folder: Path, progress: Progress | None
 ) -> Imported:
-    """Store every picture below `folder`, then every record whose images are all here, oldest first.
+    """Store every image below `folder`, then every record whose images are all stored, oldest first.
 
     Raises:
         InvalidArgument: there is no such folder.
-        StoreFull, StoreReadOnly: what came before stays stored.
+        StoreFull, StoreReadOnly: images and records imported before the error remain stored.
     """
     if not folder.is_dir():
-        raise InvalidArgument(f"There is no folder {folder}.", "Give the folder that an export has written.")
+        raise InvalidArgument(
+            f"There is no folder {folder}.", "Give a folder of image files, such as one written by an export."
+        )
     images: dict[Digest, StoredImage] = {}
     records: dict[Digest, tuple[Record, Path]] = {}
     skipped: list[Skipped] = []
     files = list(_files(folder.resolve()))
     for path in reporting(progress, len(files))(files):
         try:
-            image, found, refused = _take(store, repository, path)
+            image, found, refused = _store_file(store, repository, path)
         except (ImageRejected, OSError) as error:
             skipped.append(Skipped(path, str(error)))
             continue
         images[image.id] = image
         records |= {record.id: (record, path) for record in found}
         skipped += [Skipped(path, reason) for reason in refused]
-    joined: list[Digest] = []
+    stored: list[Digest] = []
     for record, path in sorted(records.values(), key=lambda item: (item[0].time, item[0].id)):
         try:
-            joined.append(repository.put_record(record))
+            stored.append(repository.put_record(record))
         except ImageNotFound as error:
             skipped.append(Skipped(path, str(error)))
     return Imported(
         tuple(replace(store.get(digest), notes=image.notes) for digest, image in images.items()),
-        tuple(joined),
+        tuple(stored),
         tuple(skipped),
     )
 
 
 def with_history(store: "ImageStore", digest: Digest) -> bytes:
-    """The PNG of an image with its history inside, as exports are. Raises what `ImageStore.read` does."""
+    """The PNG of an image with its records embedded, as in an export. Raises as `ImageStore.read`."""
     return embed(store.read(digest), digest, _history(store, digest))
 
 
@@ -112,30 +114,30 @@ def _write(store: "ImageStore", digest: Digest, folder: Path) -> Path:
 
 
 def _history(store: "ImageStore", digest: Digest) -> list[Record]:
-    """The record that made an image, then what is said about it."""
+    """The record that made an image, then those of its label and pin."""
     maker = store.origin(digest).record
     return [record for record in (maker, *store.notes(digest)) if record is not None]
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    # A link could point at any file of the machine: not followed.
+    # Links are not followed: they could point to any file of the machine.
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _take(
+def _store_file(
     store: "ImageStore", repository: Repository, path: Path
 ) -> tuple[StoredImage, list[Record], tuple[str, ...]]:
-    """Store the picture in a file: the image, the records to join, and why others in it are refused."""
+    """Store the image in a file; returns it, its records to store, and reasons why others are rejected."""
     limit = store.limits.bytes
     with open_file(path) as file:
-        data = file.read(limit + 1)  # one more than allowed is enough to be refused for it
-    carried = extract(data) if len(data) <= limit else None
-    if carried is None:
+        data = file.read(limit + 1)  # one byte more than the limit, so that a larger file is rejected
+    extracted = extract(data) if len(data) <= limit else None
+    if extracted is None:
         return store.put(data), [], ()
-    png, records, refused = carried
+    png, records, refused = extracted
     digest = Digest.of(png)
-    # Another build of the encoder may have packed the same pixels otherwise. Keep its bytes, and with them
-    # the id that the records know.
+    # Another build of the encoder may have compressed the same pixels differently. Keep its bytes, so that
+    # the image keeps the id that the records refer to.
     known = any(digest in (*record.inputs, *record.outputs) for record in records)
     taken = decode(png, store.limits, keep_own=known)
     return replace(store.get(repository.put_image(taken.png)), notes=taken.notes), records, refused

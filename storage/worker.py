@@ -1,7 +1,7 @@
-"""The process in which bytes from outside are decoded: `storage/decoder.py` starts it and asks it.
+"""The worker process that decodes untrusted image files, started by `storage/decoder.py`.
 
-It answers one request after the other on a socket that is its standard input, under limits that the kernel
-enforces: processor time and memory per picture, no file written, no core dumped. It ends with its parent.
+It serves requests in sequence on a socket that is its standard input, under limits enforced by the kernel:
+CPU time and memory per image, no file writes, no core dumps. It ends with its parent.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from PIL import AvifImagePlugin
 
 from storage.codec import Limits
 from storage.errors import ImageRejected
-from storage.ingest import Larger, ingest, is_stored_form
+from storage.ingest import LargerThanExpected, ingest, is_stored_form
 
 HEAD = struct.Struct(">IQ")
-"""Bytes of the JSON and of the body of a message; both follow."""
+"""Message header: the sizes in bytes of the JSON and of the body, which follow."""
 _DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of prctl."""
+"""PR_SET_PDEATHSIG, an option of prctl(2)."""
 
 
 def main(parent: int) -> None:
-    """Answer until the socket closes; `parent` is the process that started this one."""
+    """Serve requests until the socket closes; `parent` is the id of the process that started this one."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
+    if os.getppid() != parent:  # the parent died before prctl
         return
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -54,15 +54,15 @@ def _answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         return {"notes": taken.notes, "own": own}, taken.png
     except ImageRejected as error:
         return {"refused": [error.message, error.advice]}, b""
-    except Larger as error:
+    except LargerThanExpected as error:
         return {"pixels": error.pixels}, b""
 
 
 @contextlib.contextmanager
 def _limits(seconds: float, memory: int):
-    """End this process after `seconds` of processor time; let no more than `memory` bytes be added to it."""
+    """End this process after `seconds` of CPU time, and limit its growth to `memory` bytes."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    with contextlib.suppress(OSError, ValueError):  # no /proc, or a kernel that does not limit: not Linux
+    with contextlib.suppress(OSError, ValueError):  # not Linux: no /proc or no limit on address space
         with open("/proc/self/statm", "rb") as status:
             used = int(status.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, hard))
@@ -76,7 +76,7 @@ def _limits(seconds: float, memory: int):
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], bytes] | None:
-    """The next message, or None when the other end is closed."""
+    """The next message, or None if the socket is closed."""
     receive: Callable[[int], bytes] = lambda size: connection.recv(size, socket.MSG_WAITALL)  # noqa: E731
     head = receive(HEAD.size)
     if len(head) < HEAD.size:

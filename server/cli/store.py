@@ -1,4 +1,4 @@
-"""`omnigen2-mcp store`: look at the images and their history, look after the folder that holds them."""
+"""`omnigen2-mcp store`: commands to inspect and maintain the image store."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +14,10 @@ from server.cli.output import AsJson, counting_bar, facts, show, table
 from server.cli.stores import Store, open_typed, settings_with
 from storage import Ancestor, ImageStore, StoredImage, embedding
 
-app = App(name="store", help="Look at stored images and their history, and look after the store.")
+app = App(name="store", help="Inspect stored images and their history, and maintain the store.")
 
 SHORT = 12
-"""Hex digits of an id in a table: enough to name the image again."""
+"""Hex digits of an id in a table: enough to refer to the image."""
 
 
 @app.command(name="ls")
@@ -36,15 +36,15 @@ def list_images(
     Parameters
     ----------
     query
-        Words that all occur in the prompt, instruction or label.
+        Words that must all occur in the prompt, instruction or label.
     tool
-        Only images that this tool made.
+        Only images made by this tool.
     since
-        Only images stored at this time or later, UTC unless it says otherwise.
+        Only images stored at this time or later, in UTC if no time zone is given.
     limit
-        At most so many, 1 to 1000.
+        Maximum number of images, 1 to 1000.
     cursor
-        Go on where an earlier page ended.
+        Continue after an earlier page.
     """
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
@@ -57,20 +57,22 @@ def list_images(
             f"{image.width}x{image.height}",
             decimal(image.bytes),
             _when(image.created),
-            _said(image),
+            _annotations(image),
         )
         for image in page.images
     ]
     total = f"{usage.images:,} images, {decimal(usage.bytes)} in {settings_with(store).store}"
     more = [f"There are more: add --cursor {page.cursor}"] if page.cursor else []
-    found = table(("id", "size", "bytes", "stored", "label"), rows) if rows else "No image is stored or fits."
+    found = (
+        table(("id", "size", "bytes", "stored", "label"), rows) if rows else "No image is stored or matches."
+    )
     value = {"images": [_image(image) for image in page.images], "cursor": page.cursor}
     show(value, found, *more, total, as_json=as_json)
 
 
 @app.command(name="show")
 def show_image(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> None:
-    """Show an image's facts and how it was made, back to its first ancestors.
+    """Show an image's metadata and how it was made, back to its first ancestors.
 
     Parameters
     ----------
@@ -92,21 +94,21 @@ def show_image(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> 
         (
             step.image.id.hex[:SHORT],
             step.record.tool if step.record else "outside",
-            _words(step),
+            _parameters(step),
             _inputs(step),
         )
         for step in lineage
     ]
-    history = table(("id", "made by", "asked for", "from"), rows)
+    history = table(("id", "made by", "parameters", "inputs"), rows)
     value = {"image": _image(image), "lineage": [_step(step) for step in lineage]}
     show(value, facts(about), "", history, as_json=as_json)
 
 
 @app.command
 def verify(*, store: Store = None, as_json: AsJson = False) -> None:
-    """Read and hash everything. What is wrong is moved to `quarantine/`; nothing is deleted.
+    """Read and hash every file. Invalid files are moved to `quarantine/`; nothing is deleted.
 
-    Fails if anything was wrong.
+    Exits with status 1 if any file was invalid, foreign or missing.
     """
     with open_typed(store) as images, _bar("reading") as report:
         found = images.verify(report)
@@ -120,12 +122,12 @@ def verify(*, store: Store = None, as_json: AsJson = False) -> None:
         "dangling": [str(digest) for digest in found.dangling],
         "indexed": found.indexed,
     }
-    lines = [f"{found.images:,} images and {found.records:,} records are right."]
-    lines += [f"{found.indexed} were not indexed and now are."] if found.indexed else []
+    lines = [f"{found.images:,} images and {found.records:,} records are valid."]
+    lines += [f"{found.indexed} were missing in the index and have been added."] if found.indexed else []
     lines += [f"Damaged or foreign, moved to {path}" for path in found.quarantined]
-    lines += [f"Damaged or foreign, and cannot be moved: {path}" for path in found.left]
-    lines += [f"Gone: {digest}" for digest in found.missing]
-    lines += [f"Names an image that is gone: record {digest}" for digest in found.dangling]
+    lines += [f"Damaged or foreign, could not be moved: {path}" for path in found.left]
+    lines += [f"Missing: {digest}" for digest in found.missing]
+    lines += [f"Refers to a missing image: record {digest}" for digest in found.dangling]
     show(value, *lines, as_json=as_json)
     if not found.clean:
         sys.exit(1)
@@ -133,7 +135,7 @@ def verify(*, store: Store = None, as_json: AsJson = False) -> None:
 
 @app.command
 def rebuild_index(*, store: Store = None, as_json: AsJson = False) -> None:
-    """Build the index again from images and records."""
+    """Rebuild the index from images and records."""
     with open_typed(store) as images:
         with _bar("indexing") as report:
             aside = images.rebuild_index(report)
@@ -144,8 +146,8 @@ def rebuild_index(*, store: Store = None, as_json: AsJson = False) -> None:
             "bytes": usage.bytes,
             "quarantined": [str(path) for path in aside],
         },
-        f"The index is new: {usage.images:,} images, {decimal(usage.bytes)}.",
-        *(f"Cannot be read, moved to {path}" for path in aside),
+        f"The index has been rebuilt: {usage.images:,} images, {decimal(usage.bytes)}.",
+        *(f"Unreadable, moved to {path}" for path in aside),
         as_json=as_json,
     )
 
@@ -159,18 +161,18 @@ def collect(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete images that nothing keeps: no label, no pin, no running job, nobody asked lately.
+    """Delete images without label, pin, running job or recent access.
 
-    What a kept image was made from is kept too.
+    The ancestors of a kept image are kept too.
 
     Parameters
     ----------
     dry_run
-        Only say what would be deleted.
+        Only report what would be deleted.
     grace_days
-        Keep what was stored within so many days.
+        Keep images stored within this many days.
     keep_days
-        Keep what was asked for within so many days.
+        Keep images accessed within this many days.
     """
     grace, keep = timedelta(days=grace_days), timedelta(days=keep_days)
     with open_typed(store) as images:
@@ -186,14 +188,14 @@ def collect(
     show(
         value,
         f"{len(found.images):,} images and {len(found.records):,} records {verb} deleted, "
-        f"{decimal(found.bytes)}; {found.kept:,} images stay.",
+        f"{decimal(found.bytes)}; {found.kept:,} images are kept.",
         as_json=as_json,
     )
 
 
 @app.command
 def export(ref: str, /, *more: str, to: Path, store: Store = None, as_json: AsJson = False) -> None:
-    """Write images as PNG files that carry their history, ancestors to `lineage/` below.
+    """Write images as PNG files with their history embedded, and their ancestors to the subfolder `lineage/`.
 
     Parameters
     ----------
@@ -211,12 +213,12 @@ def export(ref: str, /, *more: str, to: Path, store: Store = None, as_json: AsJs
 
 @app.command(name="import")
 def import_folder(folder: Path, /, *, store: Store = None, as_json: AsJson = False) -> None:
-    """Store every picture below a folder, with the history that exported ones carry.
+    """Store every image file below a folder, with the history embedded in exported files.
 
     Parameters
     ----------
     folder
-        Any folder of pictures; links in it are not followed.
+        A folder of image files; links in it are not followed.
     """
     with open_typed(store) as images, _bar("reading") as report:
         found = images.import_(folder, report)
@@ -228,25 +230,25 @@ def import_folder(folder: Path, /, *, store: Store = None, as_json: AsJson = Fal
     }
     notes = [f"{image.id}: {note}" for image in found.images for note in image.notes]
     skipped = [f"Skipped {each.path}: {each.reason}" for each in found.skipped]
-    total = f"{len(found.images):,} images and {len(found.records):,} records are stored."
+    total = f"{len(found.images):,} images and {len(found.records):,} records were imported."
     show(value, *notes, *skipped, total, as_json=as_json)
 
 
 @app.command
 def pin(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> None:
-    """Keep an image from ever being collected."""
+    """Protect an image from `gc`."""
     _change(store, lambda images: images.pin(ref), as_json)
 
 
 @app.command
 def unpin(ref: str, /, *, store: Store = None, as_json: AsJson = False) -> None:
-    """Take the pin off an image."""
+    """Remove the pin of an image."""
     _change(store, lambda images: images.pin(ref, False), as_json)
 
 
 @app.command
 def label(ref: str, text: str | None = None, /, *, store: Store = None, as_json: AsJson = False) -> None:
-    """Name an image, which also keeps it from being collected; without a text, take its name away."""
+    """Set the label of an image, which also protects it from `gc`; without a text, remove the label."""
     _change(store, lambda images: images.label(ref, text), as_json)
 
 
@@ -259,7 +261,7 @@ def _change(store: str | None, change: Callable[[ImageStore], StoredImage], as_j
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, and what the store tells its progress to."""
+    """Show a progress bar; yields the callback that updates it."""
     with counting_bar() as bar:
         line = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)
@@ -284,7 +286,7 @@ def _step(step: Ancestor) -> dict[str, Any]:
     return {"image": _image(step.image), "record_id": str(step.record_id or "") or None, "record": record}
 
 
-def _words(step: Ancestor) -> str:
+def _parameters(step: Ancestor) -> str:
     return embedding.parameters_text(step.record) if step.record else "-"
 
 
@@ -292,7 +294,7 @@ def _inputs(step: Ancestor) -> str:
     return " ".join(digest.hex[:SHORT] for digest in step.record.inputs) if step.record else ""
 
 
-def _said(image: StoredImage) -> str:
+def _annotations(image: StoredImage) -> str:
     return (image.label or "") + (" (pinned)" if image.pinned else "")
 
 

@@ -1,4 +1,4 @@
-"""`--store`, as every command has it: which store it works on, by the same settings as the server."""
+"""The `--store` option of all commands, with the same default as the server."""
 
 from typing import Annotated
 
@@ -11,15 +11,15 @@ from storage import ImageStore
 
 Store = Annotated[
     str | None,
-    Parameter(name="--store", help="Where images are kept: a folder or a URL. As `serve` has it if absent."),
+    Parameter(name="--store", help="Image store: a folder or a URL. Default: the store of `serve`."),
 ]
 
 
 def settings_with(store: str | None) -> Settings:
-    """The settings, with the store that was typed if there is one."""
+    """The settings, with the given store if there is one."""
     return Settings() if store is None else Settings(store=store)
 
 
 def open_typed(store: str | None) -> ImageStore:
-    """The store of a command. Raises ValueError and StoreError as `server.app.open_store`."""
+    """Open the store of a command. Raises ValueError and StoreError as `server.app.open_store`."""
     return open_store(settings_with(store), Plugins())

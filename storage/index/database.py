@@ -1,8 +1,8 @@
-"""The index: answers questions about images and records quickly. A cache, never the truth.
+"""The SQLite database of the index: connections, transactions, version check and replacement.
 
-SQLite in WAL mode, one short transaction per write, a pool of connections so that any thread may call. Its
-tables are in `tables.py`. Deleted, damaged, of another schema version or not ours at all, it is built again
-from blobs and records, so there are no migrations; a file that is damaged or not ours is set aside.
+WAL mode, one short transaction per write, and a thread-safe pool of connections. The schema is in
+`tables.py`. A database that is missing, damaged, foreign or of another schema version is rebuilt from blobs
+and records, so there are no migrations; a damaged or foreign file is moved to the quarantine.
 """
 
 import contextlib
@@ -20,28 +20,32 @@ from pathlib import Path
 from typing import Literal
 
 from storage.errors import IndexDamaged, StoreReadOnly, from_sqlite_error
-from storage.index.tables import DERIVED, OWN, SCHEMA, SCHEMA_VERSION, totals
+from storage.index.tables import ACCESS_SCHEMA, DERIVED, SCHEMA, SCHEMA_VERSION, totals
 from storage.permissions import DATABASE_SUFFIXES, create, make_database, make_folder, may_be_database
 
-_WAIT_S = 60.0
+_TIMEOUT_S = 60.0
+"""Maximum time to wait for a database lock."""
 _WAL_VERSIONS = slice(18, 20)
-"""Where in a database file it says whether it is in WAL mode."""
+"""Position in the header of a database file of the two bytes that select WAL mode."""
 Identity = tuple[int, int] | None
+"""Device and inode of a database file; None in memory or if there is none."""
 
 
 class Index:
     """The SQLite file of one store."""
 
     def __init__(self, path: Path | None) -> None:
-        """Without a path the index is in memory, for as long as this object lives."""
+        """Open no file yet. Without a path, the index is in memory and lives as long as this object."""
         self.path = path
         self._name = secrets.token_hex(8)
         self._free: deque[sqlite3.Connection] = deque()
         self._pooled: Identity = None
-        self._kept = None if path else self._connect()  # what is in memory goes with its last connection
+        self._keep_alive = (
+            None if path else self._connect()
+        )  # an in-memory database ends with its last connection
 
     def identity(self) -> Identity:
-        """Which file lies there now, to find out whether another process has put a new one in its place."""
+        """Identifies the current file, to detect that another process has replaced it."""
         if self.path is None:
             return None
         try:
@@ -51,26 +55,26 @@ class Index:
         return status.st_dev, status.st_ino
 
     def state(self) -> Literal["ready", "old", "broken"]:
-        """Whether the file can be used, must be rebuilt, or must be set aside: damaged, or not ours."""
+        """`ready` to use, `old` and to be rebuilt, or `broken`: damaged or foreign, and to be replaced."""
         try:
-            # Not in WAL mode yet: that would change a file that may not be ours.
+            # Not in WAL mode yet: that would modify a possibly foreign file.
             with self._errors(), contextlib.closing(self._open()) as db:
-                version, parts = _version(db), _parts(db)
+                version, found = _version(db), _schema_objects(db)
         except (IndexDamaged, StoreReadOnly):
             return "broken"
-        if version == SCHEMA_VERSION and parts == _our_parts():
+        if version == SCHEMA_VERSION and found == _expected_objects():
             return "ready"
-        ours = {(kind, name) for kind, name, _ in _our_parts()}
-        old = 0 < version < SCHEMA_VERSION and all((kind, name) in ours for kind, name, _ in parts)
-        return "old" if old or not parts else "broken"
+        expected = {(kind, name) for kind, name, _ in _expected_objects()}
+        old = 0 < version < SCHEMA_VERSION and all((kind, name) in expected for kind, name, _ in found)
+        return "old" if old or not found else "broken"
 
     def version(self) -> int:
-        """Of the schema; 0 if there is none yet."""
+        """The schema version; 0 for a new database."""
         with self._errors(), self._connection() as db:
             return _version(db)
 
     def set_aside(self, quarantine: Path) -> Path | None:
-        """Move the file away, whatever it is, and what SQLite keeps beside it; the folder it lies in now.
+        """Move the database with its WAL files to `quarantine`; returns the new folder, None in memory.
 
         Raises:
             OSError: the folder cannot be written.
@@ -81,37 +85,36 @@ class Index:
         make_folder(quarantine, self.path.parent / "locks")
         place = quarantine / f"index-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         make_folder(place, self.path.parent / "locks")
-        with self._turn(fcntl.LOCK_EX):
+        with self._file_lock(fcntl.LOCK_EX):
             for suffix in reversed(DATABASE_SUFFIXES):
-                if os.path.lexists(self._beside(suffix)):
-                    os.rename(self._beside(suffix), place / self._beside(suffix).name)
+                if os.path.lexists(self._file(suffix)):
+                    os.rename(self._file(suffix), place / self._file(suffix).name)
         return place
 
     def copy(self, path: Path) -> None:
-        """Take over, in memory, what the index in a file says that may only be read. Nothing, if it is not
-        readable or not whole."""
-        for options in ("mode=ro", "immutable=1"):  # the second needs no file beside it, and may see less
+        """Copy a read-only database file into memory. No effect if it is unreadable or damaged."""
+        for options in ("mode=ro", "immutable=1"):  # the second needs no WAL files, but may miss recent rows
             with contextlib.suppress(sqlite3.Error, OSError), contextlib.ExitStack() as stack:
                 if not stat.S_ISREG(path.stat().st_mode):
                     return
                 uri = f"{path.as_uri()}?{options}"
-                theirs = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
-                content = bytearray(theirs.serialize())
-                content[_WAL_VERSIONS] = b"\x01\x01"  # what is in memory has no log
-                whole = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
-                whole.deserialize(bytes(content))
-                if whole.execute("PRAGMA quick_check(1)").fetchone() == ("ok",) and self._kept:
-                    whole.backup(self._kept)
+                source = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
+                content = bytearray(source.serialize())
+                content[_WAL_VERSIONS] = b"\x01\x01"  # an in-memory database has no WAL
+                copied = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
+                copied.deserialize(bytes(content))
+                if copied.execute("PRAGMA quick_check(1)").fetchone() == ("ok",) and self._keep_alive:
+                    copied.backup(self._keep_alive)
                     return
 
     def close(self) -> None:
-        """Close every connection that is not in use."""
+        """Close all idle connections."""
         while self._free:
             self._free.pop().close()
 
     @contextlib.contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
-        """A connection on one consistent state."""
+        """A connection in a read transaction."""
         with self._errors(), self._connection() as db:
             db.execute("BEGIN")
             try:
@@ -121,7 +124,7 @@ class Index:
 
     @contextlib.contextmanager
     def writing(self) -> Generator[sqlite3.Connection]:
-        """A connection inside a write transaction: all of the block, or nothing."""
+        """A connection in a write transaction, rolled back if the block raises."""
         with self._errors(), self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -132,26 +135,26 @@ class Index:
                     db.execute("ROLLBACK")
 
     def used(self) -> int:
-        """Bytes of all blobs and records."""
+        """Total bytes of all blobs and records."""
         with self.reading() as db:
             return totals(db)[1]
 
     def rebuild(self, fill: Callable[[sqlite3.Connection], None]) -> None:
-        """Empty all derived tables and let `fill` add everything again, in one transaction."""
+        """Recreate all derived tables and have `fill` add their rows, in one transaction."""
         with self.writing() as db:
             for table in DERIVED:
                 db.execute(f"DROP TABLE IF EXISTS {table}")
-            for statement in _statements(SCHEMA + OWN):
+            for statement in _statements(SCHEMA + ACCESS_SCHEMA):
                 db.execute(statement)
-            if _parts(db) != _our_parts():
-                raise IndexDamaged("The index of the image store has tables that are not ours.")
+            if _schema_objects(db) != _expected_objects():
+                raise IndexDamaged("The index of the image store has unknown tables.")
             fill(db)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextlib.contextmanager
     def _connection(self) -> Generator[sqlite3.Connection]:
         identity = self.identity()
-        if identity != self._pooled:  # another process has set the file aside, and begun a new one
+        if identity != self._pooled:  # another process has replaced the file
             self.close()
         try:
             db = self._free.pop()
@@ -161,7 +164,7 @@ class Index:
         try:
             yield db
         except BaseException:
-            db.close()  # its state is anybody's guess
+            db.close()  # its state is unknown
             raise
         if identity == self._pooled:
             self._free.append(db)
@@ -172,8 +175,8 @@ class Index:
         db = self._open()
         try:
             _use_wal(db)
-            # A power cut may lose the last rows, never damage the file; blobs and records are synced by
-            # themselves and found again.
+            # A power cut may lose the last transactions, but not damage the file; blobs and records are
+            # synced separately, and lost rows can be restored from them.
             db.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             db.close()
@@ -182,21 +185,21 @@ class Index:
 
     def _open(self) -> sqlite3.Connection:
         in_memory = f"file:/omnigen2-{self._name}?vfs=memdb"
-        with self._turn(fcntl.LOCK_SH):
+        with self._file_lock(fcntl.LOCK_SH):
             if self.path is not None and not may_be_database(self.path):
-                raise IndexDamaged("The index of the image store is not a file.")
+                raise IndexDamaged("The index of the image store is not a regular file.")
             if self.path is not None:
-                with contextlib.suppress(OSError):  # SQLite says better what is wrong
+                with contextlib.suppress(OSError):  # SQLite gives the better error message
                     make_database(self.path, self.path.parent / "locks")
             db = sqlite3.connect(
                 self.path or in_memory,
-                timeout=_WAIT_S,
+                timeout=_TIMEOUT_S,
                 isolation_level=None,
                 check_same_thread=False,
                 uri=self.path is None,
             )
             try:
-                with contextlib.suppress(sqlite3.Error):  # have it open the files beside now
+                with contextlib.suppress(sqlite3.Error):  # makes SQLite open the WAL files now
                     _version(db)
             except BaseException:
                 db.close()
@@ -204,22 +207,22 @@ class Index:
             return db
 
     @contextlib.contextmanager
-    def _turn(self, how: int) -> Generator[None]:
-        """Open files, or set them aside: SQLite must not find the log of one database beside another."""
+    def _file_lock(self, operation: int) -> Generator[None]:
+        """Lock the opening or replacing of files: SQLite must not pair a database with another's WAL."""
         handle = -1
         if self.path is not None:
             folder = self.path.parent / "locks"
-            with contextlib.suppress(OSError):  # then nothing in the folder can be moved either
+            with contextlib.suppress(OSError):  # then the folder is not writable, and no file can be replaced
                 handle = create(folder / "index.lock", folder)
         try:
             if handle >= 0:
-                fcntl.flock(handle, how)
+                fcntl.flock(handle, operation)
             yield
         finally:
             if handle >= 0:
                 os.close(handle)
 
-    def _beside(self, suffix: str) -> Path:
+    def _file(self, suffix: str) -> Path:
         assert self.path is not None
         return self.path.with_name(self.path.name + suffix)
 
@@ -235,27 +238,27 @@ def _version(db: sqlite3.Connection) -> int:
     return db.execute("PRAGMA user_version").fetchone()[0]
 
 
-def _parts(db: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
-    """The tables, indexes, triggers and views of a database: kind, name, and the statement that made it."""
+def _schema_objects(db: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
+    """The tables, indexes, triggers and views of a database: type, name and SQL definition."""
     statement = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'"
-    # What a virtual table keeps is its own business, which another version of SQLite may see otherwise.
+    # The shadow tables of a virtual table may differ between versions of SQLite.
     return frozenset(
         (kind, name, "" if name.startswith("words_") else sql) for kind, name, sql in db.execute(statement)
     )
 
 
 @functools.cache
-def _our_parts() -> frozenset[tuple[str, str, str]]:
+def _expected_objects() -> frozenset[tuple[str, str, str]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        for statement in _statements(SCHEMA + OWN):
+        for statement in _statements(SCHEMA + ACCESS_SCHEMA):
             db.execute(statement)
-        return _parts(db)
+        return _schema_objects(db)
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    # The switch of a new file wants it alone, and SQLite gives up at once, whatever `timeout` says, when
-    # another process is opening it as well.
-    deadline = time.monotonic() + _WAIT_S
+    # Switching a new file needs exclusive access; SQLite ignores `timeout` here and fails at once if another
+    # process is opening the file too.
+    deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -263,11 +266,11 @@ def _use_wal(db: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-        time.sleep(random.uniform(0.001, 0.01))  # uneven, or all would come back together
+        time.sleep(random.uniform(0.001, 0.01))  # random, so that processes do not retry in step
 
 
 def _statements(script: str) -> Generator[str]:
-    # `executescript` commits first, which would show readers the emptied tables.
+    # Not `executescript`: it commits first, so that readers would see the empty tables.
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

@@ -5,23 +5,24 @@ Uses the tables of `storage/index/tables.py`. Each query is one SQL statement, a
 
 import re
 import sqlite3
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from storage.digest import Digest
 from storage.errors import InvalidArgument
 from storage.index import tokenizer
-from storage.index.tables import IMAGE_COLUMNS, ImageRow, image_row, indexed_record, tool_word
+from storage.index.tables import IMAGE_COLUMNS, ImageRow, first_key, image_row, indexed_record, tool_token
 from storage.records import Record
 
 MAX_TERMS = 256
-"""Words of a query: each costs a look into the index."""
+"""Maximum number of terms in a query: each costs an index lookup."""
 _CURSOR = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
 
 
-def matching(db: sqlite3.Connection, prefix: str) -> list[ImageRow]:
-    """Up to two images whose digest begins with these hex digits: enough to know whether one is meant."""
+def images_with_prefix(db: sqlite3.Connection, prefix: str) -> list[ImageRow]:
+    """Up to two images whose digest begins with these hex digits, enough to detect ambiguity."""
     low, high = prefix.ljust(64, "0"), prefix.ljust(64, "f")
     statement = f"SELECT {IMAGE_COLUMNS} FROM images WHERE digest BETWEEN ? AND ? ORDER BY digest LIMIT 2"
     rows = db.execute(statement, (bytes.fromhex(low), bytes.fromhex(high))).fetchall()
@@ -29,78 +30,89 @@ def matching(db: sqlite3.Connection, prefix: str) -> list[ImageRow]:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Which images to list, newest first."""
+class Query:
+    """Conditions on the images to list."""
 
-    query: str | None
-    """Words that all occur in the label, prompt or instruction, whatever their case, accents and English
-    endings; in scripts without spaces, parts of the text."""
+    text: str | None
+    """Words that must all occur in label, prompt or instruction. Case, accents and English inflection are
+    ignored; in scripts without spaces, substrings match."""
     tool: str | None
-    since: int | None
-    """Least key."""
+    since: datetime | None
+    """Earliest time of storage, with a time zone."""
     limit: int
+    """Maximum number of images."""
     cursor: str | None
-    """What an earlier page ended with."""
+    """The cursor of the previous page; None for the first page."""
 
 
-def listed(db: sqlite3.Connection, question: Question) -> tuple[list[ImageRow], str | None]:
-    """A page of images, and the cursor of the next one if there is more.
+def list_images(db: sqlite3.Connection, query: Query) -> tuple[list[ImageRow], str | None]:
+    """A page of images, newest first, and the cursor of the next page, None on the last page.
 
     Raises:
-        InvalidArgument: the cursor is none of ours.
+        InvalidArgument: the cursor is invalid, the query has too many terms, or `since` has no time zone.
     """
-    match = _match(question)
+    match = _match_expression(query)
     if match == "":
         return [], None
     source, key = (
         ("words JOIN images ON key = words.rowid", "words.rowid") if match else ("images", "images.key")
     )
     conditions = [
-        (f"{key} < ?", _last_key(question.cursor)),
-        (f"{key} >= ?", question.since),
+        (f"{key} < ?", _cursor_key(query.cursor)),
+        (f"{key} >= ?", _first_key(query.since)),
         ("words MATCH ?", match),
     ]
     given = [(text, value) for text, value in conditions if value is not None]
     where = " AND ".join(text for text, _ in given) or "TRUE"
-    # One more than asked, to know whether there is another page.
+    # One more than the limit, to see whether there is a next page.
     statement = f"SELECT {IMAGE_COLUMNS} FROM {source} WHERE {where} ORDER BY {key} DESC LIMIT ?"
-    rows = db.execute(statement, (*(value for _, value in given), question.limit + 1)).fetchall()
-    images = [image_row(row) for row in rows[: question.limit]]
-    return images, f"{images[-1].key:x}" if len(rows) > question.limit else None
+    rows = db.execute(statement, (*(value for _, value in given), query.limit + 1)).fetchall()
+    images = [image_row(row) for row in rows[: query.limit]]
+    return images, f"{images[-1].key:x}" if len(rows) > query.limit else None
 
 
-def _match(question: Question) -> str | None:
-    """The full-text expression; None if nothing is to be matched, empty if nothing can match."""
+def _match_expression(query: Query) -> str | None:
+    """The full-text expression; None without a condition, empty if no image can match."""
     terms: list[str] = []
-    if question.query is not None and question.query.strip():
-        asked = list(dict.fromkeys(tokenizer.terms(question.query)))
+    if query.text is not None and query.text.strip():
+        asked = list(dict.fromkeys(tokenizer.terms(query.text)))
         if not asked:
             return ""
         if len(asked) > MAX_TERMS:
             raise InvalidArgument(
                 f"query: {len(asked)} words given; at most {MAX_TERMS} are allowed.",
-                "Leave the common ones out.",
+                "Leave out the common ones.",
             )
         terms += [f'text : "{term}"' for term in asked]
-    if question.tool is not None:
-        terms.append(f'tools : "{tool_word(question.tool)}"')
+    if query.tool is not None:
+        terms.append(f'tools : "{tool_token(query.tool)}"')
     return " AND ".join(terms) or None
 
 
-def _last_key(cursor: str | None) -> int | None:
+def _cursor_key(cursor: str | None) -> int | None:
     if cursor is None:
         return None
     if not _CURSOR.fullmatch(cursor) or int(cursor, 16) >= 1 << 63:
         raise InvalidArgument(
-            f"{cursor[:40]!r} is no cursor.",
-            "Give the cursor of the page before, or leave it out for the first page.",
+            f"{cursor[:40]!r} is not a valid cursor.",
+            "Give the cursor of the previous page, or leave it out for the first page.",
         )
     return int(cursor, 16)
 
 
+def _first_key(since: datetime | None) -> int | None:
+    if since is None:
+        return None
+    if since.tzinfo is None:
+        raise InvalidArgument(
+            f"since is {since.isoformat()}, without a time zone.", "Add one, for example +00:00."
+        )
+    return first_key(since)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """An image of a lineage, and the record that made it, if there is one."""
+    """An image of a lineage, and the record that made it, if any."""
 
     image: ImageRow
     record_id: Digest | None
@@ -117,7 +129,7 @@ WHERE images.digest = ?"""
 
 
 def origin(db: sqlite3.Connection, image: Digest) -> Origin | None:
-    """An image with the earliest record that made it from other images; None if it is not indexed."""
+    """An image and the earliest record that has it as output and not as input; None if not indexed."""
     row = db.execute(_ORIGIN, (image.raw,)).fetchone()
     if row is None:
         return None
@@ -129,7 +141,7 @@ def origin(db: sqlite3.Connection, image: Digest) -> Origin | None:
 def origins(
     db: sqlite3.Connection, images: Iterable[Digest], limit: int | None = None
 ) -> dict[Digest, Origin]:
-    """Images with all their ancestors, or those `limit` that come first breadth first."""
+    """Images and all their ancestors, or the first `limit` of them in breadth-first order."""
     found: dict[Digest, Origin] = {}
     ahead = deque(images)
     met = set(ahead)
@@ -143,7 +155,7 @@ def origins(
 
 
 def oldest_first(found: dict[Digest, Origin], image: Digest) -> list[Origin]:
-    """`origins` in an order in which every image comes after those it was made from; `image` is last."""
+    """`found` in topological order: every image after those it was made from, `image` last."""
     ordered: list[Origin] = []
     seen: set[Digest] = set()
     path = [(image, False)]
@@ -159,7 +171,41 @@ def oldest_first(found: dict[Digest, Origin], image: Digest) -> list[Origin]:
     return ordered
 
 
-def equal(db: sqlite3.Connection, memo: Digest) -> list[bytes]:
-    """The bodies of the first records of equal requests, oldest first."""
+def records_of_request(db: sqlite3.Connection, key: Digest) -> list[bytes]:
+    """The bodies of the oldest 100 records with this request key, oldest first."""
     statement = "SELECT body FROM records WHERE memo = ? ORDER BY key LIMIT 100"
-    return [body for (body,) in db.execute(statement, (memo.raw,))]
+    return [body for (body,) in db.execute(statement, (key.raw,))]
+
+
+def roots(db: sqlite3.Connection, stored_since: int, accessed_since: int) -> set[Digest]:
+    """Images with a label or pin, stored or accessed since a time, in nanoseconds since 1970."""
+    statement = """SELECT image FROM notes WHERE value IS NOT NULL
+        UNION SELECT digest FROM images WHERE created >= ? UNION SELECT image FROM accesses WHERE time >= ?"""
+    return {Digest(raw) for (raw,) in db.execute(statement, (stored_since, accessed_since))}
+
+
+def reachable(db: sqlite3.Connection, roots: set[Digest]) -> set[Digest]:
+    """`roots`, and every image in a record that made a reachable image."""
+    makers: defaultdict[bytes, list[int]] = defaultdict(list)
+    images_of: defaultdict[int, list[bytes]] = defaultdict(list)
+    for record, output, image in db.execute("SELECT record, output, image FROM edges"):
+        images_of[record].append(image)
+        if output:
+            makers[image].append(record)
+    reached = {digest.raw for digest in roots}
+    pending = list(reached)
+    followed: set[int] = set()
+    while pending:
+        for record in makers[pending.pop()]:
+            if record not in followed:
+                followed.add(record)
+                fresh = set(images_of[record]) - reached
+                reached |= fresh
+                pending += fresh
+    return {Digest(raw) for raw in reached}
+
+
+def records_referring_to(db: sqlite3.Connection, images: set[Digest]) -> set[Digest]:
+    """Records with one of these images as input or output."""
+    statement = "SELECT DISTINCT digest FROM edges JOIN records ON key = record WHERE image = ?"
+    return {Digest(raw) for image in images for (raw,) in db.execute(statement, (image.raw,))}

@@ -1,8 +1,8 @@
-"""The rows of the index: its tables, and what is written to and asked of them in a transaction.
+"""The schema of the index, writes, and lookups. All functions run in the caller's transaction.
 
-Knows digests, records and times, not files. Rows are keyed by their time: microseconds since 1970 times 2048,
-plus 11 bits of the digest. The key alone puts images in order, in the table and in the full-text index, so
-pages are range scans and cursors stay valid over a rebuild.
+Rows are keyed by time: microseconds since 1970 times 2048, plus 11 bits of the digest. The key defines the
+order of images in their table and in the full-text index, so pages are range scans and cursors survive a
+rebuild.
 """
 
 import sqlite3
@@ -20,9 +20,9 @@ from storage.records import LABEL, PIN, Record, parse_record
 SCHEMA_VERSION = 3
 _TIE_BITS = 11
 _LAST = (1 << 63 - _TIE_BITS) - (1 << 20)
-"""Greatest time in a key; what is left over is for those that find their key taken."""
-_MOST_RECORDS = 20
-"""By whose words one image can be found: nobody makes the same picture more often, and means it."""
+"""Maximum time in a key; the range above it is for rows whose key is already taken."""
+_MAX_RECORDS = 20
+"""Maximum number of records whose text is indexed for one image."""
 SCHEMA = """
 CREATE TABLE images (
     key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, width INTEGER NOT NULL, height INTEGER NOT NULL,
@@ -50,8 +50,8 @@ CREATE TRIGGER record_added AFTER INSERT ON records
 CREATE TRIGGER record_removed AFTER DELETE ON records
     BEGIN UPDATE totals SET bytes = bytes - old.bytes; END;
 """
-# Not derived from blobs and records, so a rebuild leaves it: when an image was last asked for.
-OWN = """
+# Not derived from blobs and records, so a rebuild keeps it: the time of the last access to each image.
+ACCESS_SCHEMA = """
 CREATE TABLE IF NOT EXISTS accesses (image BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
 """
 DERIVED = ("images", "records", "edges", "notes", "words", "totals")
@@ -63,7 +63,7 @@ IMAGE_COLUMNS = """images.key, images.digest, images.width, images.height, image
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One image as the index knows it."""
+    """The index row of an image."""
 
     key: int
     digest: Digest
@@ -77,36 +77,40 @@ class ImageRow:
 
 
 def image_row(row: Sequence[Any]) -> ImageRow:
-    """From the columns of `IMAGE_COLUMNS`."""
+    """The row in the columns `IMAGE_COLUMNS`."""
     return ImageRow(row[0], _digest(row[1]), row[2], row[3], row[4], row[5], row[6], row[7] is not None)
 
 
 def _digest(raw: Any) -> Digest:
     if not isinstance(raw, bytes) or len(raw) != 32:
-        raise IndexDamaged("The index of the image store names something that is not an image or record.")
+        raise IndexDamaged("The index of the image store contains an invalid id.")
     return Digest(raw)
 
 
 def indexed_record(body: bytes) -> Record:
-    """The record in the bytes that the index has of it."""
+    """The record in an indexed body.
+
+    Raises:
+        IndexDamaged: `body` is not a valid record.
+    """
     try:
         return parse_record(body)
     except InvalidArgument as error:
-        raise IndexDamaged("The index of the image store holds a record that nobody can read.") from error
+        raise IndexDamaged("The index of the image store contains an invalid record.") from error
 
 
 def key_of(microseconds: int, digest: Digest) -> int:
-    """The key of something made at that time since 1970."""
+    """The key of an image or record created at a time since 1970."""
     return _shifted(microseconds) | (int.from_bytes(digest.raw[:2], "big") >> (16 - _TIE_BITS))
 
 
 def first_key(moment: datetime) -> int:
-    """The least key that something made at `moment` or later can have."""
+    """The smallest key of an image stored at `moment` or later."""
     return _shifted(round(moment.timestamp() * 1_000_000))
 
 
 def _shifted(microseconds: int) -> int:
-    # Times beyond 1827 to 2112 do not fit; nothing honest has one.
+    # Times outside 1827 to 2112 do not fit and are clamped.
     return max(-_LAST, min(microseconds, _LAST)) << _TIE_BITS
 
 
@@ -126,32 +130,32 @@ def known_records(db: sqlite3.Connection) -> set[Digest]:
 
 
 def add_image(db: sqlite3.Connection, blob: Blob, size: tuple[int, int]) -> None:
-    """Index a durable blob; nothing happens if it is known."""
+    """Index a durable blob; `size` is width and height in pixels. No effect if already indexed."""
     if has_image(db, blob.digest):
         return
-    key = _free_key(db, "images", blob.created // 1000, blob.digest)
+    key = _unused_key(db, "images", blob.created // 1000, blob.digest)
     values = (key, blob.digest.raw, *size, blob.size, blob.created)
     db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", values)
-    _add_words(db, key, blob.digest)
+    _index_text(db, key, blob.digest)
 
 
 def add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: bytes) -> None:
-    """Index a durable record; nothing happens if it is known."""
+    """Index a durable record. No effect if already indexed."""
     if db.execute("SELECT 1 FROM records WHERE digest = ?", (digest.raw,)).fetchone():
         return
-    key = _free_key(db, "records", _microseconds(record), digest)
-    values = (key, digest.raw, record.memo.raw, len(body), body)
+    key = _unused_key(db, "records", _microseconds(record), digest)
+    values = (key, digest.raw, record.request_key.raw, len(body), body)
     db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", values)
     edges = [(key, 0, place, image.raw) for place, image in enumerate(record.inputs)]
     edges += [(key, 1, place, image.raw) for place, image in enumerate(record.outputs)]
     db.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", edges)
-    _note(db, key, record)
+    _apply_annotation(db, key, record)
     for image in {*record.outputs, *(record.inputs if record.tool == LABEL else ())}:
-        _index_words(db, image)
+        _reindex_text(db, image)
 
 
 def remove_images(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
-    """Forget images that are no longer there."""
+    """Remove deleted images."""
     for digest in digests:
         row = db.execute("DELETE FROM images WHERE digest = ? RETURNING key", (digest.raw,)).fetchone()
         if row:
@@ -160,7 +164,7 @@ def remove_images(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
 
 
 def remove_records(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
-    """Forget records that are no longer there, and what only they said."""
+    """Remove deleted records, and the labels, pins and search text that came from them."""
     touched: set[bytes] = set()
     for digest in digests:
         row = db.execute("DELETE FROM records WHERE digest = ? RETURNING key", (digest.raw,)).fetchone()
@@ -168,18 +172,18 @@ def remove_records(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
             touched.update(raw for (raw,) in db.execute("SELECT image FROM edges WHERE record = ?", row))
             db.execute("DELETE FROM edges WHERE record = ?", row)
     for raw in touched:
-        _note_again(db, raw)
-        _index_words(db, _digest(raw))
+        _reapply_annotations(db, raw)
+        _reindex_text(db, _digest(raw))
 
 
 def totals(db: sqlite3.Connection) -> tuple[int, int]:
-    """How many images, and how many bytes of images and records."""
+    """The number of images, and the total bytes of images and records."""
     images, size = db.execute("SELECT images, bytes FROM totals").fetchone()
     return images, size
 
 
 def size_of(db: sqlite3.Connection, images: Iterable[Digest], records: Iterable[Digest]) -> int:
-    """Bytes of these."""
+    """Total bytes of these images and records."""
     statements = (("images", images), ("records", records))
     return sum(
         db.execute(f"SELECT coalesce(sum(bytes), 0) FROM {table} WHERE digest = ?", (digest.raw,)).fetchone()[
@@ -191,39 +195,39 @@ def size_of(db: sqlite3.Connection, images: Iterable[Digest], records: Iterable[
 
 
 def dangling_records(db: sqlite3.Connection) -> list[Digest]:
-    """Records that name an image which is not indexed."""
+    """Records that refer to an image which is not indexed."""
     statement = """SELECT DISTINCT records.digest FROM edges JOIN records ON records.key = record
         LEFT JOIN images ON images.digest = image WHERE images.key IS NULL ORDER BY records.digest"""
     return [_digest(raw) for (raw,) in db.execute(statement)]
 
 
-def notes_of(db: sqlite3.Connection, image: Digest) -> list[Record]:
-    """The label and pin records that are in force."""
+def annotations_of(db: sqlite3.Connection, image: Digest) -> list[Record]:
+    """The records of the current label and pin of an image."""
     statement = "SELECT body FROM notes JOIN records ON key = record WHERE image = ? AND value IS NOT NULL"
     return [indexed_record(body) for (body,) in db.execute(statement, (image.raw,))]
 
 
 def touch(db: sqlite3.Connection, digests: Iterable[Digest], time: int) -> None:
-    """Images were asked for at `time`, nanoseconds since 1970."""
+    """Record an access to images at `time`, nanoseconds since 1970."""
     statement = """INSERT INTO accesses VALUES (?, ?)
         ON CONFLICT (image) DO UPDATE SET time = max(time, excluded.time)"""
     db.executemany(statement, [(digest.raw, time) for digest in digests])
 
 
 def touch_untouched(db: sqlite3.Connection, time: int) -> None:
-    """Images of which it is not known when they were asked for count as asked for at `time`."""
+    """Record an access at `time`, nanoseconds since 1970, to images without a recorded access."""
     db.execute("INSERT OR IGNORE INTO accesses SELECT digest, ? FROM images", (time,))
 
 
 def last_touched(db: sqlite3.Connection, digest: Digest) -> int:
-    """When the image was last asked for, nanoseconds since 1970; 0 if that is not known."""
+    """Time of the last access to an image, nanoseconds since 1970; 0 if none is recorded."""
     row = db.execute("SELECT time FROM accesses WHERE image = ?", (digest.raw,)).fetchone()
     return row[0] if row else 0
 
 
-def _free_key(db: sqlite3.Connection, table: str, microseconds: int, digest: Digest) -> int:
+def _unused_key(db: sqlite3.Connection, table: str, microseconds: int, digest: Digest) -> int:
     key = key_of(microseconds, digest)
-    step = 1 + int.from_bytes(digest.raw[2:4], "big")  # of its own, so that many of one time pass each other
+    step = 1 + int.from_bytes(digest.raw[2:4], "big")  # depends on the digest, to avoid long probe sequences
     while db.execute(f"SELECT 1 FROM {table} WHERE key = ?", (key,)).fetchone():
         key += step
     return key
@@ -233,8 +237,8 @@ def _microseconds(record: Record) -> int:
     return round(record.time.timestamp() * 1_000_000)
 
 
-def _note(db: sqlite3.Connection, key: int, record: Record) -> None:
-    """Take over what a label or pin record says, unless a later one has spoken."""
+def _apply_annotation(db: sqlite3.Connection, key: int, record: Record) -> None:
+    """Apply a label or pin record, unless a later one was applied."""
     if record.tool not in (LABEL, PIN):
         return
     value = (
@@ -246,34 +250,34 @@ def _note(db: sqlite3.Connection, key: int, record: Record) -> None:
         db.execute(statement, (image.raw, record.tool, key, value))
 
 
-def _note_again(db: sqlite3.Connection, image: bytes) -> None:
+def _reapply_annotations(db: sqlite3.Connection, image: bytes) -> None:
     db.execute("DELETE FROM notes WHERE image = ?", (image,))
     statement = "SELECT key, body FROM records JOIN edges ON record = key WHERE image = ? AND output = 0"
     for key, body in db.execute(statement, (image,)).fetchall():
-        _note(db, key, indexed_record(body))
+        _apply_annotation(db, key, indexed_record(body))
 
 
-def _index_words(db: sqlite3.Connection, image: Digest) -> None:
-    """Write the words of an image anew, if it is indexed."""
+def _reindex_text(db: sqlite3.Connection, image: Digest) -> None:
+    """Rewrite the search text of an image, if it is indexed."""
     row = db.execute("SELECT key FROM images WHERE digest = ?", (image.raw,)).fetchone()
     if row is not None:
         db.execute("DELETE FROM words WHERE rowid = ?", row)
-        _add_words(db, row[0], image)
+        _index_text(db, row[0], image)
 
 
-def _add_words(db: sqlite3.Connection, key: int, image: Digest) -> None:
-    """Write the words of an image: its label, and the words and tools of the records that made it."""
+def _index_text(db: sqlite3.Connection, key: int, image: Digest) -> None:
+    """Write the search text of an image: its label, and the text and tools of the records that made it."""
     statement = """SELECT body FROM records JOIN edges ON record = key WHERE image = ? AND output = 1
         ORDER BY key LIMIT ?"""
-    records = [indexed_record(body) for (body,) in db.execute(statement, (image.raw, _MOST_RECORDS))]
+    records = [indexed_record(body) for (body,) in db.execute(statement, (image.raw, _MAX_RECORDS))]
     label = db.execute("SELECT value FROM notes WHERE image = ? AND tool = ?", (image.raw, LABEL)).fetchone()
     texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
-    tools = " ".join(sorted({tool_word(record.tool) for record in records}))
+    tools = " ".join(sorted({tool_token(record.tool) for record in records}))
     if records or texts[-1]:
         text = tokenizer.indexed("\n".join(texts))
         db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, text, tools))
 
 
-def tool_word(tool: str) -> str:
-    """The name of a tool as one word of the full-text index, whatever characters it has."""
+def tool_token(tool: str) -> str:
+    """The name of a tool as one token of the full-text index, whatever characters it contains."""
     return "t" + tool.encode().hex()

@@ -1,8 +1,9 @@
-"""Text as terms of the full-text index: what is written alike, or differs in case or accents only, is alike.
+"""Splits text into the terms of the full-text index, ignoring case and accents.
 
-SQLite's tokenizers split at spaces and know the characters of an old Unicode version. So text is split here:
-words where scripts have spaces; single characters where they have none (Chinese, Japanese, Korean with its
-particles, Thai, Lao, Khmer, Burmese, Tibetan), so that a phrase of them finds any part of a text; and emoji.
+SQLite's tokenizers split at spaces and use an old Unicode version. So text is split here: into words in
+scripts with spaces; into single characters in scripts without (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+Tibetan) and in Korean, because of its particles, so that a phrase query finds any substring; and into single
+emoji.
 """
 
 import re
@@ -12,7 +13,7 @@ from itertools import groupby
 from typing import Literal
 
 BREAK = "\ue000"
-"""A token that no term has: between two terms, so that no phrase goes across."""
+"""A token that occurs in no term: separates terms, so that no phrase matches across two."""
 _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u2e80-\ua4cf\ua960-\ua97f"
     "\ua9e0-\ua9ff\uaa60-\uaadf\uac00-\ud7ff\uf900-\ufaff\U00016fe0-\U00018dff\U0001aff0-\U0001b2ff"
@@ -20,16 +21,16 @@ _UNSPACED = re.compile(
 )
 _SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")
 _NEW_EMOJI = "\U0001f000"
-"""From here on, what this Python does not know yet is taken for an emoji."""
-_SPOKEN = range(10, 37), range(200, 241)
-"""Combining classes of points and accents: Hebrew and Arabic vowels; above, below and through letters."""
+"""Unassigned characters from here on are treated as emoji of a newer Unicode version."""
+_COMBINING = range(10, 37), range(200, 241)
+"""Combining classes to ignore: Hebrew and Arabic vowel points; accents above, below and through."""
 _Kind = Literal["gap", "word", "character"]
 
 
 def terms(text: str) -> list[str]:
-    """The terms of a text in their order, each a token or a phrase of tokens, for `MATCH` between quotes.
+    """The terms of a text in order, each a token or a phrase of tokens, to be quoted in a `MATCH` query.
 
-    None of them has a character with a meaning in a query.
+    Terms contain no character with a meaning in FTS5 queries.
     """
     if text.isascii():
         return re.findall(r"[a-z0-9]+", text.lower())
@@ -43,25 +44,25 @@ def terms(text: str) -> list[str]:
 
 
 def indexed(text: str) -> str:
-    """A text as the index holds it."""
+    """The text to store in the full-text index."""
     return f" {BREAK} ".join(terms(text))
 
 
 def token(word: str) -> str:
-    """A word as one token. One beyond ASCII is spelt so that SQLite need not know its characters."""
-    # The digit at the end keeps the stemmer away, which knows English only.
+    """A word as one token. Words that are not ASCII are hex-encoded, so that SQLite keeps them."""
+    # The final digit disables the stemmer, which is for English only.
     return word if word.isascii() else f"{BREAK}{word.encode().hex()}0"
 
 
 def _folded(text: str) -> str:
-    """Text without case, accents, widths, ligatures and what joins or varies characters invisibly."""
+    """Text without case, accents, width variants, ligatures, joiners and variation selectors."""
     plain = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
-    return unicodedata.normalize("NFC", "".join(filter(_counts, plain)))
+    return unicodedata.normalize("NFC", "".join(filter(_is_significant, plain)))
 
 
 @lru_cache(maxsize=1 << 13)
-def _counts(character: str) -> bool:
-    if any(unicodedata.combining(character) in classes for classes in _SPOKEN):
+def _is_significant(character: str) -> bool:
+    if any(unicodedata.combining(character) in classes for classes in _COMBINING):
         return False
     invisible = unicodedata.category(character) in ("Cf", "Me") or "\ufe00" <= character <= "\ufe0f"
     return not invisible

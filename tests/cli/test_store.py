@@ -81,7 +81,7 @@ def test_verify_fails_when_something_is_damaged(
     capsys: pytest.CaptureFixture[str], images: list[StoredImage], folder: Path
 ) -> None:
     assert json.loads(run(capsys, "verify", "--json"))["clean"] is True
-    assert "2 images and 2 records are right" in run(capsys, "verify")
+    assert "2 images and 2 records are valid" in run(capsys, "verify")
     path = folder / "blobs" / "sha256" / images[0].id.hex[:2] / images[0].id.hex[2:]
     path.chmod(0o644)
     path.write_bytes(b"damaged")

@@ -27,7 +27,7 @@ SLOW = scans_bomb(5000, 90)
 @pytest.fixture(autouse=True)
 def workers() -> Iterator[None]:
     """Workers and budgets of its own for every test."""
-    decoder._begin()
+    decoder._start_pool()
     yield
     decoder._workers.close()
 
@@ -153,7 +153,7 @@ def test_the_memory_of_large_pictures_sent_at_once_is_bounded():
 from benchmarks.decoding import measure, webp_bomb
 from storage import decoder
 decoder.PIXELS_AT_ONCE = 16_000_000
-decoder._begin()
+decoder._start_pool()
 took, peak, outcomes = measure([webp_bomb(4000)] * 4)
 assert outcomes == ["4000x4000"], outcomes
 print(peak)
@@ -201,7 +201,7 @@ def test_small_pictures_do_not_wait_for_large_ones():
 
 
 def test_waiting_ends_with_a_refusal(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("storage.budget.PATIENCE_S", 0.0)
+    monkeypatch.setattr("storage.budget.TIMEOUT_S", 0.0)
     budget = Budget(10, 5)
     with budget.taken(10), pytest.raises(StoreBusy), budget.taken(1):
         pass

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from storage import ImageStore, Limits
-from storage.containers import MAX_PARTS, MAX_SCANS, size, surplus, survey
+from storage.containers import MAX_PARTS, MAX_SCANS, size, survey, trailing_bytes
 from storage.errors import ImageRejected
 from storage.ingest import ingest
 from tests.storage.fuzz_ingest import CORPUS
@@ -78,7 +78,7 @@ def test_a_header_tells_the_size_that_the_reader_finds(name: str):
     data = (CORPUS / name).read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         assert size(data) == image.size
-    assert bool(surplus(data, survey(data, image.format or "").end)) == (name == "archive.png")
+    assert bool(trailing_bytes(data, survey(data, image.format or "").end)) == (name == "archive.png")
 
 
 @pytest.mark.parametrize("name", [b"IDAT", b"tEXt", b"abCd"])

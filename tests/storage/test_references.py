@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from benchmarks.store_crash import noise
 from storage import Digest, ImageStore
 from storage.errors import ImageNotFound, InvalidArgument
-from storage.records import canonical, make_record, memo, parse_record
+from storage.records import canonical, make_record, parse_record, request_key
 
 DIGESTS = st.binary(min_size=32, max_size=32).map(Digest)
 JSON = st.recursive(
@@ -84,7 +84,7 @@ def test_a_record_survives_its_canonical_form(parameters: dict, inputs: list[Dig
     record = make_record(tool="x", parameters=parameters, inputs=inputs, seed=seed)
     body = record.canonical
     again = parse_record(body)
-    assert again.canonical == body and again.id == record.id and again.memo == record.memo
+    assert again.canonical == body and again.id == record.id and again.request_key == record.request_key
     assert json.loads(body)["parameters"] == json.loads(json.dumps(parameters))
 
 
@@ -92,13 +92,13 @@ def test_a_record_survives_its_canonical_form(parameters: dict, inputs: list[Dig
 def test_the_order_of_parameters_does_not_matter(parameters: dict):
     turned = dict(reversed(parameters.items()))
     assert canonical(parameters) == canonical(turned)
-    assert memo("x", parameters, [], "m", 1, "1") == memo("x", turned, [], "m", 1, "1")
+    assert request_key("x", parameters, [], "m", 1, "1") == request_key("x", turned, [], "m", 1, "1")
 
 
 @given(PARAMETERS, PARAMETERS)
 def test_other_parameters_are_another_request(one: dict, other: dict):
     assume(canonical(one) != canonical(other))
-    assert memo("x", one, [], "m", 1, "1") != memo("x", other, [], "m", 1, "1")
+    assert request_key("x", one, [], "m", 1, "1") != request_key("x", other, [], "m", 1, "1")
 
 
 def test_canonical_bytes_are_those_of_the_standard():
@@ -113,7 +113,7 @@ def test_canonical_bytes_are_those_of_the_standard():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**60, 2.0**60, "\ud800"])
 def test_what_json_cannot_say_is_refused(store: ImageStore, value: object):
-    with pytest.raises(InvalidArgument, match=r"cannot hold|no record"):
+    with pytest.raises(InvalidArgument, match=r"cannot contain|is invalid"):
         store.record(tool="x", parameters={"value": value})  # type: ignore[dict-item]
 
 
@@ -139,5 +139,5 @@ def test_a_label_may_be_any_short_text(tmp_path: Path):
         for label in ("", "  ", "x" * 501):
             with pytest.raises(InvalidArgument, match="label has"):
                 store.label(image.id, label)
-        with pytest.raises(InvalidArgument, match="cannot hold"):
+        with pytest.raises(InvalidArgument, match="cannot contain"):
             store.label(image.id, "\ud800")

@@ -212,7 +212,7 @@ async def test_an_ambiguous_prefix_lists_what_it_could_mean(
 ) -> None:
     images = [app.store.put(png(colour)) for colour in ("red", "blue")]
     rows = [app.store._row(image.id) for image in images]
-    monkeypatch.setattr(app.store, "_matching", lambda digits: rows)
+    monkeypatch.setattr(app.store._repository, "find", lambda digits: rows)
     error = await refused(resolve, "01234567")
     assert error.code == "invalid_argument"
     assert all(str(image.id) in str(error) for image in images)

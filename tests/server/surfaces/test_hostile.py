@@ -64,10 +64,11 @@ async def test_prefix_of_two_images_is_refused_and_names_them(
 ) -> None:
     pictures = [app.store.put(Image.new("RGB", (8, 8), (n, 0, 0))) for n in range(17)]
     first = Counter(picture.id.hex[0] for picture in pictures).most_common(1)[0][0]
-    matching = search.matching
+    matching = search.images_with_prefix
     # Two ids with the same 8 digits are hard to come by: one digit stands for them.
     monkeypatch.setattr(
-        "storage.index.search.matching", lambda db, digits: matching(db, digits.replace("c" * 8, first))
+        "storage.index.search.images_with_prefix",
+        lambda db, digits: matching(db, digits.replace("c" * 8, first)),
     )
     async with connect(app) as client:
         error = told(await client.call_tool("view_image", {"image": "sha256:" + "c" * 8}))
