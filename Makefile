@@ -2,6 +2,7 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 .PHONY: setup demo check check-tests test coverage lint docs bench
 setup: $(STAMP)
@@ -23,13 +24,14 @@ check: setup
 check-tests: setup
 	$(BIN)/python -m pytest -q -m "not slow"
 
+# Every test, by up to four processes; a file stays in one, so that its fixtures are made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Line and branch coverage of the whole suite, also of the processes that tests start.
 coverage: setup
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
