@@ -13,7 +13,6 @@ from PIL.Image import Image
 
 from omnigen2.checkpoints.card import ModelCard
 from server.caller import Caller
-from server.errors import without_folders
 from server.hookspecs import AnyTool
 from server.jobs import Job
 from server.references import open_allowed
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from server.app import App
 
 TIMEOUT_USED = 0.9
-"""Share of a client's timeout after which it is told that the model is not ready."""
+"""Share of a client's timeout after which it is given a job id, and the work goes on without it."""
+GOES_ON = "It takes longer than a call may last, and goes on in the background."
 HEARTBEAT_S = 5.0
 """Seconds without news after which progress is reported again, so that no client takes it for dead."""
 PREVIEW_SIDE = 256
@@ -44,6 +44,8 @@ class CallContext:
         self.shown: dict[str, tuple[StoredImage, Picture | None]] = {}
         """New images by id, with their previews if the caller is shown previews."""
         self._cards: dict[str | None, ModelCard] = {}
+        timeout_s = caller.timeout_s
+        self._deadline = math.inf if timeout_s is None else anyio.current_time() + timeout_s * TIMEOUT_USED
 
     def card(self, model: str | None) -> ModelCard:
         if model not in self._cards:
@@ -65,10 +67,8 @@ class CallContext:
 
         known = await to_thread.run_sync(look)
         if known is None and wait:
-            with anyio.move_on_after(self._timeout):
+            with anyio.CancelScope(deadline=self._deadline):
                 known = await self._app.load(model)
-            if known is None:
-                raise _still_loading(model or self._app.settings.model)
         if known is not None:
             self._cards[model] = known
         for field, reference in references.items():  # one after the other: each may be large
@@ -95,10 +95,15 @@ class CallContext:
             return taken
         if background:
             return work.accepted(taken.id)
+        handed_over = False
         try:
-            await self._follow(taken)
+            handed_over = not await self._follow(taken)
         finally:
-            taken.stop("cancelled")
+            if not handed_over:
+                taken.stop("cancelled")
+        if handed_over:
+            queued = work.accepted(taken.id)
+            return queued.model_copy(update={"notes": (*queued.notes, GOES_ON)})
         if taken.status.error is not None:
             raise taken.status.error.raised()
         assert taken.status.result is not None
@@ -130,22 +135,19 @@ class CallContext:
         preview = Picture(*await to_thread.run_sync(codec.preview, picture, PREVIEW_SIDE, PREVIEW_BYTES))
         return lane.status(job, None if job.ended.is_set() else preview)
 
-    async def _follow(self, job: Job) -> None:
-        """Wait until the job has ended, and report on the way.
+    async def _follow(self, job: Job) -> bool:
+        """Wait until the job has ended, and report on the way; False if that takes too long for the client.
 
-        Raises:
-            ToolError: `not_ready`: the model is loaded for longer than the client waits.
+        A client that is told of progress waits for as long as it takes.
         """
         report, lane = self._caller.on_progress, self._app.dispatcher.lane(job)
         listening = nullcontext() if report is None else lane.listening(job)
         version = -1
-        with listening, anyio.move_on_after(self._timeout) as timeout:
+        with listening, anyio.CancelScope(deadline=self._deadline) as timeout:
             while not job.ended.is_set() or job.version != version:
-                if not lane.is_loading(job):
-                    timeout.deadline = math.inf
-                    if report is None:  # nobody follows the steps
-                        await job.ended.wait()
-                        break
+                if report is None and not lane.is_loading(job):  # nobody follows the steps
+                    await job.ended.wait()
+                    break
                 with anyio.move_on_after(HEARTBEAT_S):
                     await job.changed(version)
                 news = job.history(version) or ([] if job.ended.is_set() else [lane.status(job)])
@@ -153,14 +155,7 @@ class CallContext:
                 for status in news:
                     if report is not None:
                         await report(status)
-        if timeout.cancelled_caught:
-            raise _still_loading(lane.model)
-
-    @property
-    def _timeout(self) -> float:
-        """Seconds that the caller waits for a model that is being loaded."""
-        timeout_s = self._caller.timeout_s
-        return math.inf if timeout_s is None else timeout_s * TIMEOUT_USED
+        return not timeout.cancelled_caught
 
     def _journaled(self, job_id: str) -> JobStatus:
         """A job that is no longer in memory, from the journal. Runs on a worker thread."""
@@ -191,11 +186,3 @@ class CallContext:
                 f"job_id: the result of {job_id} was written by another version and cannot be read.",
                 "Look for its images with list_images.",
             ) from error
-
-
-def _still_loading(model: str) -> ToolError:
-    return ToolError(
-        "not_ready",
-        f"The model {without_folders(model)} is still being loaded.",
-        "Try again in a minute, or send it with background: true and ask get_job for its result.",
-    )

@@ -219,11 +219,11 @@ class Context(Protocol):
         """The card of `model` and the images that a request names, by field; one worker thread for both.
 
         The second value says whether the card has the digest of the weights as they are now. To find out may
-        take until the model is loaded; without `wait` it is False then.
+        take until the model is loaded; it is False then without `wait`, or if the caller cannot wait so long.
 
         Raises:
-            ToolError: `invalid_argument`, with the models there are; `not_ready`: the model cannot be loaded,
-                or not while the caller waits; what `resolve` raises.
+            ToolError: `invalid_argument`, with the models there are; `not_ready`: the model cannot be loaded;
+                what `resolve` raises.
         """
         ...
 
@@ -255,7 +255,8 @@ class Context(Protocol):
 
         The caller sees progress meanwhile. With `background`, work that is queued gives
         `work.accepted(job_id)` at once and goes on without its caller; otherwise it is cancelled when its
-        caller goes away.
+        caller goes away. A caller who is not told of progress gets `work.accepted(job_id)` before its client
+        gives up waiting.
 
         Raises:
             ToolError: `busy` when the queue is full, `cancelled`, `out_of_memory`, `not_ready`, ...

@@ -228,7 +228,7 @@ class SlowLoad:
         return HeldEngine(self.omnigen)
 
 
-async def test_who_cannot_wait_for_the_model_hears_not_ready_and_who_can_gets_an_answer(
+async def test_who_cannot_wait_for_the_model_gets_a_job_and_who_can_gets_an_answer(
     make_app: Callable[..., App], omnigen: OmniGen2
 ) -> None:
     load = SlowLoad(omnigen)
@@ -237,9 +237,8 @@ async def test_who_cannot_wait_for_the_model_hears_not_ready_and_who_can_gets_an
         assert app.card().id == "tiny"
         answer = await call(app, "generate_image", prompt="x", background=True, **SMALL)
         assert (await call(app, "get_job", job_id=answer.job_id)).stage == "load"
-        with pytest.raises(ToolError) as error:
-            await call(app, "generate_image", replace(ANN, timeout_s=0.01), prompt="x", **SMALL)
-        assert error.value.code == "not_ready"
+        handed = await call(app, "generate_image", replace(ANN, timeout_s=0.01), prompt="y", **SMALL)
+        assert handed.status == "queued" and "in the background" in handed.summary()
         async with anyio.create_task_group() as group:
             group.start_soon(
                 lambda: call(app, "generate_image", replace(BOB, timeout_s=50), prompt="z", **SMALL)
@@ -248,7 +247,25 @@ async def test_who_cannot_wait_for_the_model_hears_not_ready_and_who_can_gets_an
             load.allowed.set()
         status = await call(app, "get_job", job_id=answer.job_id, wait_seconds=30)
         assert status.result.timings.load_ms > 0
-    assert stored(app) == 2
+        status = await call(app, "get_job", job_id=handed.job_id, wait_seconds=30)
+        assert status.status == "done" and status.result.images
+    assert stored(app) == 3
+
+
+async def test_a_caller_without_progress_is_given_a_job_before_its_timeout(
+    make_app: Callable[..., App], engine: HeldEngine
+) -> None:
+    engine.hold_at = 5
+    async with make_app(lambda: engine) as app:
+        handed = await call(
+            app, "generate_image", replace(ANN, timeout_s=2), prompt="x", **(SMALL | {"steps": 20})
+        )
+        assert handed.status == "queued" and handed.images == []
+        assert (await call(app, "get_job", job_id=handed.job_id)).step >= 4
+        engine.released.set()
+        status = await call(app, "get_job", job_id=handed.job_id, wait_seconds=30)
+        assert status.status == "done" and status.result.parameters["steps"] == 20
+    assert stored(app) == 1
 
 
 async def test_a_model_that_cannot_be_loaded_fails_its_jobs_and_is_tried_again(
