@@ -1,6 +1,7 @@
-"""Looking after a store: what is wrong is set aside, what is kept stays, what is rebuilt is the same."""
+"""Maintenance: invalid files are quarantined, kept images stay, a rebuilt index is the same."""
 
 import contextlib
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -8,12 +9,13 @@ import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.store_crash import inspect, noise
 from storage import Digest, ImageStore
-from storage.errors import Corrupt, ImageNotFound, StoreBusy
+from storage.errors import Corrupt, ImageNotFound, StoreBusy, Unreadable
 from storage.locks import Locks
 from storage.records import make_record
 
@@ -280,3 +282,35 @@ def test_what_is_left_half_written_and_cannot_be_removed_stops_nothing(store: Im
     os.mkfifo(store.path / "tmp" / "pipe")
     assert store.verify().clean and not list((store.path / "tmp").iterdir())
     assert (store.path / "locks" / "leases").is_dir()
+
+
+def test_an_io_error_costs_only_the_image_that_it_affects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with ImageStore(tmp_path / "store") as store:
+        good, bad = (store.put(noise(number, (8, 8))).id for number in (1, 2))
+        damaged = place(store, bad)
+
+        def failing_open(path: Path, *arguments: Any, **options: Any) -> Any:
+            if Path(path) == damaged:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return open(path, *arguments, **options)
+
+        monkeypatch.setattr("storage.blobs.open", failing_open, raising=False)
+        with pytest.raises(Unreadable, match="Input/output error"):
+            store.read(bad)
+        assert store.open(good).size == (8, 8)
+        found = store.verify()
+        assert found.images == 1 and found.missing == (bad,)
+        assert [path.name for path in found.quarantined] == [f"image-{bad.hex}"]
+        assert store.verify().clean
+
+
+def test_verify_moves_many_foreign_files_in_linear_time(tmp_path: Path):
+    with ImageStore(tmp_path / "store") as store:
+        store.put(noise(1, (8, 8)))
+        for number in range(20_000):
+            (store.path / "blobs" / f"{number}.origin.json").touch()
+        started = time.process_time()
+        found = store.verify()
+        assert len(found.quarantined) == 20_000 and found.images == 1
+        assert time.process_time() - started < 20
+        assert store.verify().clean
