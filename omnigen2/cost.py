@@ -8,7 +8,7 @@ from collections import Counter
 
 from omnigen2.checkpoints.card import Limits
 from omnigen2.guidance import Branch, guide
-from omnigen2.sizes import reduced, sized
+from omnigen2.sizes import reduced
 from omnigen2.task import ImageTask, Task, TextTask
 
 MEGAPIXEL = 1_000_000
@@ -48,8 +48,8 @@ def input_pixels(task: Task) -> int:
 
 def _branch_pixels(task: ImageTask, branch: Branch, limits: Limits) -> int:
     """Pixels that one run of a branch processes: the picture, and the references if the branch has them."""
-    sampling, _ = sized(task.sampling, [(image.width, image.height) for image in task.images], limits)
-    picture = min((sampling.width or 0) * (sampling.height or 0), limits.max_pixels)
+    assert task.sampling.width is not None and task.sampling.height is not None
+    picture = min(task.sampling.width * task.sampling.height, limits.max_pixels)
     return picture + (0 if branch == Branch.BARE else _reference_pixels(task, limits))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from omnigen2.checkpoints import locate
-from omnigen2.checkpoints.card import ModelCard, read_card
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.task import Backend
 
 
@@ -76,17 +76,17 @@ class Checkpoints:
         return locate.names()
 
     def card(self, model: str) -> ModelCard:
-        return read_card(locate.resolve(model), model)
+        return locate.find(model).card
 
     def identify(self, model: str) -> ModelCard | None:
-        digest = locate.known_digest(locate.resolve(model))
-        return self.card(model).model_copy(update={"digest": digest}) if digest else None
+        checkpoint = locate.find(model).recognized()
+        return checkpoint.identity if checkpoint.digest else None
 
     def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
-        folder = locate.resolve(model)
+        checkpoint = locate.find(model)
         from omnigen2.checkpoints.fit import make_room
         from omnigen2.engine import Engine
         from omnigen2.model import OmniGen2
 
-        make_room(folder, device, dtype, evict)
-        return Engine(OmniGen2.load(model, device=device, dtype=dtype))
+        make_room(checkpoint, device, dtype, evict)
+        return Engine(OmniGen2.of(checkpoint, device=device, dtype=dtype))

@@ -8,7 +8,7 @@ not run.
 from dataclasses import dataclass
 from enum import IntEnum
 
-from omnigen2.params import ReferenceSampling, Sampling
+from omnigen2.params import ReferenceSampling
 
 
 class Branch(IntEnum):
@@ -86,23 +86,3 @@ def guide(sampling: ReferenceSampling, references: bool) -> list[Guidance]:
             guidance.append(computed)
             reused = 0
     return guidance
-
-
-def without_effect(asked: Sampling, sampling: ReferenceSampling, references: bool) -> list[str]:
-    """Notes on what was `asked` and changes nothing, because of other values of the complete `sampling`."""
-    notes = []
-    if not references and (getattr(asked, "image_guidance_scale", None) or 0) > 1:
-        notes.append("image_guidance_scale has no effect without images.")
-    if any(len(step.weights) > 1 or step.reuse for step in guide(sampling, references)):
-        return notes
-    asked_for = {
-        "negative_prompt": asked.negative_prompt,
-        "cfg_range": asked.cfg_range,
-        "speed": asked.speed not in (None, "exact"),
-    }
-    names = [name for name, value in asked_for.items() if value]
-    if names:
-        notes.append(
-            f"{', '.join(names)} changed nothing: no step is guided with these scales and cfg_range."
-        )
-    return notes

@@ -4,11 +4,10 @@ Checks what is asked, completes it with the card's defaults and runs the pipelin
 Serving many requests at once is the engine's business (`omnigen2.engine`).
 """
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from PIL.Image import Image
@@ -18,14 +17,15 @@ from torch import Tensor
 from omnigen2 import lora, threads
 from omnigen2.adapter import Adapter
 from omnigen2.checkpoints import load, locate
-from omnigen2.checkpoints.card import Limits, ModelCard, read_card
+from omnigen2.checkpoints.card import Limits
+from omnigen2.checkpoints.locate import Checkpoint
+from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
 from omnigen2.explain import explain
-from omnigen2.guidance import without_effect
-from omnigen2.params import MAX_SEED, Decoding, P, ReferenceSampling
+from omnigen2.params import Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
 from omnigen2.pipeline import Pipeline, readable
-from omnigen2.sizes import sized
+from omnigen2.sizes import Size
 from omnigen2.task import ImageTask, TextTask
 
 OnStep = Callable[[int, int, "Tensor | list[Tensor]"], None]
@@ -54,20 +54,25 @@ class OmniGen2:
     @classmethod
     def load(cls, source: str, *, device: str = "auto", dtype: str = "auto") -> "OmniGen2":
         """See `omnigen2.load`."""
-        folder = locate.resolve(source)
+        return cls.of(locate.find(source), device=device, dtype=dtype)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> "OmniGen2":
+        """Load a checkpoint. Raises ValueError as `omnigen2.load`."""
+        folder = checkpoint.folder
         load.check_layout(folder)
         place = pick_device(device)
         kind = pick_dtype(dtype, place)
-        card = _identified(read_card(folder, source), folder)
+        checkpoint = checkpoint.verified()
         transformer = load.load_transformer(folder, kind).eval()
         autoencoder = load.load_autoencoder(folder, kind, transformer.config["patch_size"])
         language = load.load_language_model(folder, kind)
         load.check_fit(transformer, autoencoder, language)
         for part in (transformer, autoencoder.vae, language.mllm):
             load.place(part, place)
-        if locate.weights_digest(folder) != card.digest:
+        if locate.weights_digest(folder) != checkpoint.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
-        return cls(Pipeline(transformer, autoencoder, language, card))
+        return cls(Pipeline(transformer, autoencoder, language, checkpoint.identity))
 
     @cached_property
     def threads(self) -> int:
@@ -82,63 +87,46 @@ class OmniGen2:
         prompt: str | Sequence[str],
         images: Sequence[Image] | Sequence[Sequence[Image] | None] | None = (),
         *,
-        negative_prompt: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        num_images: int | None = None,
-        steps: int | None = None,
-        seed: int | None = None,
         noise: Tensor | None = None,
-        text_guidance_scale: float | None = None,
-        image_guidance_scale: float | None = None,
-        cfg_range: tuple[float, float] | None = None,
-        scheduler: str | None = None,
-        speed: str | None = None,
         lora: str | Path | None = None,
         max_pixels: int | None = None,
         max_input_side: int | None = None,
         output: Literal["pil", "latents"] = "pil",
         on_step: OnStep | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> "Pictures | Tensor | list[Tensor]":
-        """Make pictures: no image is text to image, one is an edit, two to five are a composition.
+        """Pictures for a prompt: text to image without images, an edit of one, a composition of two to five.
 
-        What is None is the model card's default (for OmniGen2: 50 steps, 1024 x 1024; an edit has its input's
-        size, or if `max_pixels` or `max_input_side` is given the size within it). `prompt` may be a list,
-        `images` then holds one list per prompt; all are made together.
-        `noise` (n, C, h, w) float32 overrides `seed`, and gives the size if none is asked for.
-        `on_step(index, total, latents)` is called after every step and may raise to cancel.
-        `output="latents"` gives the final latents instead of pictures. Latents are (n, C, h, w) float32, or a
-        list of (C, h, w) if the prompts of a list make different sizes.
+        `prompt` may be a list, with a list of images per prompt; all of them are denoised together. The
+        parameters of sampling are described in `omnigen2.params.ReferenceSampling`; the model card decides
+        those left out. An edit has its input's size, unless `max_pixels` or `max_input_side` is given: then,
+        as in the reference, the size at which the input is encoded within these bounds.
+
+        `noise` (n, C, h, w) float32 replaces what the seed gives, and decides the number and size of the
+        pictures where those are left out. `on_step(index, total, latents)` is called after every denoising
+        step and may raise to cancel. With `output="latents"` the final latents are returned: (n, C, h, w)
+        float32, or a list of (C, h, w) if the sizes differ.
 
         Raises:
-            ValueError: a parameter is out of bounds; the message names the field, the value, what is allowed.
-            FileNotFoundError: there is no such LoRA.
+            ValueError: a parameter is wrong; the message names the field, the value and what is allowed.
+            FileNotFoundError: there is no such LoRA file.
         """
-        asked: dict[str, object] = {
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "num_images": num_images,
-            "steps": steps,
-            "seed": secrets.randbelow(MAX_SEED) if seed is None else seed,
-            "text_guidance_scale": text_guidance_scale,
-            "image_guidance_scale": image_guidance_scale,
-            "cfg_range": cfg_range,
-            "scheduler": scheduler,
-            "speed": speed,
-        }
         prompts, image_lists = _pair(prompt, images)
         noises = [None] * len(prompts) if noise is None else _split_noise(noise, len(prompts))
-        if noises[0] is not None:
-            asked |= self._as_noise(noises[0], num_images, width, height)
-        sampling = _checked(ReferenceSampling, asked)
+        implied = {} if noises[0] is None else self._implied_by(noises[0], sampling)
+        asked = _checked(ReferenceSampling, {**sampling, **implied})
+        if asked.seed is None:
+            asked = asked.model_copy(update={"seed": draw_seed()})  # one for all prompts
         limits = self._limits(max_pixels, max_input_side)
+        bounded = max_pixels is not None or max_input_side is not None
         adapter = None if lora is None else Adapter.of(lora)
         tasks, notes = [], list[str]()
         for text, own in zip(prompts, image_lists, strict=True):
-            filled, said = self._filled(sampling, own, limits, within=bool(max_pixels or max_input_side))
-            tasks.append(ImageTask(text, tuple(own), filled, adapter))
-            notes += said
+            sizes = self._sizes_of(own)
+            wanted = self._within(asked, sizes, limits) if bounded else asked
+            completed = complete_sampling(wanted, sizes, self.card, limits)
+            tasks.append(ImageTask(text, tuple(own), completed.params, adapter))
+            notes += completed.notes
         if output not in ("pil", "latents"):
             raise ValueError(f"output: {output!r} is unknown; allowed: pil, latents")
         with threads.limited_to(self.threads):
@@ -155,15 +143,13 @@ class OmniGen2:
         """Text about the images, in answer to the question.
 
         Raises:
-            ValueError: no question, more than 5 images, or a parameter out of bounds.
+            ValueError: no question, more images than the model takes, or a parameter out of bounds.
         """
-        self._check_images(images)
-        asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        decoding = _checked(Decoding, asked).filled(self.card.defaults.describe)
-        if decoding.seed is None:
-            decoding = decoding.model_copy(update={"seed": secrets.randbelow(MAX_SEED)})
+        sizes = self._sizes_of(images)
+        asked = _checked(Decoding, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed})
+        completed = complete_decoding(asked, sizes, self.card)
         with threads.limited_to(self.threads):
-            return self.pipeline.write(TextTask(question, tuple(images), decoding))
+            return self.pipeline.write(TextTask(question, tuple(images), completed.params))
 
     def _run(
         self,
@@ -206,56 +192,35 @@ class OmniGen2:
         given = {name: value for name, value in asked.items() if value is not None}
         return _checked(Limits, self.card.limits.model_dump() | given)
 
-    def _filled(
-        self, asked: ReferenceSampling, images: Sequence[Image], limits: Limits, within: bool
-    ) -> tuple[ReferenceSampling, list[str]]:
-        """What was asked, completed, and notes. `within`: an edit is no larger than its input is encoded."""
-        self._check_images(images)
-        filled = asked.filled(self.card.defaults_for(len(images)))
-        sizes = [image.size for image in images]
-        if within and images and filled.width is None and filled.height is None:
-            bounds = (limits.max_pixels, limits.max_input_side)
-            width, height = self.pipeline.autoencoder.fit(*sizes[0], *bounds)
-            filled = filled.model_copy(update={"width": width, "height": height})
-        filled, notes = sized(filled, sizes, limits)
-        return filled, [*without_effect(asked, filled, bool(images)), *notes]
+    def _within(self, asked: ReferenceSampling, inputs: Sequence[Size], limits: Limits) -> ReferenceSampling:
+        """`asked` with the size at which the first input is encoded, where its size would be taken."""
+        defaults = self.card.defaults_for(len(inputs))
+        if not inputs or any((asked.width, asked.height, defaults.width, defaults.height)):
+            return asked
+        bounds = (limits.max_pixels, limits.max_input_side)
+        width, height = self.pipeline.autoencoder.fit(*inputs[0], *bounds)
+        return asked.model_copy(update={"width": width, "height": height})
 
-    def _as_noise(
-        self, noise: Tensor, num_images: int | None, width: int | None, height: int | None
-    ) -> dict[str, object]:
-        """What the shape of the noise decides where nothing else was asked for."""
-        decided: dict[str, object] = {"num_images": num_images or len(noise)}
-        if width is None and height is None:
+    def _implied_by(self, noise: Tensor, asked: SamplingOptions) -> SamplingOptions:
+        """The number and size of the pictures, from the shape of the noise, where they were not asked for."""
+        implied: SamplingOptions = {"num_images": asked.get("num_images") or len(noise)}
+        if asked.get("width") is None and asked.get("height") is None:
             factor = self.pipeline.autoencoder.factor
-            decided |= {"width": noise.shape[-1] * factor, "height": noise.shape[-2] * factor}
-        return decided
+            implied |= {"width": noise.shape[-1] * factor, "height": noise.shape[-2] * factor}
+        return implied
 
-    def _check_images(self, images: Sequence[Image]) -> None:
+    def _sizes_of(self, images: Sequence[Image]) -> list[Size]:
+        """The (width, height) of input images, once they are known to be readable."""
         if not isinstance(images, Sequence):
             raise ValueError(f"images: {type(images).__name__} given; it must be a list of PIL images")
-        most = self.card.limits.max_references
-        if len(images) > most:
-            raise ValueError(f"images: {len(images)} given; at most {most} are allowed")
-        for image in images:
-            readable(image)
+        return [readable(image).size for image in images]
 
 
 def _checked(kind: type[P], asked: Mapping[str, object]) -> P:
     try:
         return kind.model_validate(asked)
     except ValidationError as error:
-        raise ValueError(explain(error, kind)) from None
-
-
-def _identified(card: ModelCard, folder: Path) -> ModelCard:
-    """The card with the digest of the files in `folder`, which is the published one if there is one."""
-    found = locate.weights_digest(folder)
-    if card.digest not in (None, found):
-        raise ValueError(
-            f"weights in {folder} have digest {found}, its card.json says {card.digest}: "
-            "they were changed or damaged; fetch them again"
-        )
-    return card.model_copy(update={"digest": found})
+        raise InvalidTask(explain(error, kind)) from None
 
 
 def _pair(

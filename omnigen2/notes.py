@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL.Image import Image
 
-Size = tuple[int, int]
+from omnigen2.sizes import Size
 
 
 def about_inputs(images: Sequence[Image], sizes: Iterable[Size]) -> list[str]:

@@ -5,10 +5,11 @@ is `None` means "the model decides"; the values it decides on live in the model 
 (`omnigen2.checkpoints.card`) and nowhere else. Nothing here imports torch.
 """
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+MIN_SIDE, MAX_SIDE = 16, 4096  # pixels of a side that can be asked for
 MAX_SEED = 2**53 - 1  # the largest integer that survives JSON in every client
 MAX_REFERENCES = 5  # rows of the checkpoint's image_index_embedding
 
@@ -21,10 +22,15 @@ S = TypeVar("S", bound="Sampling")
 
 
 class InvalidTask(ValueError):
-    """The model cannot do what was asked; the message names the field and what is allowed.
+    """A request that the model cannot do. The message reads `field: what was given; what is allowed`.
 
     Any other ValueError is a fault of the program, of a library or of a plugin.
     """
+
+    @property
+    def field(self) -> str:
+        """The parameter that is wrong: what stands before the message's first colon."""
+        return str(self).partition(":")[0]
 
 
 class Params(BaseModel):
@@ -51,9 +57,9 @@ class Sampling(Params):
 
     negative_prompt: str | None = Field(default=None, max_length=4000)
     """What the picture should not show."""
-    width: int | None = Field(default=None, ge=16, le=4096)
+    width: int | None = Field(default=None, ge=MIN_SIDE, le=MAX_SIDE)
     """Width of the result in pixels."""
-    height: int | None = Field(default=None, ge=16, le=4096)
+    height: int | None = Field(default=None, ge=MIN_SIDE, le=MAX_SIDE)
     """Height of the result in pixels."""
     num_images: int | None = Field(default=None, ge=1, le=8)
     """How many variants to make; each has its own noise."""
@@ -83,6 +89,22 @@ class ReferenceSampling(Sampling):
 
     image_guidance_scale: float | None = Field(default=None, ge=0, le=30)
     """How closely the reference images are followed; 1 or less turns image guidance off."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `ReferenceSampling` as keyword arguments; None is the model's default."""
+
+    negative_prompt: str | None
+    width: int | None
+    height: int | None
+    num_images: int | None
+    seed: int | None
+    steps: int | None
+    text_guidance_scale: float | None
+    cfg_range: tuple[float, float] | None
+    scheduler: Scheduler | None
+    speed: Speed | None
+    image_guidance_scale: float | None
 
 
 class Decoding(Params):

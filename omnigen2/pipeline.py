@@ -20,10 +20,10 @@ from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
 from omnigen2.memo import Memo
-from omnigen2.notes import Size, about_inputs, about_prompt, about_result
+from omnigen2.notes import about_inputs, about_prompt, about_result
 from omnigen2.params import InvalidTask
 from omnigen2.schedule import plan
-from omnigen2.sizes import reduced, sized
+from omnigen2.sizes import Size, reduced
 from omnigen2.task import HasSize, ImageTask, TextTask
 from omnigen2.transformer import Condition, OmniGen2Transformer2DModel, patchify, unpatchify
 
@@ -177,10 +177,8 @@ class Pipeline:
 
     def _sizes(self, task: ImageTask, limits: Limits) -> tuple[Size, Size]:
         """The (width, height) in pixels of the picture, and those at which it is computed."""
-        sampling, _ = sized(task.sampling, [(image.width, image.height) for image in task.images], limits)
-        assert (
-            sampling.width is not None and sampling.height is not None
-        )  # an edit's at the latest by `sized`
+        sampling = task.sampling
+        assert sampling.width is not None and sampling.height is not None
         size = sampling.width, sampling.height
         return size, self.autoencoder.fit(*size, limits.max_pixels)
 

@@ -1,52 +1,56 @@
-"""The size of a picture, decided in one place for the library and the tools. Needs no torch."""
+"""Sizes of pictures, as (width, height) in pixels. Needs no torch."""
 
 from collections.abc import Sequence
 
 from omnigen2.checkpoints.card import Limits
-from omnigen2.params import InvalidTask, S
+from omnigen2.params import MIN_SIDE, InvalidTask
 
-LEAST_SIDE = 16
-"""Fewest pixels of a side that can be asked for."""
+Size = tuple[int, int]
 
 
-def sized(sampling: S, inputs: Sequence[tuple[int, int]], limits: Limits) -> tuple[S, list[str]]:
-    """`sampling` with both sides, and notes: what is open follows the first of the `inputs`, (width, height).
+def output_size(
+    width: int | None, height: int | None, inputs: Sequence[Size], limits: Limits
+) -> tuple[Size, list[str]]:
+    """The size of the result, and notes. A side that is None follows the first of the inputs.
 
-    An edit has its input's size; with one side given, the other one follows the input's shape. Without inputs
-    what is open stays open.
+    With both sides open the result has the input's size, reduced to `limits.max_side` if it is larger; with
+    one side given, the other one keeps the input's aspect ratio.
 
     Raises:
-        ValueError: a side is longer than the model makes.
+        InvalidTask: a side is longer than `limits.max_side`.
+        ValueError: a side is open and there is no input.
     """
-    width, height, most = sampling.width, sampling.height, limits.max_side
-    notes: list[str] = []
-    if inputs:
-        own_width, own_height = inputs[0]
-        if width is None and height is None:
-            scale = min(1.0, most / max(own_width, own_height))
-            width, height = round(own_width * scale), round(own_height * scale)
-            if scale < 1:
-                notes.append(
-                    f"The image has {own_width}x{own_height} pixels, and the result {width}x{height}: "
-                    f"a side may have at most {most}."
-                )
-        elif width is None and height is not None:
-            width = _follow(height, own_width / own_height, most)
-        elif height is None and width is not None:
-            height = _follow(width, own_height / own_width, most)
-    for side, value in (("width", width), ("height", height)):
-        if value is not None and value > most:
-            raise InvalidTask(f"{side}: {value} pixels asked for; this model makes at most {most}")
-    return sampling.model_copy(update={"width": width, "height": height}), notes
+    longest = limits.max_side
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side > longest:
+            raise InvalidTask(f"{name}: {side} pixels asked for; this model makes at most {longest}")
+    if width is not None and height is not None:
+        return (width, height), []
+    if not inputs:
+        raise ValueError("a picture without input images needs a width and a height")
+    own_width, own_height = inputs[0]
+    if width is not None:
+        return (width, _other_side(width, own_height / own_width, longest)), []
+    if height is not None:
+        return (_other_side(height, own_width / own_height, longest), height), []
+    scale = min(1.0, longest / max(own_width, own_height))
+    size = round(own_width * scale), round(own_height * scale)
+    if scale == 1:
+        return size, []
+    note = (
+        f"The image has {own_width}x{own_height} pixels, and the result {size[0]}x{size[1]}: "
+        f"a side may have at most {longest}."
+    )
+    return size, [note]
 
 
-def _follow(side: int, ratio: float, most: int) -> int:
-    return min(most, max(LEAST_SIDE, round(side * ratio)))
-
-
-def reduced(width: int, height: int, limits: Limits) -> tuple[int, int]:
-    """The (width, height) within the limits of an input of that size, of the same shape."""
+def reduced(width: int, height: int, limits: Limits) -> Size:
+    """The size of an input image within `limits.max_pixels` and `max_input_side`, in the same shape."""
     ratio = min(
         1.0, (limits.max_pixels / (width * height)) ** 0.5, limits.max_input_side / max(width, height)
     )
     return max(1, int(width * ratio)), max(1, int(height * ratio))
+
+
+def _other_side(side: int, ratio: float, longest: int) -> int:
+    return min(longest, max(MIN_SIDE, round(side * ratio)))

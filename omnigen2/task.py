@@ -36,7 +36,7 @@ class ImageTask:
 
     prompt: str
     images: tuple[HasSize, ...]  # PIL images, where the task is to be done
-    sampling: ReferenceSampling  # filled; only the seed, and the size of an edit, may be None
+    sampling: ReferenceSampling  # complete (`omnigen2.completion`)
     lora: Adapter | None = None
 
 
@@ -46,7 +46,7 @@ class TextTask:
 
     question: str
     images: tuple[HasSize, ...]  # as of an ImageTask
-    decoding: Decoding  # filled
+    decoding: Decoding  # complete; without a seed at temperature 0
 
 
 Task = ImageTask | TextTask

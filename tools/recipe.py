@@ -5,8 +5,8 @@ model's defaults. The same values are the key under which an equal request is fo
 and the arguments that make the result again.
 """
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,21 +15,21 @@ from pydantic import JsonValue
 
 from omnigen2.adapter import Adapter, pick_adapter
 from omnigen2.checkpoints.card import Limits, ModelCard
-from omnigen2.guidance import without_effect
-from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, S, Sampling
-from omnigen2.sizes import sized
+from omnigen2.completion import complete_decoding, complete_sampling
+from omnigen2.params import Decoding, InvalidTask, ReferenceSampling, Sampling
+from omnigen2.sizes import Size
 from omnigen2.task import NUMERICS_VERSION, HasSize, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.base import Context, Request, ToolError
 from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, TextRequest
 from tools.references import shown
 
-DRAWN_SEEDS = 2**32
-"""Seeds are drawn below this: short enough to be read out and typed again."""
 PINNED = "@sha256:"
 """Stands between the path of an adapter and the digest that its file must have."""
 _HASHING = anyio.CapacityLimiter(2)
 """Threads that read adapters: never those that everything else waits for."""
+_ADVICE = {"images": "Use fewer images, or another model.", "seed": "Give a smaller seed."}
+"""What to do about a wrong field; for any other one it is the size that is wrong."""
 _LORA_ADVICE = "Give the path of a safetensors file, or of a folder that holds just one."
 
 Q = TypeVar("Q", bound=Request)
@@ -97,12 +97,6 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
         request.model, _references(request), wait=not request.background
     )
     named = _with_ids(request, inputs)
-    if len(inputs) > card.limits.max_references:
-        raise ToolError(
-            "invalid_argument",
-            f"images: {len(inputs)} given; {card.title} takes at most {card.limits.max_references}.",
-            "Use fewer images, or another model.",
-        )
     if isinstance(named, ImageRequest):
         recipe = await _image_recipe(tool, named, inputs, card, context)
     else:
@@ -130,40 +124,48 @@ def _with_ids(request: Q, images: Sequence[StoredImage]) -> Q:
 async def _image_recipe(
     tool: str, request: ImageRequest, inputs: tuple[StoredImage, ...], card: ModelCard, context: Context
 ) -> Recipe:
-    defaults = card.defaults_for(len(inputs))
     kind = ReferenceSampling if isinstance(request, ReferenceSampling) else Sampling
-    asked = request.part(kind)
-    sampling, notes = _sized(asked.filled(defaults), inputs, card)
-    if sampling.seed is None:
-        sampling = sampling.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
-    _check_seeds(sampling)
+    with _refusing():
+        completed = complete_sampling(request.part(kind), _sizes(inputs), card)
     adapter, lora = await _adapter(request, context)
-    complete = ReferenceSampling.model_construct(**dict(sampling)).filled(defaults)
-    notes += without_effect(asked, complete, bool(inputs))
     return Recipe(
         tool,
-        request.model_copy(update={**dict(sampling), "lora": lora}),
-        complete,
+        request.model_copy(update={**dict(completed.params.part(kind)), "lora": lora}),
+        completed.params,
         inputs,
         card,
         adapter,
-        notes=(*_taken_in(inputs), *notes),
-        fixed=asked.seed is not None,
+        notes=(*_taken_in(inputs), *completed.notes),
+        fixed=completed.repeatable,
     )
 
 
 def _text_recipe(tool: str, request: TextRequest, inputs: tuple[StoredImage, ...], card: ModelCard) -> Recipe:
-    decoding = request.part(Decoding).filled(card.defaults.describe)
-    fixed = decoding.temperature == 0 or request.seed is not None
-    notes = _taken_in(inputs)
-    if decoding.temperature == 0:
-        if request.seed is not None:
-            notes.append("seed changed nothing: at temperature 0 the answer is always the same.")
-        decoding = decoding.model_copy(update={"seed": None})  # the most likely answer: no seed changes it
-    elif decoding.seed is None:
-        decoding = decoding.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
-    named = request.model_copy(update=dict(decoding))
-    return Recipe(tool, named, decoding, inputs, card, notes=tuple(notes), fixed=fixed)
+    with _refusing():
+        completed = complete_decoding(request.part(Decoding), _sizes(inputs), card)
+    return Recipe(
+        tool,
+        request.model_copy(update=dict(completed.params)),
+        completed.params,
+        inputs,
+        card,
+        notes=(*_taken_in(inputs), *completed.notes),
+        fixed=completed.repeatable,
+    )
+
+
+def _sizes(inputs: Sequence[StoredImage]) -> list[Size]:
+    return [(image.width, image.height) for image in inputs]
+
+
+@contextmanager
+def _refusing() -> Generator[None]:
+    """What the model package refuses in the block leaves it as a `ToolError` with advice."""
+    try:
+        yield
+    except InvalidTask as error:
+        advice = _ADVICE.get(error.field, "Ask for a smaller picture.")
+        raise ToolError("invalid_argument", f"{error}.", advice) from error
 
 
 def _taken_in(inputs: Sequence[StoredImage]) -> list[str]:
@@ -173,25 +175,6 @@ def _taken_in(inputs: Sequence[StoredImage]) -> list[str]:
         for number, image in enumerate(inputs, 1)
         for note in image.notes
     ]
-
-
-def _sized(sampling: S, inputs: Sequence[StoredImage], card: ModelCard) -> tuple[S, list[str]]:
-    try:
-        return sized(sampling, [(image.width, image.height) for image in inputs], card.limits)
-    except ValueError as error:
-        raise ToolError("invalid_argument", f"{error}.", "Ask for a smaller picture.") from error
-
-
-def _check_seeds(sampling: Sampling) -> None:
-    """Picture i is made with seed + i, which has to be a seed too."""
-    last = (sampling.seed or 0) + (sampling.num_images or 1) - 1
-    if last > MAX_SEED:
-        raise ToolError(
-            "invalid_argument",
-            f"seed: {sampling.seed} given for {sampling.num_images} pictures, which use seeds up to {last}; "
-            f"the largest is {MAX_SEED}.",
-            "Give a smaller seed.",
-        )
 
 
 async def _adapter(request: LoraIn, context: Context) -> tuple[Adapter | None, str | None]:

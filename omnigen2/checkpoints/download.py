@@ -1,11 +1,12 @@
-"""Fetch a checkpoint from the Hugging Face Hub, verified file by file.
+"""Download of a checkpoint from the Hugging Face Hub, verified file by file.
 
-Knows the hub's metadata and what belongs to a checkpoint; knows no tensors. Decisions:
-- Of a repository only safetensors, JSON and text are fetched. Code and pickles are never touched.
-- The files are fetched into a folder beside the final one, which is renamed when all of them are verified:
-  a model that can be resolved is whole. What an interrupted pull has fetched is kept and continued.
-- The library's own downloader starts a file from zero in a new process; a shard has gigabytes, so the partial
-  files are kept here, and the library's HTTP function continues in them.
+- Only safetensors, JSON and text files are downloaded, never code or pickles.
+- The files go to a folder beside the final one, which is renamed when all of them are verified: a model that
+  can be resolved is complete. What an interrupted download has fetched is kept and continued.
+- The library's own downloader starts a file from zero in a new process. A shard has gigabytes, so partial
+  files are kept here and continued with the library's HTTP function.
+
+Importing this module takes a second; whoever may not need it imports it late.
 """
 
 import json
@@ -31,14 +32,14 @@ from omnigen2.checkpoints.hashes import file_hash
 from omnigen2.checkpoints.locate import (
     ORIGIN_FILE,
     PARTS,
+    REPO_ID,
     SUFFIXES,
-    PullProgress,
+    LocalModel,
     folder_bytes,
+    models_folder,
     read_origin,
     remember_hashes,
 )
-
-OnPull = Callable[[PullProgress], None]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,33 @@ class RemoteFile:
     sha256: str | None = None
 
 
-def fetch(repo_id: str, revision: str | None, folder: Path, progress: OnPull) -> str:
-    """Make `folder` hold the repository at `revision`, and return its commit; see `locate.pull`."""
+@dataclass(frozen=True)
+class PullProgress:
+    """State of a download: the current file, and bytes present of all bytes of the model."""
+
+    file: str
+    done: int
+    total: int
+
+
+OnPull = Callable[[PullProgress], None]
+
+
+def pull(repo_id: str, revision: str | None = None, progress: OnPull = lambda _: None) -> LocalModel:
+    """Download a repository, or continue an interrupted download; a complete model is checked.
+
+    `revision` is a branch, tag or commit (the main branch if absent); its commit is recorded with the model,
+    and every file comes from that commit. Each file's size and hash are compared with the hub's.
+
+    Raises:
+        ConnectionError: the hub cannot be reached; the message says what to copy by hand, and where.
+        FileNotFoundError: there is no such repository or revision, or this user has no access to it.
+        ValueError: the id is malformed, the repository is not an OmniGen2 checkpoint, or a file is damaged.
+        OSError: the disk is full or cannot be written.
+    """
+    if not REPO_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id: {repo_id!r} given; it must be OWNER/NAME, for example OmniGen2/OmniGen2")
+    folder = models_folder() / repo_id
     with _hub_errors(repo_id, revision, folder):
         api = HfApi()
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
@@ -66,7 +92,7 @@ def fetch(repo_id: str, revision: str | None, folder: Path, progress: OnPull) ->
                 _write_origin(staging, repo_id, info.sha, files)
                 _replace(folder, staging)
             remember_hashes(folder, {file.name: file.sha256 for file in files if file.sha256})
-    return info.sha
+    return LocalModel(repo_id, folder, folder_bytes(folder), info.sha)
 
 
 def wanted_files(repo_id: str, info: ModelInfo) -> list[RemoteFile]:
@@ -137,7 +163,7 @@ def _fetch_file(
 
 
 class _Bar(silent_tqdm):
-    """Passes on how many bytes of a file are there, in the form in which the library wants to tell it."""
+    """Adapts the library's progress bar to a callback with the bytes of a file that are present."""
 
     def __init__(self, report: Callable[[int], None], initial: int = 0, **_: Any):
         self._report = report
@@ -160,7 +186,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None, folder: Path) -> Iterator[None]:
-    """Turns what the library raises into errors that say what to do."""
+    """Translates the library's exceptions into errors that say what to do."""
     try:
         yield
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -178,7 +204,7 @@ def _hub_errors(repo_id: str, revision: str | None, folder: Path) -> Iterator[No
 
 
 def _damage(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with a fetched file, compared with what the hub says about it; None if nothing is."""
+    """How a downloaded file differs from the hub's metadata; None if it does not."""
     size = path.stat().st_size
     if size != file.size:
         return f"{size} bytes instead of {file.size}"

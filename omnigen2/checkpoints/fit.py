@@ -1,29 +1,29 @@
-"""How much memory a checkpoint needs, how much its device has, and making room for it."""
+"""The memory a checkpoint needs, the memory its device has, and eviction of other models to fit it."""
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
-from safetensors import safe_open
 
-from omnigen2.checkpoints.locate import PARTS
+from omnigen2.checkpoints.headers import read_headers
+from omnigen2.checkpoints.locate import PARTS, Checkpoint
 from omnigen2.device import pick_device, pick_dtype
 from omnigen2.task import OutOfMemory
 
 WORKING_SHARE = 0.15
-"""Memory for activations while a picture is made, as a share of the weights' (a floor for planning)."""
+"""Assumed memory for activations, as a share of that for the weights; a lower bound."""
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of a checkpoint's weights once loaded in `dtype`, read from the headers of its files."""
-    values = 0
-    for part in PARTS:
-        for file in (folder / part).glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                values += sum(_values(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    return values * dtype.itemsize
+def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Bytes of a checkpoint's weights once loaded in `dtype`, and a floor of working memory.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    headers = (read_headers(checkpoint.folder / part) for part in PARTS)
+    values = sum(tensor.values for part in headers for tensor in part.values())
+    return int(values * dtype.itemsize * (1 + WORKING_SHARE))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -33,28 +33,25 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def make_room(folder: Path, device: str, dtype: str, evict: Callable[[], bool]) -> None:
-    """Unload other models by `evict`, which says whether it found one, until the checkpoint fits.
+def make_room(checkpoint: Checkpoint, device: str, dtype: str, evict: Callable[[], bool]) -> None:
+    """Unload other models with `evict`, which returns whether it found one, until the checkpoint fits.
 
     Raises:
         OutOfMemory: it does not fit even alone.
-        ValueError: `device` or `dtype` is unknown.
+        ValueError: `device` or `dtype` is unknown, or a file is damaged.
     """
     place = pick_device(device)
-    needed = int(weight_bytes(folder, pick_dtype(dtype, place)) * (1 + WORKING_SHARE))
+    needed = needed_bytes(checkpoint, pick_dtype(dtype, place))
     while (free := free_bytes(place)) < needed:
         if not evict():
             raise OutOfMemory(
-                f"the model in {folder} needs {_gb(needed)} on {place.type}, where {_gb(free)} are free; "
+                f"the model in {checkpoint.folder} needs {_gb(needed)} on {place.type}, "
+                f"where {_gb(free)} are free; "
                 "free memory, choose another device, or use a smaller model such as nano"
             )
         gc.collect()
         if place.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _values(shape: list[int]) -> int:
-    return torch.Size(shape).numel()
 
 
 def _gb(count: int) -> str:

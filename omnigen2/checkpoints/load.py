@@ -19,7 +19,6 @@ import torch
 import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from omnigen2.autoencoder import Autoencoder
+from omnigen2.checkpoints.headers import read_headers
 from omnigen2.checkpoints.locate import PARTS
 from omnigen2.language import IMAGE, LanguageModel
 from omnigen2.transformer import OmniGen2Transformer2DModel
@@ -138,23 +138,14 @@ def check_layout(folder: Path) -> None:
 
 
 def stored_shapes(part: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in the safetensors files of a folder, read from their headers.
+    """Name and shape of every tensor in the safetensors files of a folder.
 
     Raises:
         ValueError: there is no such file, or one is damaged.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    files = sorted(part.glob("*.safetensors"))
-    if not files:
+    if not any(part.glob("*.safetensors")):
         raise ValueError(f"weights: {part} holds no safetensors file, and nothing else is loaded")
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise ValueError(f"weights: {file} is damaged ({error}); fetch it again") from error
-    return shapes
+    return {name: tensor.shape for name, tensor in read_headers(part).items()}
 
 
 def compare_shapes(wanted: Shapes, stored: Shapes) -> list[str]:

@@ -1,8 +1,7 @@
-"""Find a checkpoint on disk by its name, and say what its weights are.
+"""Checkpoints on disk: where a model's files lie, and the digest that identifies them.
 
-Knows file names and hashes; knows neither torch nor what the tensors mean. A model is asked for as `nano`
-(part of this package), a folder, or a repository id, whose files then lie in `models_folder()/OWNER/NAME`.
-Nothing is fetched unless `pull` is called; how it fetches is in `omnigen2.checkpoints.download`.
+A model is asked for as `nano` (part of this package), a folder, or a repository id, whose files lie in
+`models_folder()/OWNER/NAME` once `omnigen2.checkpoints.download` has fetched them. Needs no torch.
 """
 
 import hashlib
@@ -11,10 +10,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from omnigen2.checkpoints.card import ModelCard, read_card
 from omnigen2.checkpoints.hashes import known_hash, remember, remembered_hash
 
 NANO = "nano"
@@ -22,16 +22,16 @@ PARTS = ("transformer", "vae", "mllm", "processor")
 """The folders of a checkpoint that hold what is loaded."""
 SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
 ORIGIN_FILE = ".origin.json"
-"""Where a pull writes down which repository and commit the files are, with the SHA-256 of each."""
+"""Records the repository and commit that a folder was downloaded from, with the SHA-256 of each file."""
 
 H = TypeVar("H", str, str | None)
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine. `revision` is the commit that was pulled, None where nobody wrote it down."""
+    """A model on this machine. `revision` is the commit it was downloaded from, None if that is unknown."""
 
     id: str
     folder: Path
@@ -40,22 +40,46 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
-class PullProgress:
-    """How far a pull is: the file at hand, and bytes on disk of all bytes of the model."""
+class Checkpoint:
+    """A checkpoint on disk: its folder, its card, and the digest of its files once that is known."""
 
-    file: str
-    done: int
-    total: int
+    folder: Path
+    card: ModelCard
+    """As `card.json` has it, or that of the published model."""
+    digest: str | None = None
+    """`weights_digest` of the folder; None where the files were not hashed yet."""
+
+    @property
+    def identity(self) -> ModelCard:
+        """The card with the digest of the files."""
+        return self.card.model_copy(update={"digest": self.digest})
+
+    def recognized(self) -> "Checkpoint":
+        """The same with its digest, which stays None if a large file would have to be read for it."""
+        return replace(self, digest=known_digest(self.folder))
+
+    def verified(self) -> "Checkpoint":
+        """The same with its digest; every file that has changed since it was last hashed is read.
+
+        Raises:
+            FileNotFoundError: the folder holds no weights.
+            ValueError: the card publishes another digest.
+        """
+        found = weights_digest(self.folder)
+        if self.card.digest not in (None, found):
+            raise ValueError(
+                f"weights in {self.folder} have digest {found}, its card.json says {self.card.digest}: "
+                "they were changed or damaged; fetch them again"
+            )
+        return replace(self, digest=found)
 
 
 def models_folder() -> Path:
-    """Where pulled models lie: `OMNIGEN2_MODELS`, or the user's data folder."""
+    """The folder of downloaded models: `OMNIGEN2_MODELS`, or one in the user's data folder."""
     if asked := os.environ.get("OMNIGEN2_MODELS"):
         return Path(asked).expanduser()
     if sys.platform == "darwin":
         data = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return data / "omnigen2-mcp" / "models"
@@ -76,7 +100,7 @@ def resolve(source: str) -> Path:
         return _nano_folder()
     if (folder := Path(source).expanduser()).is_dir():
         return folder
-    if not _REPO_ID.fullmatch(source):
+    if not REPO_ID.fullmatch(source):
         raise FileNotFoundError(
             f"model: {source!r} is neither {NANO!r}, nor a folder here, nor a repository id like "
             "OmniGen2/OmniGen2; `omnigen2-mcp models list` shows what there is"
@@ -88,6 +112,17 @@ def resolve(source: str) -> Path:
             f"fetch it with: omnigen2-mcp models pull {source}"
         )
     return folder
+
+
+def find(source: str) -> Checkpoint:
+    """The checkpoint called `source`, as for `resolve`; its weights are not read.
+
+    Raises:
+        FileNotFoundError: it is not on this machine; the message says how to get it.
+        ValueError: its card cannot be read.
+    """
+    folder = resolve(source)
+    return Checkpoint(folder, read_card(folder, source))
 
 
 def names() -> list[str]:
@@ -104,7 +139,7 @@ def local() -> list[LocalModel]:
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """What `pull` wrote down about the files of a folder; empty where it did not fetch them, or damaged."""
+    """The content of a folder's `ORIGIN_FILE`; empty if there is none, or it is damaged."""
     try:
         origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -133,33 +168,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def remember_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Keep the SHA-256 of files, by relative name, that were just compared with what the hub says."""
+    """Keep the SHA-256 of files, by relative name, that were computed elsewhere."""
     for name, digest in hashes.items():
         with (folder / name).open("rb", buffering=0) as file:
             remember(file, digest, _memory())
-
-
-def pull(
-    repo_id: str, revision: str | None = None, progress: Callable[[PullProgress], None] = lambda _: None
-) -> LocalModel:
-    """Fetch a repository from the hub, or continue to; a model that is already there whole is checked.
-
-    `revision` is a branch, tag or commit (the main branch if absent); its commit is written down with the
-    model, and every file comes from that commit. Each file's size and hash are compared with the hub's.
-
-    Raises:
-        ConnectionError: the hub cannot be reached; the message says what to copy by hand, and where.
-        FileNotFoundError: there is no such repository or revision, or it is closed to this user.
-        ValueError: the id is malformed, the repository is no OmniGen2 checkpoint, or a file is damaged.
-        OSError: the disk is full or cannot be written.
-    """
-    if not _REPO_ID.fullmatch(repo_id):
-        raise ValueError(f"repo_id: {repo_id!r} given; it must be OWNER/NAME, for example OmniGen2/OmniGen2")
-    from omnigen2.checkpoints.download import fetch  # the hub's library is slow to import
-
-    folder = models_folder() / repo_id
-    commit = fetch(repo_id, revision, folder, progress)
-    return LocalModel(repo_id, folder, folder_bytes(folder), commit)
 
 
 def loaded_files(folder: Path) -> list[tuple[str, Path]]:

@@ -1,15 +1,15 @@
-"""What would happen if a model were loaded now: where it would run, in which precision, and whether it fits.
+"""Preflight of a model: on which device and in which precision it would run, and whether it fits.
 
 Loads nothing. `omnigen2-mcp doctor` prints it.
 """
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from omnigen2.checkpoints.fit import WORKING_SHARE, free_bytes, weight_bytes
+from omnigen2.checkpoints.fit import free_bytes, needed_bytes
+from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.device import pick_device, pick_dtype
 
 
@@ -30,11 +30,11 @@ class Preflight:
         return self.needed_bytes <= self.free_bytes
 
 
-def preflight(folder: Path, device: str, dtype: str) -> Preflight:
-    """How the checkpoint in `folder` would run, with `device` and `dtype` as given to `omnigen2.load`.
+def preflight(checkpoint: Checkpoint, device: str, dtype: str) -> Preflight:
+    """How a checkpoint would run, with `device` and `dtype` as given to `omnigen2.load`.
 
     Raises:
-        ValueError: `device` or `dtype` is unknown or cannot be had here.
+        ValueError: `device` or `dtype` is unknown or not available, or a file is damaged.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
@@ -44,7 +44,7 @@ def preflight(folder: Path, device: str, dtype: str) -> Preflight:
         device_name=torch.cuda.get_device_name(place) if on_gpu else _processor(),
         dtype=str(kind).removeprefix("torch."),
         reason=_reason(device, on_gpu),
-        needed_bytes=int(weight_bytes(folder, kind) * (1 + WORKING_SHARE)),
+        needed_bytes=needed_bytes(checkpoint, kind),
         free_bytes=free_bytes(place),
         torch_version=torch.__version__,
     )

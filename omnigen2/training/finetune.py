@@ -30,8 +30,8 @@ from torch import Tensor
 import omnigen2
 from omnigen2 import adapter, lora
 from omnigen2.checkpoints.card import ModelCard
-from omnigen2.checkpoints.fit import WORKING_SHARE, free_bytes, weight_bytes
-from omnigen2.checkpoints.locate import resolve
+from omnigen2.checkpoints.fit import free_bytes, needed_bytes
+from omnigen2.checkpoints.locate import find
 from omnigen2.device import pick_device
 from omnigen2.explain import explain
 from omnigen2.params import MAX_REFERENCES
@@ -158,9 +158,7 @@ def _prepare(config: FinetuneConfig, lines: Sequence[Line]) -> tuple[ModelCard, 
     On a GPU if there is one that the whole model fits in float32.
     """
     source = config.finetune.model
-    fits = weight_bytes(resolve(source), torch.float32) * (1 + WORKING_SHARE) < free_bytes(
-        pick_device("auto")
-    )
+    fits = needed_bytes(find(source), torch.float32) < free_bytes(pick_device("auto"))
     model = omnigen2.load(source, device="auto" if fits else "cpu", dtype="float32")
     return model.card, FinetuneTask(model.pipeline, config.finetune, lines, config.seed)
 

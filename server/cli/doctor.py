@@ -17,7 +17,6 @@ from cyclopts import App
 from rich.filesize import decimal
 
 from omnigen2.checkpoints import locate
-from omnigen2.checkpoints.card import read_card
 from omnigen2.factory import Checkpoints
 from server.cli.output import AsJson, show, table
 from server.plugins import Plugins
@@ -120,27 +119,29 @@ def check_installation() -> Iterator[Finding]:
 def check_model(source: str, device: str, dtype: str) -> Iterator[Finding]:
     """Whether the model is here, and where, how and why there it would run."""
     try:
-        folder = locate.resolve(source)
-        card = read_card(folder, source)
+        checkpoint = locate.find(source)
     except (FileNotFoundError, ValueError) as error:
         yield Finding("model", "problem", str(error), f"fetch one with `{PULL}`, or ask for nano")
         return
-    yield Finding("model", "ok", f"{card.title} ({source}) in {folder}")
-    if card.digest and (found := locate.weights_digest(folder)) != card.digest:
+    card = checkpoint.card
+    yield Finding("model", "ok", f"{card.title} ({source}) in {checkpoint.folder}")
+    if card.digest and (found := locate.weights_digest(checkpoint.folder)) != card.digest:
         yield Finding(
             "weights", "problem", f"their digest is {found}, the card says {card.digest}", "install them anew"
         )
-    yield from check_device(folder, device, dtype)
+    yield from check_device(checkpoint, device, dtype)
 
 
-def check_device(folder: Path, device: str, dtype: str) -> Iterator[Finding]:
-    """Where the checkpoint in `folder` would run, and whether it fits there."""
+def check_device(checkpoint: locate.Checkpoint, device: str, dtype: str) -> Iterator[Finding]:
+    """Where a checkpoint would run, and whether it fits there."""
     from omnigen2.checkpoints.preflight import preflight
 
     try:
-        seen = preflight(folder, device, dtype)
+        seen = preflight(checkpoint, device, dtype)
     except ValueError as error:
-        yield Finding("device", "problem", str(error), "set the device to auto")
+        damaged = str(error).startswith("weights")
+        advice = "install the model anew" if damaged else "set the device to auto"
+        yield Finding("weights" if damaged else "device", "problem", str(error), advice)
         return
     yield Finding("device", "ok", f"{seen.device} ({seen.device_name}) in {seen.dtype}: {seen.reason}")
     yield Finding(

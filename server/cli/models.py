@@ -1,18 +1,16 @@
 """`omnigen2-mcp models`: which models are here, what each one is, and fetching another."""
 
 import json
-from collections import Counter
-from math import prod
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from cyclopts import App
 from rich.filesize import decimal
-from safetensors import safe_open
 
 from omnigen2.checkpoints import locate
-from omnigen2.checkpoints.card import ModelCard, read_card
+from omnigen2.checkpoints.card import ModelCard
+from omnigen2.checkpoints.headers import read_headers
 from server.cli.output import AsJson, download_bar, facts, show, table
 
 app = App(name="models", help="List, inspect and fetch models.")
@@ -39,9 +37,8 @@ def show_model(model: str, /, *, as_json: AsJson = False) -> None:
     model
         `nano`, a folder, or a repository id like `OmniGen2/OmniGen2`.
     """
-    folder = locate.resolve(model)
-    card = read_card(folder, model)
-    digest = locate.weights_digest(folder)
+    checkpoint = locate.find(model)
+    folder, card, digest = checkpoint.folder, checkpoint.card, locate.weights_digest(checkpoint.folder)
     parts = [_part(folder / part) for part in locate.PARTS if (folder / part).is_dir()]
     origin = locate.read_origin(folder)
     value = {"folder": str(folder), "digest": digest, "commit": origin.get("revision"), "parts": parts}
@@ -79,15 +76,18 @@ def pull(repo_id: str, /, *, revision: str | None = None, as_json: AsJson = Fals
     revision
         A branch, tag or commit; the main branch if absent.
     """
+    from omnigen2.checkpoints.download import PullProgress  # the hub's library is slow to import
+    from omnigen2.checkpoints.download import pull as download
+
     with download_bar() as bar:
         line = bar.add_task("asking the hub", total=None)
 
-        def report(progress: locate.PullProgress) -> None:
+        def report(progress: PullProgress) -> None:
             bar.update(
                 line, description=progress.file, completed=progress.done, total=progress.total, refresh=True
             )
 
-        model = locate.pull(repo_id, revision, report)
+        model = download(repo_id, revision, report)
     show(
         _described(model),
         f"{model.id} is here: {decimal(model.bytes)} in {model.folder}, commit {model.revision}",
@@ -107,17 +107,12 @@ def _described(model: locate.LocalModel) -> dict[str, Any]:
 
 def _part(folder: Path) -> dict[str, Any]:
     """Bytes, number of parameters and stored types of one part of a checkpoint, from the files' headers."""
-    parameters: Counter[str] = Counter()
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "numpy") as tensors:
-            for name in tensors.keys():
-                view = tensors.get_slice(name)
-                parameters[view.get_dtype()] += prod(view.get_shape())
+    tensors = read_headers(folder).values()
     return {
         "name": folder.name,
         "bytes": locate.folder_bytes(folder),
-        "parameters": parameters.total(),
-        "dtypes": sorted(parameters),
+        "parameters": sum(tensor.values for tensor in tensors),
+        "dtypes": sorted({tensor.dtype for tensor in tensors}),
     }
 
 

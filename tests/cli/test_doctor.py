@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from omnigen2.checkpoints.card import read_card
+from omnigen2.checkpoints.locate import find
 from server.cli import doctor
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
@@ -39,18 +41,18 @@ def test_model_that_is_not_here_is_a_problem_with_advice() -> None:
 
 def test_weights_that_differ_from_the_card_are_a_problem(tmp_path: Path) -> None:
     folder = shutil.copytree(CHECKPOINT, tmp_path / "model")
-    card = doctor.read_card(folder, "model").model_dump(mode="json") | {"digest": "sha256:" + "0" * 64}
+    card = read_card(folder, "model").model_dump(mode="json") | {"digest": "sha256:" + "0" * 64}
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     assert by_topic(doctor.check_model(str(folder), "cpu", "auto"))["weights"].state == "problem"
 
 
 def test_device_that_cannot_be_had_is_a_problem() -> None:
-    assert by_topic(doctor.check_device(CHECKPOINT, "abacus", "auto"))["device"].state == "problem"
+    assert by_topic(doctor.check_device(find(str(CHECKPOINT)), "abacus", "auto"))["device"].state == "problem"
 
 
 def test_model_beyond_the_free_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
-    memory = by_topic(doctor.check_device(CHECKPOINT, "cpu", "auto"))["memory"]
+    memory = by_topic(doctor.check_device(find(str(CHECKPOINT)), "cpu", "auto"))["memory"]
     assert memory.state == "problem" and memory.advice
 
 

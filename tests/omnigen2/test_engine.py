@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import omnigen2
+from omnigen2.completion import complete_sampling
 from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding, ReferenceSampling
@@ -33,7 +34,8 @@ def task(
     omnigen: OmniGen2, prompt: str = "a circle", images: tuple[Image.Image, ...] = (), **asked: Any
 ) -> ImageTask:
     sampling = ReferenceSampling.model_validate({"steps": 3, "seed": 1, "width": 32, "height": 32} | asked)
-    return ImageTask(prompt, images, sampling.filled(omnigen.card.defaults_for(len(images))))
+    completed = complete_sampling(sampling, [image.size for image in images], omnigen.card)
+    return ImageTask(prompt, images, completed.params)
 
 
 class Gate:

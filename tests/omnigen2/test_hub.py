@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from omnigen2.checkpoints import hashes, locate
+from omnigen2.checkpoints import download, hashes, locate
 from tests.omnigen2.hub_server import COMMIT, Hub, serve
 
 REPO = "someone/OmniGen2-small"
@@ -72,8 +72,8 @@ class Interrupted(Exception):
 
 
 def test_pull_fetches_the_model_and_neither_code_nor_pickles(remote: Hub, models: Path) -> None:
-    seen: list[locate.PullProgress] = []
-    model = locate.pull(REPO, progress=seen.append)
+    seen: list[download.PullProgress] = []
+    model = download.pull(REPO, progress=seen.append)
     assert files_in(model.folder) == KEPT | {locate.ORIGIN_FILE}
     assert (model.folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == WEIGHTS
     assert locate.resolve(REPO) == model.folder == models / REPO
@@ -82,7 +82,7 @@ def test_pull_fetches_the_model_and_neither_code_nor_pickles(remote: Hub, models
 
 
 def test_pull_writes_down_the_commit_and_every_hash(remote: Hub) -> None:
-    model = locate.pull(REPO, revision="main")
+    model = download.pull(REPO, revision="main")
     origin = locate.read_origin(model.folder)
     assert (origin["repository"], origin["revision"], model.revision) == (REPO, COMMIT, COMMIT)
     assert origin["sha256"] == {name: hashlib.sha256(FILES[name]).hexdigest() for name in KEPT}
@@ -97,12 +97,12 @@ def test_interrupted_pull_continues_where_it_stopped(
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
     name = "transformer/diffusion_pytorch_model.safetensors"
 
-    def interrupt(progress: locate.PullProgress) -> None:
+    def interrupt(progress: download.PullProgress) -> None:
         if progress.file == name and progress.done > 200_000:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        locate.pull(REPO, progress=interrupt)
+        download.pull(REPO, progress=interrupt)
     with pytest.raises(FileNotFoundError, match="omnigen2-mcp models pull someone/OmniGen2-small"):
         locate.resolve(REPO)
     (part,) = models.rglob("*.part")
@@ -111,7 +111,7 @@ def test_interrupted_pull_continues_where_it_stopped(
 
     first = [asked for asked, _ in remote.requests]
     remote.requests.clear()
-    locate.pull(REPO)
+    download.pull(REPO)
     assert remote.requests[0] == (name, f"bytes={kept}-")
     assert not set(first[:-1]) & {asked for asked, _ in remote.requests}, "a verified file was fetched again"
     assert (models / REPO / name).read_bytes() == WEIGHTS
@@ -122,31 +122,31 @@ def test_interrupted_pull_continues_where_it_stopped(
 def test_damaged_file_is_refused_and_fetched_anew(remote: Hub, models: Path, name: str) -> None:
     remote.damaged = name
     with pytest.raises(ValueError, match=f"{name} arrived damaged: its hash is"):
-        locate.pull(REPO)
+        download.pull(REPO)
     assert not (models / REPO).exists()
     remote.damaged = None
-    locate.pull(REPO)
+    download.pull(REPO)
     assert (models / REPO / name).read_bytes() == FILES[name]
 
 
 def test_pulling_again_fetches_nothing_and_heals_what_was_damaged_on_disk(remote: Hub, models: Path) -> None:
-    locate.pull(REPO)
+    download.pull(REPO)
     remote.requests.clear()
-    locate.pull(REPO)
+    download.pull(REPO)
     assert remote.requests == []
     weights = models / REPO / "mllm/model.safetensors"
     weights.write_bytes(bytes(len(FILES["mllm/model.safetensors"])))
-    locate.pull(REPO)
+    download.pull(REPO)
     assert weights.read_bytes() == FILES["mllm/model.safetensors"]
     assert locate.local()[-1].id == REPO
 
 
 def test_new_commit_replaces_the_model_as_a_whole(remote: Hub, models: Path) -> None:
-    locate.pull(REPO)
+    download.pull(REPO)
     remote.commit = "beef" + "0" * 36
     remote.files = {**FILES, "vae/config.json": b'{"latent_channels": 16}'}
     del remote.files["processor/merges.txt"]
-    model = locate.pull(REPO)
+    model = download.pull(REPO)
     assert model.revision == remote.commit
     assert files_in(models / REPO) == KEPT - {"processor/merges.txt"} | {locate.ORIGIN_FILE}
     assert not list((models / "someone").glob("*.partial"))
@@ -159,35 +159,35 @@ def test_without_network_the_message_says_what_to_copy_where(
         pass  # nobody listens on this port any more
     use_endpoint(monkeypatch, endpoint)
     with pytest.raises(ConnectionError) as caught:
-        locate.pull(REPO)
+        download.pull(REPO)
     for words in (f"hf download {REPO}", "transformer, vae, mllm, processor", str(models / REPO)):
         assert words in str(caught.value)
 
 
 def test_unknown_repository_and_unknown_revision_are_named(remote: Hub) -> None:
     with pytest.raises(FileNotFoundError, match="nobody/nothing: the hub has no such model"):
-        locate.pull("nobody/nothing")
+        download.pull("nobody/nothing")
     with pytest.raises(FileNotFoundError, match="at revision v9: the hub has no such model"):
-        locate.pull(REPO, revision="v9")
+        download.pull(REPO, revision="v9")
 
 
 def test_repository_without_safetensors_is_refused_before_anything_is_fetched(remote: Hub) -> None:
     del remote.files["vae/diffusion_pytorch_model.safetensors"]
     with pytest.raises(ValueError, match=r"vae/\*\.safetensors missing"):
-        locate.pull(REPO)
+        download.pull(REPO)
     assert remote.requests == []
 
 
 def test_second_pull_at_the_same_time_is_refused(remote: Hub) -> None:
     refused: list[str] = []
 
-    def pull_meanwhile(_: locate.PullProgress) -> None:
+    def pull_meanwhile(_: download.PullProgress) -> None:
         if not refused:
             with pytest.raises(OSError, match="another process is pulling") as caught:
-                locate.pull(REPO)
+                download.pull(REPO)
             refused.append(str(caught.value))
 
-    locate.pull(REPO, progress=pull_meanwhile)
+    download.pull(REPO, progress=pull_meanwhile)
     assert len(refused) == 1
 
 
@@ -195,14 +195,14 @@ def test_full_disk_is_noticed_before_the_first_byte(remote: Hub, monkeypatch: py
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"set OMNIGEN2_MODELS to a folder on a larger disk"):
-        locate.pull(REPO)
+        download.pull(REPO)
     assert remote.requests == []
 
 
 @pytest.mark.parametrize("bad", ["OmniGen2", "a/b/c", "../x/y", "a/..", "", "https://hub/a/b"])
 def test_malformed_repository_ids_are_refused(bad: str) -> None:
     with pytest.raises(ValueError, match="OWNER/NAME"):
-        locate.pull(bad)
+        download.pull(bad)
 
 
 def test_resolve_takes_a_folder_and_explains_what_it_does_not_find(tmp_path: Path) -> None:

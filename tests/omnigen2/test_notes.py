@@ -6,10 +6,10 @@ from PIL import Image
 
 import omnigen2
 from omnigen2.checkpoints.card import NEGATIVE_PROMPT, published_card
+from omnigen2.completion import complete_sampling
 from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding, ReferenceSampling
-from omnigen2.sizes import sized
 from omnigen2.task import ImageTask, TextTask
 
 
@@ -40,12 +40,11 @@ def test_library_engine_and_tools_make_an_edit_of_one_size(
     asked_for = {"width": width, "height": height, "steps": 1, "seed": 1}
     edited = nano.generate("make the circle red", [gradient(*given)], **asked_for)
     assert edited[0].size == made
-    sampling = ReferenceSampling(**asked_for)
-    decided, _ = sized(sampling, [given], nano.card.limits)
-    assert (decided.width, decided.height) == made
+    sampling = complete_sampling(ReferenceSampling(**asked_for), [given], nano.card).params
+    assert (sampling.width, sampling.height) == made
     engine = Engine(nano)
     try:
-        task = ImageTask("make the circle red", (gradient(*given),), sampling.filled(nano.card.defaults.edit))
+        task = ImageTask("make the circle red", (gradient(*given),), sampling)
         assert engine.submit(task).future.result(60).pictures[0].tobytes() == edited[0].tobytes()
     finally:
         engine.close()

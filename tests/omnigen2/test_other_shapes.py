@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import omnigen2
+from omnigen2.completion import complete_sampling
 from omnigen2.denoise import Denoiser
 from omnigen2.language import generation_chat
 from omnigen2.model import OmniGen2
@@ -124,7 +125,8 @@ def some_task(model: OmniGen2, chance: random.Random) -> ImageTask:
     if len(images) != 1 or chance.random() < 0.3:
         asked |= {"width": chance.randint(16, 5 * side + 16), "height": chance.randint(16, 5 * side + 16)}
     sampling = ReferenceSampling.model_validate(asked)
-    return ImageTask(chance.choice(PROMPTS), images, sampling.filled(model.card.defaults_for(len(images))))
+    completed = complete_sampling(sampling, [image.size for image in images], model.card)
+    return ImageTask(chance.choice(PROMPTS), images, completed.params)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from omnigen2.checkpoints.locate import find
 from omnigen2.checkpoints.preflight import preflight
 from tests.omnigen2.golden import KEPT
 
-CHECKPOINT = KEPT / "pipeline" / "checkpoint"
+CHECKPOINT = find(str(KEPT / "pipeline" / "checkpoint"))
 
 
 def test_preflight_on_a_cpu_counts_every_weight_in_the_dtype_it_would_have() -> None:
