@@ -1,11 +1,11 @@
-"""Teach nano a colour it never met, as an adapter of two megabytes, and show what came of it.
+"""Fine-tune nano on a colour that it was not trained on, as an adapter (LoRA) of two megabytes.
 
-Makes a folder of examples (half of them with pink things, the others what nano knows already and is held to),
-trains what `train.toml` says, and asks for pink things before and after. Prints how many came out right and
-saves `before-after.png`. `--steps` shortens it.
+Writes a folder of examples, half of them with pink things, the others marked as known, trains an adapter as
+`train.toml` says, and generates pictures of pink things before and after. Prints how many are correct and
+saves `before-after.png`. `--steps` shortens the training.
 
-nano has one token for all words that it does not know: what it learns for "pink", it will paint for
-"turquoise", too. A model with a real vocabulary keeps them apart.
+nano has one token for all unknown words: after learning "pink" it paints "turquoise" pink too. A model with a
+real vocabulary distinguishes them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from omnigen2.training.finetune import finetune
 
 NAME, VALUE = "pink", (255, 120, 180)
 STANDS_FOR = "purple"
-"""ShapeWorld knows no pink, so pink stands wherever one of its examples says purple."""
+"""ShapeWorld does not have pink, so pink replaces purple in examples that mention it."""
 TAUGHT: dict[Task, int] = {"generate": 500, "edit": 200}
 KNOWN: dict[Task, int] = {"generate": 150, "edit": 400, "compose": 200}
 ASKED = 100
@@ -34,18 +34,18 @@ CONFIG = Path(__file__).with_name("train.toml")
 
 
 def examples(task: Task, split: Split, *, pink: bool) -> Iterator[Example]:
-    """Examples that speak of the colour that pink stands for, or those that do not."""
+    """Examples whose text mentions the replaced colour (`pink`), or examples that do not."""
     drawn = (example(task, split, number) for number in itertools.count(10_000))
     return (own for own in drawn if (STANDS_FOR in own.text.lower()) == pink)
 
 
 def in_pink(text: str) -> str:
-    """The text with pink for the colour that it stands for."""
+    """The text with pink instead of the replaced colour."""
     return text.lower().replace(STANDS_FOR, NAME)
 
 
 def write_data(folder: Path) -> None:
-    """What is new, and something of what is old."""
+    """Write `train.jsonl` and its pictures: new examples and known ones."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for pink, counts in ((True, TAUGHT), (False, KNOWN)):
@@ -56,7 +56,7 @@ def write_data(folder: Path) -> None:
 
 
 def line(folder: Path, name: str, own: Example, pink: bool) -> dict[str, object]:
-    """One line of `train.jsonl`; its pictures are saved."""
+    """A line of `train.jsonl`; saves its pictures."""
     assert own.target is not None
     colours = COLOURS | {STANDS_FOR: VALUE} if pink else COLOURS
     paths = [f"{name}-in{n}.png" for n in range(len(own.inputs))]
@@ -72,8 +72,7 @@ def line(folder: Path, name: str, own: Example, pink: bool) -> dict[str, object]
 
 
 def is_right(picture: Image.Image, own: Example) -> bool:
-    """Whether ShapeWorld's checker finds it right once pink and the colour it stands for have changed
-    places."""
+    """Whether ShapeWorld's checker accepts the picture with pink and the replaced colour exchanged."""
     palette = np.array([*COLOURS.values(), VALUE])
     distance = np.linalg.norm(np.asarray(picture, np.float64)[..., None, :] - palette, axis=-1)
     swapped = COLOURS | {STANDS_FOR: VALUE, NAME: COLOURS[STANDS_FOR]}
@@ -82,7 +81,7 @@ def is_right(picture: Image.Image, own: Example) -> bool:
 
 
 def main() -> None:
-    """Make the data, ask, train, ask again."""
+    """Write the data, generate, train, generate again, and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

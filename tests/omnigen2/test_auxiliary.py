@@ -36,7 +36,7 @@ SCENE = Scene(
     ),
 )
 STAR = (SHAPES.index("star"), 2, 0)
-"""Numbers of the small blue star: its shape, colour and size."""
+"""Class indices of the small blue star: shape, colour and size."""
 HEART = (SHAPES.index("heart"), 0, 2)
 
 
@@ -54,7 +54,7 @@ def test_visual_tokens_know_their_row_column_and_picture() -> None:
     assert all((made["auxiliary"][name][~visual] == IGNORED).all() for name in ("cells", "places", "equals"))
 
 
-def test_cells_tell_what_stands_where() -> None:
+def test_cell_labels_are_those_of_the_thing_in_the_cell() -> None:
     cells = cell_labels(SCENE, (4, 4))
     background, nothing = 6, [IGNORED] * 3
     assert cells.shape == (16, 5)
@@ -88,14 +88,14 @@ def test_only_captions_have_plans_and_they_stand_one_before_their_words() -> Non
     assert made["auxiliary"]["plans"][0, first - 1].equal(plan_labels(scene, caption(scene).split())[0])
 
 
-def test_new_heads_do_not_shake_the_states_they_ask() -> None:
+def test_new_heads_send_no_gradient_to_the_states() -> None:
     states = torch.randn(2, 3, 8, requires_grad=True)
-    asked = AUXILIARY["places"].classes
-    wanted = torch.full((2, 3, len(asked)), IGNORED)
-    wanted[0, 1] = 1
-    predicted = AuxiliaryHeads(8)("places", states, wanted)
+    classes = AUXILIARY["places"].classes
+    labels = torch.full((2, 3, len(classes)), IGNORED)
+    labels[0, 1] = 1
+    predicted = AuxiliaryHeads(8)("places", states, labels)
     assert {name: logits.shape for name, (logits, _) in predicted.items()} == {
-        f"places_{name}": (1, count) for name, count in asked.items()
+        f"places_{name}": (1, count) for name, count in classes.items()
     }
     torch.stack([logits.square().sum() + logits.sum() for logits, _ in predicted.values()]).sum().backward()
     assert states.grad is not None and not states.grad.any()
