@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,7 +33,6 @@ from omnigen2 import adapter, lora
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.checkpoints.fit import free_bytes, needed_bytes
 from omnigen2.checkpoints.locate import find
-from omnigen2.device import pick_device
 from omnigen2.explain import explain
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.pipeline import Pipeline
@@ -153,14 +153,18 @@ def finetune(config: FinetuneConfig) -> ModelCard:
 
 
 def _prepare(config: FinetuneConfig, lines: Sequence[Line]) -> tuple[ModelCard, FinetuneTask]:
-    """The model's card and the encoded examples; of the model, the task keeps the transformer alone.
-
-    On a GPU if there is one that the whole model fits in float32.
-    """
+    """The model's card and the encoded examples; of the model, the task keeps the transformer alone."""
     source = config.finetune.model
-    fits = needed_bytes(find(source), torch.float32) < free_bytes(pick_device("auto"))
-    model = omnigen2.load(source, device="auto" if fits else "cpu", dtype="float32")
+    model = omnigen2.load(source, device=_device(source), dtype="float32")
     return model.card, FinetuneTask(model.pipeline, config.finetune, lines, config.seed)
+
+
+def _device(source: str) -> str:
+    """Where examples are encoded: this process's GPU if the whole model fits it in float32, or the CPU."""
+    device = PartialState().device
+    assert device is not None
+    needed = needed_bytes(find(source), torch.float32)
+    return str(device) if device.type == "cuda" and needed < free_bytes(device) else "cpu"
 
 
 def _adapter(transformer: OmniGen2Transformer2DModel, start_share: float) -> dict[str, Tensor]:
