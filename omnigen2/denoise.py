@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, Guidance
-from omnigen2.memo import Memo
+from omnigen2.lru_cache import LruCache
 from omnigen2.positions import Grid
 from omnigen2.schedule import Step
 from omnigen2.transformer import Batch, Condition, OmniGen2Transformer2DModel
@@ -31,8 +31,8 @@ class Sample:
     """One picture being made.
 
     `tokens` (N, p * p * C) float32 are its patchified latents, noise at first and current after every step;
-    `estimate`, of the same shape, is the finished picture as the last step foresaw it, `pull` what guidance
-    added to the velocity of the last guided step. `guidance` and `plan` have one entry per step.
+    `estimate`, of the same shape, is the data predicted at the last step; `guidance_delta` is what guidance
+    added to the velocity at the last guided step. `guidance` and `plan` have one entry per step.
     """
 
     tokens: Tensor
@@ -41,11 +41,11 @@ class Sample:
     plan: list[Step]
     index: int = 0
     estimate: Tensor = field(init=False)
-    pull: Tensor = field(init=False)
+    guidance_delta: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.estimate = torch.zeros_like(self.tokens)
-        self.pull = torch.zeros_like(self.tokens)
+        self.guidance_delta = torch.zeros_like(self.tokens)
 
     @property
     def grid(self) -> Grid:
@@ -84,7 +84,7 @@ class Denoiser:
         self.transformer = transformer
         self.samples: list[Sample] = []
         self._together = transformer.device.type != "cpu" if together is None else together
-        self._layouts: Memo[_Layout] = Memo(LAYOUTS)
+        self._layouts: LruCache[_Layout] = LruCache(LAYOUTS)
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +104,7 @@ class Denoiser:
 
     def forget(self) -> None:
         """Drop the packed layouts, to free memory."""
-        self._layouts = Memo(LAYOUTS if self._together else LAYOUTS * len(self.samples))
+        self._layouts = LruCache(LAYOUTS if self._together else LAYOUTS * len(self.samples))
 
     @isolated
     def step(self) -> list[Sample]:
@@ -124,7 +124,7 @@ class Denoiser:
         """Move pictures by one step, in a single forward."""
         layout = self._layout(samples)
         steps = [sample.plan[sample.index] for sample in samples]
-        updates = [(s.time, s.keep, s.push, s.recall) for s in steps]
+        updates = [(s.time, s.x_coef, s.v_coef, s.history_coef) for s in steps]
         table = torch.tensor(updates, dtype=torch.float32, device="cpu").to(layout.owner.device)
         tokens = torch.cat([sample.tokens for sample in samples])
         before = torch.cat([sample.estimate for sample in samples])
@@ -133,16 +133,17 @@ class Denoiser:
         velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
         plain = velocity[layout.rows[:, Branch.FULL]]
         velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
-        pull = torch.where(layout.reuse, torch.cat([sample.pull for sample in samples]), velocity - plain)
-        velocity = torch.where(layout.reuse, plain + pull, velocity)
-        time, keep, push, recall = table[layout.owner].unsqueeze(-1).unbind(dim=1)
+        stored = torch.cat([sample.guidance_delta for sample in samples])
+        delta = torch.where(layout.reuse, stored, velocity - plain)
+        velocity = torch.where(layout.reuse, plain + delta, velocity)
+        time, x_coef, v_coef, history_coef = table[layout.owner].unsqueeze(-1).unbind(dim=1)
         estimate = tokens + (1 - time) * velocity
-        tokens = keep * tokens + push * velocity + recall * before
+        tokens = x_coef * tokens + v_coef * velocity + history_coef * before
 
         lengths = [len(sample.tokens) for sample in samples]
-        parts = zip(tokens.split(lengths), estimate.split(lengths), pull.split(lengths), strict=True)
-        for sample, (own_tokens, own_estimate, own_pull) in zip(samples, parts, strict=True):
-            sample.tokens, sample.estimate, sample.pull = own_tokens, own_estimate, own_pull
+        parts = zip(tokens.split(lengths), estimate.split(lengths), delta.split(lengths), strict=True)
+        for sample, (own_tokens, own_estimate, own_delta) in zip(samples, parts, strict=True):
+            sample.tokens, sample.estimate, sample.guidance_delta = own_tokens, own_estimate, own_delta
             sample.index += 1
 
     def _layout(self, samples: list[Sample]) -> _Layout:

@@ -19,7 +19,7 @@ from omnigen2.denoise import Sample
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
-from omnigen2.memo import Memo
+from omnigen2.lru_cache import LruCache
 from omnigen2.notes import about_inputs, about_prompt, about_result
 from omnigen2.params import InvalidTask
 from omnigen2.schedule import plan
@@ -45,8 +45,8 @@ class Pipeline:
         self.autoencoder = autoencoder
         self.language = language
         self.card = card
-        self._captions: Memo[Caption] = Memo(REMEMBERED_PROMPTS)
-        self._references: Memo[Tensor] = Memo(REMEMBERED_IMAGES)
+        self._captions: LruCache[Caption] = LruCache(REMEMBERED_PROMPTS)
+        self._references: LruCache[Tensor] = LruCache(REMEMBERED_IMAGES)
 
     @property
     def device(self) -> torch.device:

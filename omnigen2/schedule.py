@@ -3,9 +3,10 @@
 Flow time t runs from 0 (noise) to 1 (data); x_t = t * data + (1 - t) * noise, and the model predicts the
 velocity v = data - noise. Every sampler here is one linear update
 
-    x <- keep * x + push * v + recall * d,        d <- x + (1 - t) * v   (the data predicted at this step)
+    x <- x_coef * x + v_coef * v + history_coef * d,  d <- x + (1 - t) * v
 
-so the loop that applies it knows no sampler by name, and pictures with different samplers share one update.
+where d is the data predicted at this step. The loop that applies it knows no sampler by name, and pictures
+with different samplers share one update.
 """
 
 import math
@@ -23,9 +24,9 @@ class Step:
     index: int
     total: int
     time: float
-    keep: float
-    push: float
-    recall: float
+    x_coef: float
+    v_coef: float
+    history_coef: float
 
 
 def time_grid(steps: int, latent_pixels: int) -> list[float]:
@@ -64,15 +65,15 @@ def dpmsolver_multistep(grid: list[float], k: int) -> tuple[float, float, float]
     """
     alpha, sigma = grid[k], 1 - grid[k]
     next_alpha, next_sigma = grid[k + 1], 1 - grid[k + 1]
-    keep = next_sigma / sigma
+    x_coef = next_sigma / sigma
     data = next_alpha - alpha * next_sigma / sigma  # next_alpha * (1 - exp(-h)), written without the infinity
-    recall = 0.0
+    history_coef = 0.0
     if 1 < k < len(grid) - 2:
         half_step = _log_snr(grid[k + 1]) - _log_snr(grid[k])
-        recall = -0.5 * data * half_step / (_log_snr(grid[k]) - _log_snr(grid[k - 1]))
-    # data * d_now + recall * (d_before - d_now), and d_now = x + sigma * v
-    now = data - recall
-    return keep + now, now * sigma, recall
+        history_coef = -0.5 * data * half_step / (_log_snr(grid[k]) - _log_snr(grid[k - 1]))
+    # data * d_now + history_coef * (d_before - d_now), and d_now = x + sigma * v
+    now = data - history_coef
+    return x_coef + now, now * sigma, history_coef
 
 
 def _log_snr(time: float) -> float:

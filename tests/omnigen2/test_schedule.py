@@ -30,7 +30,7 @@ def test_given_predictions_lead_where_the_reference_goes(run: tuple[str, str, st
     x = recalled = stored["x0"]
     for step, velocity in zip(planned, stored["predictions"], strict=True):
         x, recalled = (
-            step.keep * x + step.push * velocity + step.recall * recalled,
+            step.x_coef * x + step.v_coef * velocity + step.history_coef * recalled,
             x + (1 - step.time) * velocity,
         )
     assert error(x, stored["x_final"]) < BAR
@@ -52,7 +52,7 @@ def test_a_given_field_is_followed_step_by_step(run: str) -> None:
         mixed = torch.einsum("ij,bjhw->bihw", stored[f"{run}.W"], x)
         velocity = mixed.tanh() + 0.3 * step.time - 0.1 * x
         x, recalled = (
-            step.keep * x + step.push * velocity + step.recall * recalled,
+            step.x_coef * x + step.v_coef * velocity + step.history_coef * recalled,
             x + (1 - step.time) * velocity,
         )
         assert error(x, there) < BAR

@@ -1,4 +1,4 @@
-"""A small memory of values that are costly to make again."""
+"""A cache of values that are costly to compute."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 
-class Memo(Generic[V]):
-    """Keeps the `size` values used last. Not safe for use by several threads at once."""
+class LruCache(Generic[V]):
+    """Least-recently-used cache of `size` values. Not thread-safe."""
 
     def __init__(self, size: int):
         self.size = size
@@ -24,5 +24,5 @@ class Memo(Generic[V]):
         return self._values[key]
 
     def clear(self) -> None:
-        """Forget everything, to free memory."""
+        """Drop every value."""
         self._values.clear()
