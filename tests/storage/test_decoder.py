@@ -71,7 +71,7 @@ def busy_worker() -> psutil.Process:
 def test_a_picture_that_takes_too_long_is_refused_and_the_next_one_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoder, "SECONDS", 0.1)
     monkeypatch.setattr(decoder, "SECONDS_PER_MEGAPIXEL", 0.0)
-    with pytest.raises(ImageRejected, match="could not be decoded in 0 seconds of processor time") as caught:
+    with pytest.raises(ImageRejected, match="could not be decoded in 0 seconds of CPU time") as caught:
         decoder.decode(SLOW, Limits())
     assert caught.value.advice
     assert decoder.decode(SMALL, Limits()).png
