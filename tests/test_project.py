@@ -116,3 +116,20 @@ def test_every_name_in_the_architecture_stands_in_a_file_named_beside_it() -> No
         names = [name for name in words if re.fullmatch(r"[A-Za-z_][\w.]*", name) and not is_path(name)]
         wrong += [name for name in names if not known.issuperset(name.split("."))]
     assert wrong == []
+
+
+# -- size ---------------------------------------------------------------------------------------------
+
+
+def test_no_file_has_over_400_lines_and_no_function_over_60() -> None:
+    long: list[str] = []
+    for path in sources(*PACKAGES, "benchmarks"):
+        if len(path.read_text(encoding="utf-8").splitlines()) > 400:
+            long.append(path.name)
+        long += [
+            f"{path.name}: {node.name}"
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (node.end_lineno or 0) - node.lineno >= 60
+        ]
+    assert long == []
