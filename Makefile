@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/demo.py
 
-# Lint and the fast tests, side by side: the loop while writing, under a minute on two cores.
+# Lint and the fast tests, side by side: the loop while writing.
 check: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-tests
 
