@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -115,10 +115,10 @@ def _read(value: object, schema: Schema) -> object:
         except (ValueError, RecursionError):
             decoded = value
         if isinstance(decoded, list if kind == "array" else dict):
-            return decoded
-    if kind == "array" and not isinstance(value, list | tuple | dict):
-        return [value]
-    return value
+            return cast(object, decoded)
+    if kind == "object" or isinstance(value, list | tuple | dict):
+        return cast(object, value)
+    return [value]
 
 
 @cache

@@ -6,12 +6,12 @@ uvicorn waits for the rest of a request for ever. `Connection` ends connections 
 
 import asyncio
 from resource import RLIMIT_NOFILE, getrlimit
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from server import rest
 from tools.base import ToolError
@@ -49,7 +49,8 @@ class Connection(H11Protocol):
         self._reader: asyncio.TimerHandle | None = None
         self._wait()
         most = min(CONNECTIONS, getrlimit(RLIMIT_NOFILE)[0] // 2)
-        everyone = [other for other in self.connections if isinstance(other, Connection)]
+        others: set[Any] = self.connections  # pyright: ignore[reportUnknownMemberType]
+        everyone = [other for other in others if isinstance(other, Connection)]
         neighbours = [other for other in everyone if other.address == self.address]
         for group, limit in ((neighbours, most * 3 // 4), (everyone, most)):
             if len(group) > limit:
@@ -72,7 +73,13 @@ class Connection(H11Protocol):
     @property
     def waits(self) -> bool:
         """Whether no request is under way, or not all of it is here."""
-        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+        return self._idle or self.cycle.more_body
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is under way."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        return cycle is None or cycle.response_complete
 
     @property
     def address(self) -> str:
@@ -106,8 +113,7 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(HEAD_S, self._end)
 
     def _end(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete  # a body has a time of its own
-        if idle and not self.transport.is_closing():
+        if self._idle and not self.transport.is_closing():
             self.transport.close()
             self._timer = self.loop.call_later(DRAIN_S, self.transport.abort)
 

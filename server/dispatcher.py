@@ -138,8 +138,8 @@ class Dispatcher:
                 await checkpoint_if_cancelled()
                 with anyio.CancelScope(shield=True):  # from here on it is too late: results are stored whole
                     result = await self._thread(self._complete, job, work, outcome)
-                self.lane(job).learn_length(job)
-                job.end("done", result)
+                    self.lane(job).learn_length(job)
+                    job.end("done", result)
             except Exception as error:
                 self._fail(job, error)
         if job.scope.cancelled_caught:

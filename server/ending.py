@@ -33,7 +33,7 @@ def leave(status: int) -> NoReturn:
     ends such a thread where it next asks for the interpreter, within C++ code, which then aborts the process
     ("terminate called without an active exception").
     """
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -99,7 +99,7 @@ class Fetcher:
         return addresses[0]
 
     async def _body(self, response: httpx.Response, url: httpx.URL, field: str) -> bytes:
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != 200:
             raise _absent(str(url), field, f"the answer was {response.status_code}")
         if response.headers.get("content-encoding", "identity") != "identity":
             raise _absent(str(url), field, "the answer is compressed, though that was not asked for")

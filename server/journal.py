@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from server.log import get_logger
 from storage.errors import from_os_error, from_sqlite_error
@@ -124,7 +124,7 @@ class Journal:
             return Entry(job_id, tool, "interrupted", None, interrupted())
         return Entry(job_id, tool, state, result, error)
 
-    def _do(self, statement: str, *values: object) -> list[tuple]:
+    def _do(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
                 try:

@@ -32,7 +32,7 @@ class Lane:
 
     model: str
     queue: FairQueue[Job] = field(default_factory=FairQueue[Job])
-    running: set[Job] = field(default_factory=set)
+    running: set[Job] = field(default_factory=set[Job])
     loading: "Future[Backend] | None" = None
     """The model, while it is being loaded."""
     entering: Job | None = None

@@ -28,7 +28,7 @@ class _Entry(Generic[T]):
 @dataclass(slots=True)
 class _Client(Generic[T]):
     clock: float
-    entries: list[_Entry[T]] = field(default_factory=list)
+    entries: list[_Entry[T]] = field(default_factory=list[_Entry[T]])
 
 
 class FairQueue(Generic[T]):
@@ -76,7 +76,7 @@ class FairQueue(Generic[T]):
 
     def _tags(self) -> list[tuple[float, int, _Entry[T], str]]:
         """Each entry with the clock at which it would end, soonest first; of equals, the older one first."""
-        tags = []
+        tags: list[tuple[float, int, _Entry[T], str]] = []
         for name, client in self._clients.items():
             end = client.clock
             for entry in sorted(client.entries, key=lambda entry: entry.due):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from starlette.requests import Request
@@ -173,7 +173,7 @@ async def _arguments(request: Request) -> dict[str, Any]:
         raise ToolError(
             "invalid_argument", "The request body is not a JSON object.", "Send the arguments as an object."
         )
-    return arguments
+    return cast("dict[str, Any]", arguments)
 
 
 async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -5,7 +5,7 @@ schemas are ready before the model is.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from omnigen2.checkpoints.card import ModelCard
 from tools.base import Result, Tool, ToolError
@@ -83,7 +83,7 @@ def _node(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
             case "prefixItems" if all(item == value[0] for item in value):
                 made["items"] = _node(value[0], definitions)
             case "items" | "additionalProperties" if isinstance(value, dict):
-                made[key] = _node(value, definitions)
+                made[key] = _node(cast(Schema, value), definitions)
             case "anyOf" | "oneOf" | "allOf" | "prefixItems":
                 made[key] = [_node(option, definitions) for option in value]
             case _:

@@ -101,7 +101,7 @@ def _images(model: "OmniGen2", ability: str, references: int, steps: int | None,
             height=height,
             steps=steps,
             seed=number,
-            on_step=lambda *_: marks.append(time.perf_counter()),
+            on_step=lambda index, total, latents: marks.append(time.perf_counter()),
         )
         if number:
             totals.append(time.perf_counter() - started)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cyclopts import App
 from rich.filesize import decimal
@@ -67,7 +67,13 @@ def doctor(
     config
         A TOML file with settings.
     """
-    typed = {"model": model, "device": device, "dtype": dtype, "store": store, "config": config}
+    typed: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "store": store,
+        "config": config,
+    }
     settings = Settings(**{name: value for name, value in typed.items() if value is not None})
     findings = list(examine(settings))
     rows = [

@@ -122,7 +122,7 @@ def autoencoder(
 
 
 def _facts(score: "Score") -> dict[str, object]:
-    return asdict(score) | {"share": score.share, "interval": score.interval}
+    return {**asdict(score), "share": score.share, "interval": score.interval}
 
 
 def _cells(score: "Score") -> tuple[str, str, str]:

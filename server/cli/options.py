@@ -86,7 +86,7 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 def _help(sentence: str, schema: Mapping[str, Any], required: bool) -> str:
     """The field's sentence, with what is allowed and what it is when it is left out."""
-    facts = []
+    facts: list[str] = []
     if "enum" in schema:
         facts.append(" | ".join(str(value) for value in schema["enum"]))
     low, high = schema.get("minimum"), schema.get("maximum")

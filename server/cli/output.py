@@ -6,7 +6,7 @@ Results go to stdout, progress and errors to stderr, so that output can be piped
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -83,21 +83,21 @@ def _frameless(show_header: bool = True) -> Table:
 
 
 @contextmanager
-def download_bar() -> Iterator[Progress]:
+def download_bar() -> Generator[Progress]:
     """A progress bar in bytes on stderr; gone when it is done, silent where stderr is no terminal."""
     with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         yield progress
 
 
 @contextmanager
-def counting_bar() -> Iterator[Progress]:
+def counting_bar() -> Generator[Progress]:
     """As `download_bar`, for things that are counted."""
     with _bar(MofNCompleteColumn()) as progress:
         yield progress
 
 
 @contextmanager
-def _bar(*amounts: ProgressColumn) -> Iterator[Progress]:
+def _bar(*amounts: ProgressColumn) -> Generator[Progress]:
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}", markup=False),

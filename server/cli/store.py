@@ -1,7 +1,7 @@
 """`omnigen2-mcp store`: commands to inspect and maintain the image store."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -260,7 +260,7 @@ def _change(store: str | None, change: Callable[[ImageStore], StoredImage], as_j
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(what: str) -> Generator[Callable[[int, int], None]]:
     """Show a progress bar; yields the callback that updates it."""
     with counting_bar() as bar:
         line = bar.add_task(what, total=None)

@@ -5,10 +5,10 @@ Works without a running server: the command is one itself, for a single call.
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import anyio
 from cyclopts import App as Command
@@ -80,7 +80,8 @@ async def _call(app: App, tool: AnyTool, arguments: dict[str, Any], settings: Se
 def _typed_paths(arguments: dict[str, Any]) -> Iterator[Path]:
     """The files and folders that were typed: whoever types a path means it, also if it is a link."""
     for value in arguments.values():
-        for text in value if isinstance(value, list) else [value]:
+        texts = cast("list[object]", value) if isinstance(value, list) else [value]
+        for text in texts:
             if path := _path(text):
                 yield path
 
@@ -97,7 +98,7 @@ def _path(text: object) -> Path | None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[JobStatus], None]]:
+def _bar() -> Generator[Callable[[JobStatus], None]]:
     """A progress bar on stderr; gone when it is done, silent where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn())
