@@ -33,10 +33,10 @@ from server.sessions import Sessions
 from server.status import progress_line
 from tools.base import JobStatus, Picture, Result, ToolError
 
-Context = ServerRequestContext[Any, Any]
+RequestContext = ServerRequestContext[Any, Any]
 P = TypeVar("P")
 R = TypeVar("R")
-Handler = Callable[[Context, P], Awaitable[R]]
+Handler = Callable[[RequestContext, P], Awaitable[R]]
 
 NAME = "omnigen2-mcp"
 SILENCE_S = 50.0
@@ -61,7 +61,7 @@ class Studio:
     """The handlers of an MCP server around an app."""
 
     def __init__(
-        self, app: App, caller: Callable[[Context], Caller], sessions: Sessions | None = None
+        self, app: App, caller: Callable[[RequestContext], Caller], sessions: Sessions | None = None
     ) -> None:
         """`caller` says on whose behalf a request is made; `sessions` are those of clients over HTTP."""
         self.app = app
@@ -92,7 +92,7 @@ class Studio:
     def _guarded(self, method: str, handler: Handler[P, R]) -> Handler[P, R]:
         """A handler whose every failure is an error of the protocol, with our code beside the number."""
 
-        async def handle(ctx: Context, params: P) -> R:
+        async def handle(ctx: RequestContext, params: P) -> R:
             try:
                 with answering(method, self._caller(ctx).client):
                     return await handler(ctx, params)
@@ -113,13 +113,15 @@ class Studio:
     def _input_schemas(self) -> dict[str, dict[str, Any]]:
         return {tool.name: tool.input_schema for tool in self._tools}
 
-    async def _list_tools(self, ctx: Context, params: Any) -> types.ListToolsResult:
+    async def _list_tools(self, ctx: RequestContext, params: Any) -> types.ListToolsResult:
         if self._cold:
             self._cold = False
             asyncio.get_running_loop().call_later(WARM_UP_AFTER_S, self.app.warm_up)
         return types.ListToolsResult(tools=self._tools)
 
-    async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+    async def _call_tool(
+        self, ctx: RequestContext, params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
         tool = self.app.tools.get(params.name)
         if tool is None:
             known = ", ".join(self.app.tools)
@@ -133,12 +135,12 @@ class Studio:
         except Exception as error:
             return failure(as_tool_error(error))
 
-    def _cancellable(self, ctx: Context) -> AbstractContextManager[object]:
+    def _cancellable(self, ctx: RequestContext) -> AbstractContextManager[object]:
         if self._sessions is None or ctx.request is None:
             return nullcontext()
         return self._sessions.cancellable(ctx.request, ctx.request_id)
 
-    def _reporting(self, ctx: Context) -> Caller:
+    def _reporting(self, ctx: RequestContext) -> Caller:
         """The caller of a request, which hears of progress if it asked to."""
         silent = (ctx.meta or {}).get("progress_token") is None
         return replace(
@@ -195,7 +197,7 @@ async def serve_stdio(app: App) -> None:
 class Reporter:
     """Progress notifications of one request; their value only ever grows, as the protocol demands."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: RequestContext) -> None:
         self._session = ctx.session
         self._last = 0.0
 

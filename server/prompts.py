@@ -1,4 +1,4 @@
-"""Prompts for common jobs: each tells an agent, in the person's words, which calls lead to the result.
+"""Prompts for common tasks: each tells an agent, in the person's words, which calls lead to the result.
 
 The only surface that names tools: it is written advice about them. A test holds the names to the tools.
 """
@@ -12,12 +12,12 @@ from mcp.server.context import ServerRequestContext
 
 from tools.base import ToolError
 
-Context = ServerRequestContext[Any, Any]
+RequestContext = ServerRequestContext[Any, Any]
 
 
 @dataclass(frozen=True)
-class Blank:
-    """Something to fill in; without a default it must be."""
+class Argument:
+    """A value that the caller gives; optional if it has a default."""
 
     name: str
     words: str
@@ -25,26 +25,26 @@ class Blank:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A prompt: what it is for, its blanks, and its text with `$name` for each blank."""
+class Prompt:
+    """A prompt: its purpose, its arguments, and its text with `$name` for each argument."""
 
     name: str
     title: str
     words: str
-    blanks: tuple[Blank, ...]
+    arguments: tuple[Argument, ...]
     text: str
 
 
-JOBS = {
-    job.name: job
-    for job in (
-        Job(
+PROMPTS = {
+    prompt.name: prompt
+    for prompt in (
+        Prompt(
             "product_shot",
             "Product shot",
             "A picture of a product in a setting, ready for a page.",
             (
-                Blank("product", "The product: words, or the id of an image of it"),
-                Blank("setting", "Where it stands", "on a plain background"),
+                Argument("product", "The product: words, or the id of an image of it"),
+                Argument("setting", "Where it stands", "on a plain background"),
             ),
             """\
 Make a product shot of: $product
@@ -56,14 +56,14 @@ otherwise use generate_image. Ask for two variants (num_images 2).
 3. Correct what disturbs with edit_image, one change per call.
 4. Give me the id and the link of the best one, and say what you would still improve.""",
         ),
-        Job(
+        Prompt(
             "sticker_sheet",
             "Sticker sheet",
             "A set of stickers in one style.",
             (
-                Blank("subject", "What the stickers show"),
-                Blank("count", "How many", "4"),
-                Blank("style", "How they look", "flat colours, plain background"),
+                Argument("subject", "What the stickers show"),
+                Argument("count", "How many", "4"),
+                Argument("style", "How they look", "flat colours, plain background"),
             ),
             """\
 Make a sheet of $count stickers.
@@ -75,11 +75,11 @@ Style: $style
 3. Look at the previews; make again what does not fit the others.
 4. Give me a numbered list: prompt, id and link of each sticker.""",
         ),
-        Job(
+        Prompt(
             "storyboard",
             "Storyboard",
             "A story as a row of pictures with the same hero.",
-            (Blank("story", "What happens"), Blank("panels", "How many pictures", "4")),
+            (Argument("story", "What happens"), Argument("panels", "How many pictures", "4")),
             """\
 Draw a storyboard of $panels pictures.
 Story: $story
@@ -91,11 +91,11 @@ the second where the place stays the same.
 4. Check each picture with describe_image against its sentence; correct it with edit_image.
 5. Give me the sentences with the id and link of each picture.""",
         ),
-        Job(
+        Prompt(
             "before_after",
             "Before and after",
             "An image changed as told, and the two compared.",
-            (Blank("image", "Id of the image"), Blank("change", "What to change")),
+            (Argument("image", "Id of the image"), Argument("change", "What to change")),
             """\
 Change the image $image as follows: $change
 
@@ -109,45 +109,49 @@ Change the image $image as follows: $change
 }
 
 
-async def list_prompts(ctx: Context, params: Any) -> types.ListPromptsResult:
-    """Every prompt and its blanks."""
+async def list_prompts(ctx: RequestContext, params: Any) -> types.ListPromptsResult:
+    """Every prompt and its arguments."""
     return types.ListPromptsResult(
         prompts=[
             types.Prompt(
-                name=job.name,
-                title=job.title,
-                description=job.words,
+                name=prompt.name,
+                title=prompt.title,
+                description=prompt.words,
                 arguments=[
                     types.PromptArgument(
-                        name=blank.name, description=_described(blank), required=blank.default is None
+                        name=argument.name,
+                        description=_described(argument),
+                        required=argument.default is None,
                     )
-                    for blank in job.blanks
+                    for argument in prompt.arguments
                 ],
             )
-            for job in JOBS.values()
+            for prompt in PROMPTS.values()
         ]
     )
 
 
-async def get_prompt(ctx: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
-    """A prompt, filled in.
+async def get_prompt(ctx: RequestContext, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+    """The text of a prompt with its arguments filled in.
 
     Raises:
-        ToolError: `invalid_argument`: there is no such prompt, or a blank is missing.
+        ToolError: `invalid_argument`: there is no such prompt, or an argument is missing.
     """
-    job = JOBS.get(params.name)
-    if job is None:
+    prompt = PROMPTS.get(params.name)
+    if prompt is None:
         raise ToolError(
-            "invalid_argument", f"There is no prompt {params.name[:100]!r}.", f"There are: {', '.join(JOBS)}."
+            "invalid_argument",
+            f"There is no prompt {params.name[:100]!r}.",
+            f"There are: {', '.join(PROMPTS)}.",
         )
     given = params.arguments or {}
-    filled = {blank.name: given.get(blank.name) or blank.default for blank in job.blanks}
+    filled = {argument.name: given.get(argument.name) or argument.default for argument in prompt.arguments}
     if missing := [name for name, value in filled.items() if value is None]:
-        raise ToolError("invalid_argument", f"The prompt {job.name} needs: {', '.join(missing)}.")
-    text = Template(job.text).substitute(filled)
+        raise ToolError("invalid_argument", f"The prompt {prompt.name} needs: {', '.join(missing)}.")
+    text = Template(prompt.text).substitute(filled)
     message = types.PromptMessage(role="user", content=types.TextContent(text=text))
-    return types.GetPromptResult(description=job.words, messages=[message])
+    return types.GetPromptResult(description=prompt.words, messages=[message])
 
 
-def _described(blank: Blank) -> str:
-    return f"{blank.words}; if empty: {blank.default}" if blank.default else f"{blank.words}."
+def _described(argument: Argument) -> str:
+    return f"{argument.words}; if empty: {argument.default}" if argument.default else f"{argument.words}."

@@ -13,7 +13,7 @@ from mcp.server.context import ServerRequestContext
 from storage import ImageStore, StoredImage, codec
 from storage.digest import SCHEME
 
-Context = ServerRequestContext[Any, Any]
+RequestContext = ServerRequestContext[Any, Any]
 
 VARIABLE = "digest"
 FULL = f"{SCHEME}{{{VARIABLE}}}"
@@ -35,7 +35,7 @@ class Resources:
         self._store = store
 
     async def list_recent(
-        self, ctx: Context, params: types.PaginatedRequestParams | None
+        self, ctx: RequestContext, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         """Recent images, newest first, page by page."""
         cursor = params.cursor if params else None
@@ -43,7 +43,9 @@ class Resources:
         resources = [types.Resource(**described(image)) for image in page.images]
         return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
 
-    async def read(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
+    async def read(
+        self, ctx: RequestContext, params: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
         """The bytes of an image or of its preview."""
         uri = str(params.uri)
         data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri)
@@ -51,7 +53,9 @@ class Resources:
         contents = types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
         return types.ReadResourceResult(contents=[contents], ttl_ms=FOREVER_MS)
 
-    async def complete(self, ctx: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
+    async def complete(
+        self, ctx: RequestContext, params: types.CompleteRequestParams
+    ) -> types.CompleteResult:
         """Ids of images that begin as typed, newest first; what is no image has no completions."""
         template = isinstance(params.ref, types.ResourceTemplateReference)
         prefix = "" if template else "sha256:"
@@ -72,7 +76,7 @@ class Resources:
         return [name for name in names if name.startswith(typed.lower())]
 
 
-async def list_templates(ctx: Context, params: Any) -> types.ListResourceTemplatesResult:
+async def list_templates(ctx: RequestContext, params: Any) -> types.ListResourceTemplatesResult:
     """The two forms of an image."""
     full = types.ResourceTemplate(
         name="image",

@@ -5,14 +5,14 @@ from typing import Any
 
 import pluggy
 
-from tools import compose_from_references, describe_image, edit_image, generate_image, jobs, library
+from tools import jobs, library, model_tools
 from tools.base import Tool
 
 TOOLS: tuple[Tool[Any, Any], ...] = (
-    generate_image.TOOL,
-    edit_image.TOOL,
-    compose_from_references.TOOL,
-    describe_image.TOOL,
+    model_tools.GENERATE_IMAGE,
+    model_tools.EDIT_IMAGE,
+    model_tools.COMPOSE_FROM_REFERENCES,
+    model_tools.DESCRIBE_IMAGE,
     library.IMPORT_IMAGE,
     library.LIST_IMAGES,
     library.VIEW_IMAGE,

@@ -18,7 +18,7 @@ from omnigen2.model import OmniGen2
 from server import log
 from server.app import App
 from server.mcp import instructions
-from server.prompts import JOBS
+from server.prompts import PROMPTS
 from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL, Connect, succeeded
 
@@ -145,7 +145,7 @@ async def test_prompts_are_filled_in_and_name_only_tools_and_parameters_there_ar
     words = set(app.tools) | {name for tool in app.tools.values() for name in tool.request.model_fields}
     async with connect(app) as client:
         prompts = (await client.list_prompts()).prompts
-        assert [prompt.name for prompt in prompts] == list(JOBS)
+        assert [prompt.name for prompt in prompts] == list(PROMPTS)
         for prompt in prompts:
             given = {one.name: f"<{one.name}>" for one in prompt.arguments or [] if one.required}
             filled = await client.get_prompt(prompt.name, given)
