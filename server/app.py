@@ -36,7 +36,7 @@ Shown = Mapping[str, tuple[StoredImage, Picture | None]]
 
 
 class App:
-    """All that a surface needs: tools to offer, and a way to call them."""
+    """What a surface needs: the tools, and a way to call them."""
 
     def __init__(self, settings: Settings, plugins: Plugins, store: ImageStore, manager: Manager) -> None:
         self.settings = settings
@@ -57,8 +57,8 @@ class App:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Let running jobs finish for a while, hand the others back, unload the models."""
-        await self._life.__aexit__(None, None, None)  # what went wrong outside is none of the queue's affair
+        """Give running jobs time to finish, interrupt the others, unload the models."""
+        await self._life.__aexit__(None, None, None)  # the queue does not handle errors of the block
 
     @asynccontextmanager
     async def _live(self) -> AsyncGenerator[None]:
@@ -117,7 +117,7 @@ class App:
         raise stopping()  # only `stop` cancels the scope
 
     async def stop(self) -> None:
-        """End all jobs, as `Dispatcher.stop` does, and then whatever else is under way."""
+        """End all jobs, as `Dispatcher.stop` does, and then cancel all other calls."""
         await self.dispatcher.stop()
         self._stopped = True
         for scope in self._calls:
@@ -216,7 +216,9 @@ def open_store(settings: Settings, plugins: Plugins) -> ImageStore:
     opener = openers.get(scheme if is_url else "file")
     if opener is None:
         known = ", ".join(f"{name}://" for name in openers)
-        raise ValueError(f"store: {settings.store} is no folder, and no plugin opens it; there are {known}")
+        raise ValueError(
+            f"store: {settings.store} is not a folder, and no plugin opens it; known are {known}"
+        )
     return opener(settings.store, settings.quota)
 
 

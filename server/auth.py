@@ -29,8 +29,8 @@ class Tokens:
         """Read `name:token` lines; empty ones and those that begin with # are passed over.
 
         Raises:
-            ValueError: a line is no such pair, a token is too short, or there is no token at all. Names the
-                line, never the token.
+            ValueError: a line is not such a pair, a token is too short, or there is none. The message names
+                the line, never the token.
         """
         self._names: dict[bytes, str] = {}
         for number, line in enumerate(lines.splitlines(), 1):
@@ -67,7 +67,7 @@ class Tokens:
         """The name that an Authorization header stands for; None if it stands for none."""
         scheme, _, token = (authorization or "").partition(" ")
         given = _hash(token.strip())
-        # Every one is compared, so that the time does not tell which one came close.
+        # All are compared, so that the time taken does not reveal which one came close.
         found = [name for known, name in self._names.items() if hmac.compare_digest(known, given)]
         return found[0] if found and scheme.lower() == "bearer" else None
 

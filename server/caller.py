@@ -12,7 +12,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Caller:
-    """On whose behalf a call is made, what it may read, and how its client hears of progress."""
+    """On whose behalf a call is made, what it may read, and how its client gets progress."""
 
     principal: str
     """Owner of jobs and records: `LOCAL`, or the name of the bearer token."""

@@ -40,7 +40,7 @@ class Connection(H11Protocol):
     """A connection that is closed when no request comes; when there are too many, one that waits goes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request; where there are too many, in the place of whoever waits longest.
+        """Begin to wait for a request; where too many wait, close the one that has waited longest.
 
         One address may have three quarters of all, so that there is room for others.
         """
@@ -145,13 +145,13 @@ class WholeBody:
         started = anyio.current_time()
         self._check(declared, declared)
         try:
-            with anyio.fail_after(BODY_S) as patience:
+            with anyio.fail_after(BODY_S) as timeout:
                 while (message := await receive())["type"] == "http.request":
                     part = message.get("body", b"")
                     self._check(len(body) + len(part), len(part))
                     body += part
                     self._held += len(part)
-                    patience.deadline = started + BODY_S + len(body) / BODY_RATE
+                    timeout.deadline = started + BODY_S + len(body) / BODY_RATE
                     if not message.get("more_body"):
                         self._check_values(body)
                         return True

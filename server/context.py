@@ -1,4 +1,4 @@
-"""What a running tool may use: one context per call, bound to its caller."""
+"""The `Context` of a call: what its tool may use, bound to the caller."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TIMEOUT_USED = 0.9
 """Share of a client's timeout after which it is given a job id, and the work goes on without it."""
 GOES_ON = "It takes longer than a call may last, and goes on in the background."
 HEARTBEAT_S = 5.0
-"""Seconds without news after which progress is reported again, so that no client takes it for dead."""
+"""Seconds without progress after which it is reported again, as a sign of life."""
 PREVIEW_SIDE = 256
 """Pixels."""
 PREVIEW_BYTES = 20_000

@@ -21,10 +21,10 @@ log = get_logger(__name__)
 
 @contextmanager
 def answering(what: str, client: str) -> Generator[None]:
-    """Whatever goes wrong in the block leaves it as a `ToolError`. Every surface answers inside of one.
+    """Turn every exception of the block into a `ToolError`. Every surface answers inside of one.
 
-    The log tells how the call of `what`, a tool or a method of a protocol, ended; what else is logged
-    meanwhile has the same request number.
+    Logs how the call of `what`, a tool or a method of a protocol, ended. All lines logged in the block have
+    the same request number.
     """
     started = time.monotonic()
     with bound_contextvars(request=secrets.token_hex(4), tool=what, client=client):
@@ -41,15 +41,15 @@ def answering(what: str, client: str) -> Generator[None]:
 
 
 def without_folders(text: str) -> str:
-    """`text` with only the last part of each absolute path: where things lie is not for callers to know."""
+    """`text` with only the last part of each absolute path: callers must not learn folders of the host."""
     return _FOLDERS.sub("", text)
 
 
 def as_tool_error(error: BaseException, field: str = "") -> ToolError:
-    """What the caller is told of `error`, which concerns the argument `field` if there is one.
+    """The error that the caller gets for `error`, about the argument `field` if there is one.
 
-    What is for the host only, such as the store's folder, goes to the log; so does an error that nobody
-    foresaw, of which the caller is told nothing.
+    What is for the host only, such as the store's folder, goes to the log. So does an unforeseen error, of
+    which the caller gets no details.
     """
     match error:
         case ToolError():

@@ -176,7 +176,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
         try:
             seconds = app.manager.stalled_s()
         except Exception as error:  # a plugin's backend may fail in any way
-            log.warning("a model does not tell how it is", reason=repr(error)[:200])
+            log.warning("the state of a model is unknown", reason=repr(error)[:200])
             seconds = 0.0
         stalled = seconds > STALLED_S
         body = {"status": "stalled" if stalled else "ok", "stalled_s": round(seconds, 1)}
@@ -200,7 +200,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
 
 
 async def serve_http(app: App) -> None:
-    """Serve until the process is told to stop.
+    """Serve until the process is asked to stop.
 
     Raises:
         ValueError: the address is open to others and there is no token file, or the file is not as it should.

@@ -1,7 +1,7 @@
-"""What became of every job, written down beside the store, so that a restart forgets none.
+"""The state of every job, stored beside the images, so that it survives a restart.
 
-One SQLite file for all servers of a store. A job whose server no longer lives was interrupted; that a server
-lives is said by a lock that the kernel gives back when the process dies, so nothing is ever left stale. Only
+One SQLite file for all servers of a store. A job whose server has died was interrupted; a living server holds
+a lock, which the kernel releases when the process dies, so no entry is ever stale. Only
 the newest jobs are kept. Nothing is synced: what a power failure takes with it are statuses, never images. A
 file that cannot be used is set aside, beside the new one that takes its place.
 """
@@ -26,7 +26,7 @@ from tools.base import Code, JobState, ToolError
 FILE = "jobs.sqlite"
 log = get_logger(__name__)
 KEPT = 10_000
-"""Jobs that are remembered."""
+"""Number of newest jobs that are kept."""
 UNUSABLE = {
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_CORRUPT,
@@ -48,13 +48,13 @@ _SCHEMA = """
 
 @dataclass(frozen=True)
 class Entry:
-    """A job as it was written down."""
+    """A job as it was journaled."""
 
     id: str
     tool: str
     state: JobState
     result: str | None
-    """JSON."""
+    """What `Result.to_journal` gave."""
     error: ToolError | None
 
 
@@ -83,7 +83,7 @@ class Journal:
             raise from_sqlite_error(error, self.folder) from error
 
     def close(self) -> None:
-        """Give the files back; jobs that have not ended count as interrupted from now on."""
+        """Close the files; jobs that have not ended count as interrupted from now on."""
         self._db.close()
         if self.folder is not None and self._alive is not None:
             with suppress(OSError):
@@ -91,7 +91,7 @@ class Journal:
             os.close(self._alive)
 
     def begin(self, job_id: str, principal: str, tool: str) -> None:
-        """Write down a new job. Raises StoreError if that is not possible."""
+        """Add a new job. Raises StoreError if that is not possible."""
         self._do(
             "INSERT INTO jobs (id, principal, tool, owner, state) VALUES (?, ?, ?, ?, 'running')",
             job_id, principal, tool, self._owner,
@@ -99,7 +99,7 @@ class Journal:
         self._do("DELETE FROM jobs WHERE number <= (SELECT max(number) FROM jobs) - ?", KEPT)
 
     def end(self, job_id: str, state: JobState, result: str | None, error: ToolError | None) -> None:
-        """Write down how a job ended. Raises StoreError if that is not possible."""
+        """Record how a job ended. Raises StoreError if that is not possible."""
         words = (error.code, error.message, error.advice) if error else (None, None, None)
         self._do(
             "UPDATE jobs SET state = ?, result = ?, code = ?, message = ?, advice = ? WHERE id = ?",
@@ -139,7 +139,7 @@ class Journal:
             raise from_sqlite_error(error, self.folder) from error
 
     def _opened(self, broken: sqlite3.Error | None = None) -> sqlite3.Connection:
-        """The database; begun anew if it is `broken`, or cannot be used."""
+        """The database; a new one if it is `broken` or cannot be used."""
         if self.folder is None:
             return _database(":memory:")
         with _alone(self.folder):  # what one server sets aside must not be the new file of another
@@ -156,26 +156,28 @@ class Journal:
             return _database(self.folder / FILE)
 
     def _unusable(self, error: sqlite3.Error) -> bool:
-        """Whether another file would do better; a disk that is full or read-only takes no other, either."""
+        """Whether a new file would help; it would not on a disk that is full or read-only."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         return self.folder is not None and code in UNUSABLE
 
     def _sign_in(self, folder: Path) -> None:
-        """Make the files, and show that this server lives."""
+        """Create the files, and lock the one that marks this server as alive."""
         if folder.exists() and not folder.is_dir():
             _rename_aside(folder)
         make_folder(folder, folder.parent / "locks")
         with suppress(OSError):  # SQLite says better what is wrong
             make_database(folder / FILE, folder)
         for other in folder.glob("*.alive"):
-            self._lives(other.stem)  # sweeps away what dead servers left
+            self._lives(other.stem)  # removes the files of dead servers
         unsigned = _sign(folder, self._owner).with_suffix(".new")
         self._alive = create(unsigned, folder)
         fcntl.flock(self._alive, fcntl.LOCK_EX)
-        unsigned.rename(_sign(folder, self._owner))  # named once it is locked: nobody sees it unlocked
+        unsigned.rename(
+            _sign(folder, self._owner)
+        )  # named once it is locked: no other process sees it unlocked
 
     def _lives(self, owner: str) -> bool:
-        """Whether the server of that name still runs; removes its sign of life if not."""
+        """Whether the server of that name still runs; removes its lock file if not."""
         if owner == self._owner or self.folder is None:
             return True
         sign = _sign(self.folder, owner)

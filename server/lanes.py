@@ -21,7 +21,7 @@ log = get_logger(__name__)
 LOADING = "load"
 """The stage of a job that waits for its model to be loaded."""
 MAX_PENDING = 64
-"""Progress events that wait while nobody listens."""
+"""Most progress events that are kept until the loop takes them in."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in an average."""
 

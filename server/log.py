@@ -46,7 +46,7 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     chosen = logging.getLevelNamesMapping()[level.upper()]
-    # Libraries tell at `debug` and `info` what passes through them: whole requests, headers, metadata.
+    # Libraries log at `debug` and `info` what passes through them: whole requests, headers, metadata.
     root.setLevel(max(chosen, logging.WARNING))
     for name in OURS:
         logging.getLogger(name).setLevel(chosen)
@@ -64,6 +64,6 @@ def _rendering() -> list[Any]:
 
 
 def _message_last(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """When, how bad and where first, for whoever reads the lines unaided."""
+    """When, how bad and where first, for people who read the raw lines."""
     first = ("timestamp", "level", "logger", "event", "request")
     return {name: event[name] for name in first if name in event} | dict(event)

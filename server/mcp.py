@@ -1,7 +1,7 @@
 """The tools over the Model Context Protocol: tool values become MCP tools, results become content blocks.
 
-Works without sessions (2026-07-28) and with the older handshake; which one a client speaks is the SDK's
-affair. Full-size pixels never travel inside a result: a picture is a small preview and a link.
+Works without sessions (2026-07-28) and with the older handshake; the SDK finds out which one a client speaks.
+Full-size pixels never travel inside a result: a picture is a small preview and a link.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ Handler = Callable[[RequestContext, P], Awaitable[R]]
 
 NAME = "omnigen2-mcp"
 SILENCE_S = 50.0
-"""How long a client waits that asked for no progress: commonly it gives up after 60 seconds of silence."""
+"""Timeout of a client that asked for no progress: most give up after 60 seconds of silence."""
 WARM_UP_AFTER_S = 0.2
 """Pause between the list of tools and loading the model: the first answers must not compete with it."""
 STABLE = CacheHint(ttl_ms=300_000, scope="public")
@@ -141,7 +141,7 @@ class Studio:
         return self._sessions.cancellable(ctx.request, ctx.request_id)
 
     def _reporting(self, ctx: RequestContext) -> Caller:
-        """The caller of a request, which hears of progress if it asked to."""
+        """The caller of a request, who gets progress if the request asks for it."""
         silent = (ctx.meta or {}).get("progress_token") is None
         return replace(
             self._caller(ctx),
@@ -195,14 +195,14 @@ async def serve_stdio(app: App) -> None:
 
 
 class Reporter:
-    """Progress notifications of one request; their value only ever grows, as the protocol demands."""
+    """Progress notifications of one request; their value always grows, as the protocol demands."""
 
     def __init__(self, ctx: RequestContext) -> None:
         self._session = ctx.session
         self._last = 0.0
 
     async def report(self, status: JobStatus) -> None:
-        """Tell the client where its job stands."""
+        """Send the client the status of its job."""
         self._last = max(status.step, self._last + 0.001)
         await self._session.report_progress(self._last, status.steps or None, progress_line(status))
 

@@ -94,7 +94,7 @@ the second where the place stays the same.
         Prompt(
             "before_after",
             "Before and after",
-            "An image changed as told, and the two compared.",
+            "An image changed as you say, and the two compared.",
             (Argument("image", "Id of the image"), Argument("change", "What to change")),
             """\
 Change the image $image as follows: $change

@@ -1,4 +1,4 @@
-"""Who is next: fair between clients, quick for the short, patient with the long.
+"""Fair queueing: clients share the work equally, short requests overtake long ones, none is starved.
 
 A pure data structure; it knows nothing of jobs, models or time. It is fair queueing with a clock of its own
 that counts work (the unit is whatever costs are given in):

@@ -1,4 +1,4 @@
-"""From what a caller names to a stored image, and what a caller may name at all.
+"""Resolve what a caller names to a stored image, if the caller may name it.
 
 The spellings are in `tools/references.py`; here is the policy: files only within the caller's folders,
 and never through a link; addresses only if the host allows it; nothing larger than the store takes.
@@ -73,7 +73,7 @@ class References:
             raise as_tool_error(error, field) from error
 
     def _find(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | bytes | UrlRef:
-        """What can be found on this machine; only addresses are left."""
+        """The image or its bytes, if they are on this machine; else the address to fetch."""
         most = self._store.limits.bytes
         if len(reference) > most * 4 // 3 + 1024:  # before base64 is decoded
             raise ImageRejected(
@@ -104,8 +104,8 @@ def open_allowed(path: Path, field: str, folders: Sequence[Path], pick: Pick | N
     With `pick`, `path` may be a folder: the file in it that `pick` names.
 
     Raises:
-        ToolError: `forbidden`: it lies elsewhere or behind a link. Whether it exists is not told.
-        OSError: it cannot be read; `NotRegular` if it is no file.
+        ToolError: `forbidden`: it lies elsewhere or behind a link; whether it exists is not revealed.
+        OSError: it cannot be read; `NotRegular` if it is not a file.
     """
     real = allowed_path(path, field, folders)
     try:
@@ -119,7 +119,7 @@ def open_allowed(path: Path, field: str, folders: Sequence[Path], pick: Pick | N
 
 
 def allowed_path(path: Path, field: str, folders: Sequence[Path]) -> Path:
-    """Where `path` is below one of the folders, by its words alone: nothing is looked up.
+    """Where `path` is below one of the folders, by its text alone; the disk is not read.
 
     A relative path starts in the first folder. The host may give a folder through a link; where that leads is
     found out once.

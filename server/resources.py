@@ -1,6 +1,6 @@
 """Images as MCP resources: the full picture, and a preview that is small enough for a conversation.
 
-Whoever calls the handlers translates what they raise.
+The caller of the handlers translates what they raise.
 """
 
 from base64 import b64encode
@@ -21,7 +21,7 @@ PREVIEW = "/preview"
 RECENT = 50
 """Images on one page of the list."""
 MAX_COMPLETIONS = 100
-"""As many values as the protocol allows."""
+"""Most values that the protocol allows."""
 SEARCHED = 1000
 """Images among which a completion is looked for, newest first."""
 FOREVER_MS = 7 * 24 * 3600 * 1000
@@ -56,7 +56,7 @@ class Resources:
     async def complete(
         self, ctx: RequestContext, params: types.CompleteRequestParams
     ) -> types.CompleteResult:
-        """Ids of images that begin as typed, newest first; what is no image has no completions."""
+        """Ids of images that begin as typed, newest first; other arguments have no completions."""
         template = isinstance(params.ref, types.ResourceTemplateReference)
         prefix = "" if template else "sha256:"
         known = params.argument.name == VARIABLE if template else params.argument.name.startswith("image")

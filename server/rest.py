@@ -35,7 +35,7 @@ STATUS: dict[Code, int] = {
     "out_of_memory": 503,
 }
 RETRY_AFTER_S = 5
-"""What a client is told to wait when nothing more precise is known."""
+"""Seconds a client should wait where nothing more precise is known."""
 EVENTS = "text/event-stream"
 
 

@@ -31,7 +31,7 @@ SHARED_FOLDERS = frozenset(
         "/usr/local", "/var", "/var/tmp",
     )
 )  # fmt: skip
-"""Folders that nobody chose for what is in them, and where a desktop client may start a server."""
+"""Folders that were not chosen for their content, and where a desktop client may start a server."""
 
 
 class Settings(BaseSettings):
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _config_was_read(self) -> Self:
         if self.config is not None and not self.config.is_file():
-            raise ValueError(f"config: there is no file {self.config}")
+            raise ValueError(f"config: {self.config} does not exist")
         return self
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a tool is, and what it may use: the contract between tools and the surfaces that offer them.
+"""The contract between tools and the surfaces that offer them: what a tool is, and what it may use.
 
 A tool is a value. MCP schema, REST route, command line and reference page derive from it; a surface never
 asks which tool it has in hand. This module knows no tool, no server and no model.
@@ -32,7 +32,7 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrup
 
 
 class ToolError(Exception):
-    """A call that failed, in words an agent can act on: what was wrong with what, and what to do next."""
+    """A failed call, in words an agent can act on: what was wrong, and what to do next."""
 
     def __init__(self, code: Code, message: str, advice: str = "", retry_after_s: int | None = None) -> None:
         """`retry_after_s`: seconds after which the same call may succeed."""
@@ -46,12 +46,12 @@ class ToolError(Exception):
         return f"{self.message} {self.advice}".strip()
 
     def copy(self) -> "ToolError":
-        """The same without a traceback: its frames would keep alive all that was worked on."""
+        """The same error without its traceback, whose frames keep the inputs in memory."""
         return ToolError(self.code, self.message, self.advice, self.retry_after_s)
 
 
 OUTLIVES_THE_CALL = "outlives the call"
-"""Mark of a parameter that makes sense only where the server goes on after the call."""
+"""Mark of a parameter that makes sense only where the server outlives the call."""
 
 
 class Request(Params):
@@ -67,7 +67,7 @@ class Picture:
 
 
 class Result(BaseModel):
-    """What came of a call; the structured content of an answer. Never holds pixels."""
+    """The result of a call: the structured content of an answer, without pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -316,7 +316,7 @@ class Tool(Generic[Q, R]):
     request: type[Q]
     result: type[R]
     run: Callable[[Q, Context], Awaitable[R]]
-    """Raises `ToolError`, or an error of the store, which whoever calls it translates."""
+    """Raises `ToolError`, or an error of the store, which its caller translates."""
     defaults: Callable[[ModelCard], Params] | None = None
     """Which of the model's defaults its parameters have; None: no parameter is the model's."""
     read_only: bool = False

@@ -17,7 +17,7 @@ IMPORT = "import_image"
 EXCERPT = 200
 """Characters of a prompt that a list repeats."""
 MAX_STEPS = 100
-"""Images of a lineage that one answer tells of."""
+"""Most images of a lineage in one answer."""
 
 
 # -- import -------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class History(Result):
     steps: list[Step]
 
     def line(self) -> str:
-        return "\n".join(f"{place}. {_told(step)}" for place, step in enumerate(self.steps, 1))
+        return "\n".join(f"{place}. {_line(step)}" for place, step in enumerate(self.steps, 1))
 
     def linked(self) -> tuple[str, ...]:
         return tuple(step.image.id for step in self.steps)
@@ -289,13 +289,13 @@ async def image_history(request: ImageHistory, context: Context) -> History:
 
 def _left_out(lineage: Sequence[Ancestor]) -> tuple[str, ...]:
     """Where a lineage goes on that was cut off."""
-    told = {ancestor.image.id for ancestor in lineage}
+    listed = {ancestor.image.id for ancestor in lineage}
     inputs = [(step, digest) for step in lineage if step.record for digest in step.record.inputs]
-    cut = next((step.image.id for step, digest in inputs if digest not in told), None)
-    if len(told) < MAX_STEPS or cut is None:
+    cut = next((step.image.id for step, digest in inputs if digest not in listed), None)
+    if len(listed) < MAX_STEPS or cut is None:
         return ()
     return (
-        f"Only the {len(told)} nearest images are told; ask for the history of {cut} for what was before.",
+        f"Only the {len(listed)} nearest images are listed; for older ones ask for the history of {cut}.",
     )
 
 
@@ -321,11 +321,11 @@ def replay(record: Record) -> Call | None:
     return Call(tool=record.tool, arguments=effective(record.parameters, record.seed) | model)
 
 
-def _told(step: Step) -> str:
+def _line(step: Step) -> str:
     words = ""
     if step.replay:
-        told = (step.replay.arguments.get(name) for name in ("prompt", "instruction"))
-        words = next((f": {text}" for text in told if isinstance(text, str)), "")
+        given = (step.replay.arguments.get(name) for name in ("prompt", "instruction"))
+        words = next((f": {text}" for text in given if isinstance(text, str)), "")
     return f"{step.image.id} {step.tool or 'from outside'}{words}{_named(step.label)}"
 
 

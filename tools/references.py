@@ -107,8 +107,8 @@ def names_stored(text: str) -> bool:
 def source_of(text: str) -> str:
     """Where an image came from, as its record keeps it: whole, up to `MAX_SOURCE` characters.
 
-    Without pixels, and without what a record must not tell to those it is given to: the credentials of an
-    address, and parameters that look like some.
+    Without pixels, and without secrets, as records are passed on: without the credentials of an address, and
+    without values of parameters that look like some.
     """
     kind, _, _ = text[:10].lower().partition(":")
     if kind == "data":

@@ -117,5 +117,5 @@ def _ms_since(started: float) -> float:
 def _code_version() -> str | None:
     try:
         return version("omnigen2-mcp")
-    except PackageNotFoundError:  # run from a folder that nobody installed
+    except PackageNotFoundError:  # run from a folder, without being installed
         return None

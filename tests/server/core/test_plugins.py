@@ -116,7 +116,7 @@ def test_a_store_of_a_plugin_is_opened_by_its_scheme(tmp_path: Path) -> None:
 
 
 def test_a_scheme_that_nobody_opens_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"tape://x is no folder.*file://, memory://"):
+    with pytest.raises(ValueError, match=r"tape://x is not a folder.*file://, memory://"):
         build_app(Settings(store="tape://x"))
 
 

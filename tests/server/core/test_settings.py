@@ -34,7 +34,7 @@ def test_the_file_can_be_named_by_the_environment(config: Path, monkeypatch: pyt
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as error:
         Settings(config=tmp_path / "none.toml")
-    assert "config: there is no file" in explain(error.value, Settings)
+    assert "does not exist" in explain(error.value, Settings)
 
 
 def test_a_key_that_is_no_setting_is_an_error(tmp_path: Path) -> None:
