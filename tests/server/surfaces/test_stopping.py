@@ -16,7 +16,7 @@ from anyio import to_thread
 from server import dispatcher, http
 from server.app import App
 from server.http import Server, http_app, uvicorn_config
-from tests.server.core.conftest import HeldEngine, settled
+from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL
 from tests.server.surfaces.test_connections import connect, until_closed
 from tests.server.surfaces.test_http import GENERATE, TOKENS, rest
@@ -74,7 +74,9 @@ async def test_waiting_callers_have_the_documented_refusal_when_the_server_stops
             [running] = [job for job in app.dispatcher._jobs.values() if job.state == "running"]
             wait = {"job_id": running.id, "wait_seconds": 50}
             clients.start_soon(lambda: ask("poll", url, "get_job", **wait))
-            await settled()
+            with anyio.fail_after(30):
+                while len(server.server_state.tasks) < 5:
+                    await anyio.sleep(0.01)
             server.should_exit = True
             with anyio.fail_after(30):
                 while len(answers) < 4 or not halves:
@@ -150,7 +152,8 @@ async def test_health_does_not_wait_for_threads_that_work_keeps_busy(app: App) -
     async with rest(app) as client, anyio.create_task_group() as group:
         for _ in range(int(busy.total_tokens)):
             group.start_soon(to_thread.run_sync, free.wait)
-        await settled()
+        while busy.available_tokens:
+            await anyio.sleep(0.01)
         try:
             with anyio.fail_after(20):
                 for url in ("/healthz", "/openapi.json"):
