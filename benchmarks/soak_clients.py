@@ -270,7 +270,7 @@ class Client:
         assert answer.status_code == 400, answer.status_code
 
     async def no_http(self) -> None:
-        """Bytes that are no HTTP."""
+        """Bytes that are not HTTP."""
         async with await self._connect() as stream:
             await stream.send(self._chance.choice((b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 1000)))
             with anyio.move_on_after(5):

@@ -55,7 +55,7 @@ def check(transformer: OmniGen2Transformer2DModel, weights: Mapping[str, Tensor]
             layer = layer.get_base_layer()
         if not isinstance(layer, nn.Linear) or down is None or up is None:
             raise InvalidTask(
-                f"lora: {name} is no layer of this model, or one of its two matrices is missing"
+                f"lora: {name} is not a layer of this model, or one of its two matrices is missing"
             )
         shape, wanted = (up.shape[0], down.shape[1]), (layer.out_features, layer.in_features)
         if shape != wanted or up.shape[1] != down.shape[0]:

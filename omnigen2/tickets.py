@@ -71,7 +71,7 @@ class Tickets:
                 ticket.future.set_result(answer)
             else:
                 ticket.future.set_exception(answer)
-        except BaseException:  # whatever a client does to its future is no affair of the others
+        except BaseException:  # one client's callback must not affect the others
             log.exception("a future was already resolved, or its callback failed")
 
     def waiting(self, kind: Kind = Task) -> list[Ticket]:

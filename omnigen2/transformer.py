@@ -147,7 +147,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         per sample the (h, w) of the latents to make.
 
         Raises:
-            ValueError: more than 5 references, or sides that are no multiple of the patch size.
+            ValueError: more than 5 references, or sides that are not a multiple of the patch size.
         """
         return self.pack(self.conditions(text, references, sizes))
 

@@ -1,4 +1,4 @@
-"""Sessions of MCP clients with the older handshake, as far as cancelling needs them.
+"""Sessions of MCP clients with the older handshake, to the extent that cancelling needs.
 
 The server keeps no state per client. But a client of the older handshake cancels a call by a POST of its own
 (`notifications/cancelled`; MCP 2025-11-25, basic/utilities/cancellation), which must find the call. So

@@ -88,7 +88,7 @@ def read_card(folder: Path, model_id: str) -> ModelCard:
     try:
         return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")) | {"id": model_id})
     except ValidationError as error:
-        raise ValueError(f"model: {path} is no model card: {explain(error, ModelCard)}") from None
+        raise ValueError(f"model: {path} is not a valid model card: {explain(error, ModelCard)}") from None
     except ValueError as error:
         raise ValueError(f"model: {path} is not JSON ({error})") from None
 

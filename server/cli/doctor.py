@@ -32,7 +32,7 @@ LITTLE_SPACE = 2 * 10**9
 
 @dataclass(frozen=True)
 class Finding:
-    """Something doctor saw; `advice` says what to do, where there is something to do."""
+    """One finding; `advice` says what to do if something should be done."""
 
     about: str
     state: State
@@ -92,7 +92,7 @@ def doctor(
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every check, for a server with these settings."""
     plugins = Plugins()
-    backends, stores = plugins.backends(), plugins.stores()  # a plugin that breaks does so when it is asked
+    backends, stores = plugins.backends(), plugins.stores()  # a broken plugin fails here
     yield from check_installation()
     own = [factory for factory in backends.values() if not isinstance(factory, Checkpoints)]
     if brought := [factory for factory in own if settings.model in factory.models()]:

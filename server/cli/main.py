@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 NAME = "omnigen2-mcp"
 HELP = "An image studio for agents: generate, edit, compose and describe, with a model on this machine."
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit statuses: what was typed is wrong; it did not work; Ctrl-C."""
+"""Exit statuses: wrong usage, failure, interrupted by Ctrl-C."""
 
 
 def main() -> None:
     """The console script."""
     _mend_streams()
     level = os.environ.get("OMNIGEN2_LOG_LEVEL", "").upper()
-    # A person gets a failure as a sentence; who wants the traceback, too, says so.
+    # Failures are printed as a sentence; OMNIGEN2_LOG_LEVEL=error adds the traceback.
     log.configure(level if level in logging.getLevelNamesMapping() else "critical")
     leave(run(sys.argv[1:]))
 
@@ -55,22 +55,22 @@ def run(words: Sequence[str]) -> int:
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as ending:  # a plugin's command may do that, too
+    except SystemExit as ending:  # a plugin's command may raise it
         if ending.code is None or isinstance(ending.code, int):
             return ending.code or 0
         print(ending.code, file=sys.stderr)
         return FAILED
     except Exception as error:  # a plugin's command may fail in any way
         if _stdout_is_gone() and isinstance(error, BrokenPipeError):
-            return FAILED  # whoever read along, such as `head`, has seen enough
+            return FAILED  # the reader, such as `head`, has exited
         return report(error, as_json="--json" in words)
     finally:
         _stdout_is_gone()
 
 
 def _mend_streams() -> None:
-    """Make stdin, stdout and stderr fit to be used: open, and able to take any text."""
-    # If one were closed, the next file that is opened would take its place.
+    """Make sure that stdin, stdout and stderr are open and can encode any text."""
+    # If one is closed, the next file that is opened gets its descriptor.
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
     os.close(handle)
@@ -83,7 +83,7 @@ def _mend_streams() -> None:
 
 
 def _stdout_is_gone() -> bool:
-    """Whether stdout takes nothing any more; if so, what is left goes nowhere, rather than failing again."""
+    """Whether stdout is closed; if so, the rest of the output is discarded."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -96,7 +96,7 @@ def _stdout_is_gone() -> bool:
 
 
 def command_line(words: Sequence[str] = ()) -> Command:
-    """The commands that `words` may mean: all, but `serve` alone where it is meant, as it must be quick."""
+    """All commands, or `serve` alone if `words` begin with it: it must start quickly."""
     root = Command(
         name=NAME,
         help=HELP,
@@ -147,7 +147,7 @@ def serve_command() -> Command:
 
 
 def report(error: Exception, *, as_json: bool = False) -> int:
-    """Say what went wrong; the exit status."""
+    """Print an error; return the exit status."""
     match error:
         case CycloptsError():
             failure = ToolError("invalid_argument", str(error), f"See {NAME} --help.")
@@ -160,11 +160,11 @@ def report(error: Exception, *, as_json: bool = False) -> int:
         case _:
             failure = as_tool_error(error)
     cause = error.__cause__ if isinstance(error, ToolError) else error
-    # Whoever typed the command is the host, so nothing is kept from them.
+    # The person at the command line is the host, who may see where the store is.
     if isinstance(cause, StoreError) and cause.place:
         failure.advice = f"{failure.advice} The store is {cause.place}.".strip()
     elif failure.code == "internal" and cause is not None:
-        failure.message = f"Unforeseen failure: {type(cause).__name__}: {cause}"
+        failure.message = f"Unexpected error: {type(cause).__name__}: {cause}"
         failure.advice = "OMNIGEN2_LOG_LEVEL=error in the environment shows where."
     if as_json:
         from server.schema import dump_error

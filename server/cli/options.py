@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from tools.base import OUTLIVES_THE_CALL
 
 NOT_GIVEN = None
-"""What an option is called with that was not typed; such options are left out of the request."""
+"""Value of an option that was not given; such options are left out of the request."""
 METAVARS = {"integer": "N", "number": "X"}
 
 
@@ -32,7 +32,7 @@ def parameters(model: type[BaseModel], schema: Mapping[str, Any]) -> list[inspec
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that were typed."""
+    """The values that were given."""
     return {name: value for name, value in values.items() if value is not NOT_GIVEN}
 
 

@@ -65,7 +65,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
 
 
 def facts(pairs: Mapping[str, object]) -> Table:
-    """Names on the left, what they are on the right. Both are plain text."""
+    """A table of names and values, both plain text."""
     made = _frameless(show_header=False)
     made.add_column(style="bold")
     made.add_column(overflow="fold")
@@ -84,14 +84,14 @@ def _frameless(show_header: bool = True) -> Table:
 
 @contextmanager
 def download_bar() -> Generator[Progress]:
-    """A progress bar in bytes on stderr; gone when it is done, silent where stderr is no terminal."""
+    """A progress bar in bytes on stderr; gone when it is done, silent if stderr is not a terminal."""
     with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         yield progress
 
 
 @contextmanager
 def counting_bar() -> Generator[Progress]:
-    """As `download_bar`, for things that are counted."""
+    """A progress bar that counts items, like `download_bar`."""
     with _bar(MofNCompleteColumn()) as progress:
         yield progress
 

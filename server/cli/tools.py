@@ -78,7 +78,7 @@ async def _call(app: App, tool: AnyTool, arguments: dict[str, Any], settings: Se
 
 
 def _typed_paths(arguments: dict[str, Any]) -> Iterator[Path]:
-    """The files and folders that were typed: whoever types a path means it, also if it is a link."""
+    """The files and folders named on the command line. They may be read, even through links."""
     for value in arguments.values():
         texts = cast("list[object]", value) if isinstance(value, list) else [value]
         for text in texts:
@@ -99,7 +99,7 @@ def _path(text: object) -> Path | None:
 
 @contextmanager
 def _bar() -> Generator[Callable[[JobStatus], None]]:
-    """A progress bar on stderr; gone when it is done, silent where stderr is no terminal."""
+    """A progress bar on stderr; gone when it is done, silent if stderr is not a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

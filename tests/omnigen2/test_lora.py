@@ -56,7 +56,7 @@ def test_an_adapter_for_another_model_is_refused_by_name(omnigen: OmniGen2, tmp_
             104,
             r"layers\.0\.attn\.to_q was made for a layer of \(96, 104\), this model's is \(96, 96\)",
         ),
-        ("layers.99.attn.to_q", 96, r"layers\.99\.attn\.to_q is no layer of this model"),
+        ("layers.99.attn.to_q", 96, r"layers\.99\.attn\.to_q is not a layer of this model"),
     ):
         file = write(tmp_path / f"{down}.safetensors", f"transformer.{layer}", down, 96)
         with pytest.raises(ValueError, match=message):

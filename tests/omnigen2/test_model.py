@@ -276,7 +276,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         ("not JSON", r"vae/config\.json is not JSON"),
         ("no tokenizer", r"do not fit: processor: id of <\|image_pad\|>"),
         ("another's pictures", "processor: patch_size is 7, mllm: vision patch_size is 14"),
-        ("no card", r"card\.json is no model card: title: is missing"),
+        ("no card", r"card\.json is not a valid model card: title: is missing"),
         ("another digest", r"its card\.json says sha256:0000"),
     ],
 )
