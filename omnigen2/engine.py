@@ -1,12 +1,12 @@
-"""One thread that owns the device and keeps it busy: continuous batching of every task in flight.
+"""One thread that owns the device and keeps it busy: continuous batching of every running task.
 
 The unit of work is one denoising step of all pictures together. Tasks join and leave between steps, so a
-small one never waits for a big one to end, and a cancelled one is gone before the next step. While text is
+small one never waits for a big one to end, and a cancelled one is dropped before the next step. While text is
 written, pictures and text take turns, each as long as the other. The engine knows tasks and tickets; it knows
 nothing of requests, jobs or the store.
 
-Nothing ends the thread but `close`: a task that fails, or whose callbacks do, fails alone, and a failure that
-belongs to no task fails what is being worked on, after which the engine goes on with what waits.
+Only `close` ends the thread. A task that fails, or whose callbacks fail, fails alone; a failure that belongs
+to no single task fails the running ones, and the engine continues with those that wait.
 """
 
 import gc
@@ -30,16 +30,16 @@ from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Progress, 
 from omnigen2.tickets import Kind, Tickets
 
 TOKENS_IN_FLIGHT = 24_000
-"""Tokens of a step up to which further tasks join: enough to fill a large GPU; more only delays them all."""
+"""Tokens per step up to which further tasks are admitted: enough for a large GPU; more only adds delay."""
 RECOVERY_STEPS = 256
-"""Successful steps after which the budget of tokens is whole again, however far it had to shrink."""
+"""Successful steps after which a reduced token budget is back at its full size."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Flight:
+class _Running:
     """A task whose pictures are being denoised."""
 
     ticket: Ticket
@@ -67,9 +67,9 @@ class Engine:
         self._tickets = Tickets()
         self._denoiser = Denoiser(model.pipeline.transformer)
         # Other threads read these two; they are replaced, never changed in place.
-        self._flights: tuple[_Flight, ...] = ()
+        self._running: tuple[_Running, ...] = ()
         self._writing = False
-        self._preempted: list[_Flight] = []  # had to leave for want of memory; they go on where they were
+        self._preempted: list[_Running] = []  # out of memory; they continue where they were
         self._step_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name=f"engine {self.card.id}", daemon=True)
         self._thread.start()
@@ -102,7 +102,7 @@ class Engine:
         return self._tickets.busy()
 
     def stalled_s(self) -> float:
-        """Seconds since the device thread got further with the work it has; 0.0 without work."""
+        """Seconds since the device thread last made progress; 0.0 without work."""
         return self._tickets.stalled_s()
 
     def memory_bytes(self) -> int:
@@ -110,7 +110,7 @@ class Engine:
         return self._pipeline.memory_bytes()
 
     def close(self) -> None:
-        """Fail what is running or waiting with `Cancelled` and free the device. Again, it does nothing."""
+        """Fail running and waiting tasks with `Cancelled` and free the device. Idempotent."""
         self._tickets.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -120,7 +120,7 @@ class Engine:
     def _run(self) -> None:
         while self._tickets.wait():
             try:
-                self._tend_pictures()
+                self._step_pictures()
                 if ticket := self._tickets.first(TextTask):
                     self._tickets.take(ticket)
                     self._write(ticket)
@@ -129,26 +129,26 @@ class Engine:
         gone = Cancelled("the model was unloaded")
         for ticket in (*self._tickets.taken(), *self._tickets.waiting()):
             self._tickets.answer(ticket, gone)
-        self._forget_flights()
+        self._clear_running()
         self._pipeline.forget()
 
     def _start_over(self, kind: Kind, error: BaseException) -> None:
-        """After a failure that belongs to no task: fail what is being worked on, or else what waits."""
+        """After a failure that belongs to no single task: fail the running tasks, or else those that wait."""
         log.error("the engine failed and starts over", exc_info=error)
-        self._forget_flights()
+        self._clear_running()
         failure = RuntimeError(f"the engine failed: {error!r}")
         for ticket in self._tickets.taken(kind) or self._tickets.waiting(kind):
             self._tickets.answer(ticket, failure)
         traceback.clear_frames(error.__traceback__)
 
-    def _forget_flights(self) -> None:
-        self._flights, self._preempted = (), []
+    def _clear_running(self) -> None:
+        self._running, self._preempted = (), []
         self._denoiser = Denoiser(self._pipeline.transformer)
 
-    def _tend_pictures(self) -> None:
-        """Let pictures join, take one step with all of them, let the finished ones go."""
+    def _step_pictures(self) -> None:
+        """Admit waiting image tasks, take one step with all of them, finish those that are done."""
         try:
-            torch.set_num_threads(self._threads)  # again each time: part of it belongs to the whole process
+            torch.set_num_threads(self._threads)  # each time, as the setting is partly process-wide
             self._drop_cancelled()
             while self._preempted and self._fits(self._preempted[0].task):
                 self._join(self._preempted.pop(0))
@@ -159,27 +159,27 @@ class Engine:
                 self._admit(ticket)
             if self._denoiser.samples:
                 self._step()
-            for flight in self._flights:
-                if flight.done:
-                    self._leave(flight)
-                    self._finish(flight)
+            for entry in self._running:
+                if entry.done:
+                    self._remove(entry)
+                    self._finish(entry)
         except BaseException as error:
             self._start_over(ImageTask, error)
 
     def _fits(self, task: Task) -> bool:
-        """Whether a task may join those in flight now."""
+        """Whether a task may join the running ones now."""
         assert isinstance(task, ImageTask)
-        flights = self._flights
-        if not flights and (not self._writing or self._budget == self._whole_budget):
+        tasks = self._running
+        if not tasks and (not self._writing or self._budget == self._whole_budget):
             return True
-        same_weights = not flights or flights[0].task.lora == task.lora
-        return same_weights and _tokens(flights) + self._pipeline.step_tokens(task) <= self._budget
+        same_weights = not tasks or tasks[0].task.lora == task.lora
+        return same_weights and _tokens(tasks) + self._pipeline.step_tokens(task) <= self._budget
 
     def _drop_cancelled(self) -> None:
-        """Forget every ticket that was cancelled, waiting or in flight."""
-        for flight in (*self._flights, *self._preempted):
-            if flight.ticket.cancelled.is_set():
-                self._fail(flight, Cancelled("cancelled"))
+        """Drop every ticket that was cancelled, waiting or running."""
+        for entry in (*self._running, *self._preempted):
+            if entry.ticket.cancelled.is_set():
+                self._fail(entry, Cancelled("cancelled"))
         for ticket in self._tickets.waiting():
             if ticket.cancelled.is_set():
                 self._tickets.answer(ticket, Cancelled("cancelled"))
@@ -194,7 +194,7 @@ class Engine:
             return self._pipeline.prepare(task)
 
         try:
-            self._tell(ticket, Progress("encode"))
+            self._report_progress(ticket, Progress("encode"))
             samples, notes = self._survive(prepare, prepare)
         except BaseException as error:
             if not (is_out_of_memory(error) and self._in_company()):
@@ -202,39 +202,39 @@ class Engine:
                 return
         else:
             timings = {"encode_ms": 1000 * (time.perf_counter() - started)}
-            self._join(_Flight(ticket, task, self._pipeline.step_tokens(task), samples, notes, timings))
+            self._join(_Running(ticket, task, self._pipeline.step_tokens(task), samples, notes, timings))
             return
         self._free_memory()
-        self._budget = _tokens(self._flights)
+        self._budget = _tokens(self._running)
         self._tickets.put_back(ticket)
 
     def _in_company(self) -> bool:
-        """Whether a task that is not in flight shares the device's memory with others."""
-        return bool(self._flights) or self._writing
+        """Whether a task that is not running shares the device's memory with others."""
+        return bool(self._running) or self._writing
 
-    def _join(self, flight: _Flight) -> None:
-        self._flights = (*self._flights, flight)
-        self._denoiser.add(sample for sample in flight.samples if not sample.done)
+    def _join(self, entry: _Running) -> None:
+        self._running = (*self._running, entry)
+        self._denoiser.add(sample for sample in entry.samples if not sample.done)
 
-    def _leave(self, flight: _Flight) -> None:
-        self._flights = tuple(other for other in self._flights if other is not flight)
-        self._denoiser.remove(flight.samples)
+    def _remove(self, entry: _Running) -> None:
+        self._running = tuple(other for other in self._running if other is not entry)
+        self._denoiser.remove(entry.samples)
 
-    def _fail(self, flight: _Flight, error: BaseException) -> None:
-        if flight in self._preempted:
-            self._preempted.remove(flight)
-        self._leave(flight)
-        self._tickets.answer(flight.ticket, _explained(error))
+    def _fail(self, entry: _Running, error: BaseException) -> None:
+        if entry in self._preempted:
+            self._preempted.remove(entry)
+        self._remove(entry)
+        self._tickets.answer(entry.ticket, _explained(error))
 
-    def _preempt(self, flight: _Flight) -> None:
-        """Let a flight wait until there is memory for it."""
-        self._leave(flight)
-        self._preempted.append(flight)
-        self._budget = 3 * (_tokens(self._flights) + flight.tokens) // 4
+    def _preempt(self, entry: _Running) -> None:
+        """Suspend a running task until there is memory for it."""
+        self._remove(entry)
+        self._preempted.append(entry)
+        self._budget = 3 * (_tokens(self._running) + entry.tokens) // 4
 
     def _step(self) -> None:
         started = time.perf_counter()
-        moving = [flight for flight in self._flights if not flight.done]
+        moving = [entry for entry in self._running if not entry.done]
         try:
             self._denoiser.step()
             device = self._pipeline.transformer.device
@@ -242,80 +242,80 @@ class Engine:
                 torch.cuda.synchronize(device)
         except Exception as error:
             if not is_out_of_memory(error):  # a step serves all: none of them can go on
-                for flight in moving:
-                    self._fail(flight, error)
+                for entry in moving:
+                    self._fail(entry, error)
                 return
         else:
             self._step_seconds = time.perf_counter() - started
             self._budget = min(self._whole_budget, self._budget + self._whole_budget // RECOVERY_STEPS + 1)
-            for flight in moving:
-                flight.retrying = False
-                self._report(flight)
+            for entry in moving:
+                entry.retrying = False
+                self._report(entry)
             return
         self._shrink(moving[-1])
 
-    def _shrink(self, youngest: _Flight) -> None:
-        """After a step that did not fit: free caches. The youngest flight waits; a lone one tries again."""
+    def _shrink(self, youngest: _Running) -> None:
+        """After a step ran out of memory: free caches; suspend the youngest task, or retry a lone one."""
         self._free_memory()
-        if len(self._flights) > 1 or self._writing:
+        if len(self._running) > 1 or self._writing:
             self._preempt(youngest)
         elif not youngest.retrying:
             youngest.retrying = True
         else:
             self._fail(youngest, _too_big())
 
-    def _report(self, flight: _Flight) -> None:
-        """Tell where the flight is, with a preview if one is wanted."""
-        first = flight.samples[0]
-        preview = self._preview(flight)
+    def _report(self, entry: _Running) -> None:
+        """Report the progress of a task, with a preview if one is wanted."""
+        first = entry.samples[0]
+        preview = self._preview(entry)
         try:
-            self._tell(flight.ticket, Progress("denoise", first.index, len(first.plan), preview))
+            self._report_progress(entry.ticket, Progress("denoise", first.index, len(first.plan), preview))
         except BaseException as error:
-            self._fail(flight, error)
+            self._fail(entry, error)
 
-    def _preview(self, flight: _Flight) -> Image | None:
-        """A small picture if one is wanted and can be made: nothing depends on it."""
-        wanted = flight.ticket.wants_preview
+    def _preview(self, entry: _Running) -> Image | None:
+        """A small picture if one is wanted and can be made; a failure costs only the preview."""
+        wanted = entry.ticket.wants_preview
         if not wanted.is_set():
             return None
         wanted.clear()
         try:
-            return self._pipeline.preview(flight.samples[0])
+            return self._pipeline.preview(entry.samples[0])
         except Exception:
             log.warning("a preview could not be made", exc_info=True)
         self._free_memory()
         return None
 
-    def _tell(self, ticket: Ticket, progress: Progress) -> None:
+    def _report_progress(self, ticket: Ticket, progress: Progress) -> None:
         self._tickets.progressed()
         ticket.on_progress(progress)
 
-    def _finish(self, flight: _Flight) -> None:
-        """Decode a flight's pictures and answer its ticket."""
-        timings = flight.timings
-        timings["denoise_ms"] = 1000 * (time.perf_counter() - flight.started)
+    def _finish(self, entry: _Running) -> None:
+        """Decode a task's pictures and answer its ticket."""
+        timings = entry.timings
+        timings["denoise_ms"] = 1000 * (time.perf_counter() - entry.started)
         started = time.perf_counter()
 
         def decode() -> list[Image]:
-            return self._pipeline.finish(flight.task, flight.samples)
+            return self._pipeline.finish(entry.task, entry.samples)
 
         try:
-            self._tell(flight.ticket, Progress("decode"))
+            self._report_progress(entry.ticket, Progress("decode"))
             pictures = self._survive(decode, decode)
         except BaseException as error:
             if not (is_out_of_memory(error) and self._in_company()):
-                self._tickets.answer(flight.ticket, _explained(error))
+                self._tickets.answer(entry.ticket, _explained(error))
                 return
         else:
             timings["decode_ms"] = 1000 * (time.perf_counter() - started)
-            outcome = Outcome(tuple(pictures), notes=tuple(flight.notes), timings=timings, card=self.card)
-            self._tickets.answer(flight.ticket, outcome)
+            outcome = Outcome(tuple(pictures), notes=tuple(entry.notes), timings=timings, card=self.card)
+            self._tickets.answer(entry.ticket, outcome)
             return
         self._free_memory()
-        self._preempt(flight)
+        self._preempt(entry)
 
     def _write(self, ticket: Ticket) -> None:
-        """Write the text of one task, taking turns with the pictures in flight."""
+        """Write the text of one task, taking turns with the running pictures."""
         task = ticket.task
         assert isinstance(task, TextTask)
         started = time.perf_counter()
@@ -343,47 +343,47 @@ class Engine:
             nonlocal last
             if ticket.cancelled.is_set() or self._tickets.closed:
                 raise Cancelled("cancelled")
-            self._tell(ticket, Progress("write", count, task.decoding.max_tokens or 0))
+            self._report_progress(ticket, Progress("write", count, task.decoding.max_tokens or 0))
             if take_turns and time.perf_counter() - last >= self._step_seconds:
-                self._tend_pictures()
+                self._step_pictures()
                 last = time.perf_counter()
 
         return self._pipeline.write(task, on_token)
 
     def _survive(self, attempt: Callable[[], T], again: Callable[[], T]) -> T:
-        """The result of an attempt or, if memory ran out, of another one after every cache was freed."""
+        """The result of `attempt` or, if memory ran out, of `again` after every cache was freed."""
         try:
             return attempt()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Out here the traceback is gone, and with it what it kept alive: the tensors of the attempt.
+        # Outside the handler, where no traceback keeps the tensors of the attempt alive.
         self._free_memory()
         return again()
 
     def _free_memory(self) -> None:
-        """Free whatever can be made again. Not to be called while an exception is handled."""
+        """Free every cache. Not to be called while an exception is handled."""
         self._pipeline.forget()
         self._denoiser.forget()
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def _tokens(flights: Iterable[_Flight]) -> int:
-    return sum(flight.tokens for flight in flights)
+def _tokens(running: Iterable[_Running]) -> int:
+    return sum(entry.tokens for entry in running)
 
 
 def _explained(error: BaseException) -> Exception:
-    """What the caller of a task is told: running out of memory as what it can act on.
+    """The error that answers a task: running out of memory becomes `OutOfMemory`.
 
-    Without the traceback, which keeps tensors for as long as anyone keeps the error; it is in the log.
+    The traceback is logged and removed, as it keeps tensors alive for as long as the error is kept.
     """
     if is_out_of_memory(error):
         return _too_big()
     if not isinstance(error, Cancelled | ValueError | OSError):
         log.error("a task failed", exc_info=error)
     traceback.clear_frames(error.__traceback__)
-    if not isinstance(error, Exception):  # such as SystemExit, which must not end the thread that waits
+    if not isinstance(error, Exception):  # such as SystemExit, which must not end the waiting thread
         return RuntimeError(f"the task ended with {error!r}")
     return error.with_traceback(None)
 

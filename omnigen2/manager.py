@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
 
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
@@ -18,7 +16,6 @@ from omnigen2.cost import cost
 from omnigen2.factory import BackendFactory, Checkpoints
 from omnigen2.task import Backend, Estimating, Task, Watched
 
-State = Literal["absent", "loading", "ready", "failed"]
 IN_HAND_S = 10.0
 """Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
 
@@ -28,18 +25,6 @@ POLL_S = 0.05
 """Seconds between looks at whether a model that is replaced has done its tasks."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """What became of a model; `device` and `dtype` are as asked for."""
-
-    id: str
-    state: State
-    device: str
-    dtype: str
-    memory_bytes: int = 0
-    error: str | None = None
 
 
 @dataclass(eq=False)
@@ -150,13 +135,6 @@ class Manager:
         backend = resident.backend.result() if resident is not None and resident.ready else None
         return backend.cost(task) if isinstance(backend, Estimating) else cost(task)
 
-    def status(self) -> list[ModelStatus]:
-        """Every model that was asked for, the default one first."""
-        with self._lock:
-            residents = dict(self._residents)
-        names = [self.default_model, *(name for name in residents if name != self.default_model)]
-        return [self._describe(name, residents.get(name)) for name in names]
-
     def stalled_s(self) -> float:
         """The longest `Watched.stalled_s` of the loaded models; one that is not `Watched` counts as 0.0."""
         with self._lock:
@@ -182,36 +160,29 @@ class Manager:
         for thread in closing:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _describe(self, name: str, resident: _Resident | None) -> ModelStatus:
-        status = partial(ModelStatus, name, device=self.device, dtype=self.dtype)
-        if resident is None:
-            return status(state="absent")
-        if not resident.backend.done():
-            return status(state="loading")
-        if error := resident.backend.exception():
-            return status(state="failed", error=str(error))
-        return status(state="ready", memory_bytes=resident.backend.result().memory_bytes())
-
     def _load(self, name: str, resident: _Resident) -> None:
         started = time.monotonic()
-        with self._loading:
-            try:
-                self._let_go(resident)
+        try:
+            self._unload_replaced(resident)
+            with self._loading:
                 backend = self._factory(name).load(name, self.device, self.dtype, self._evict)
-            except BaseException as error:  # also SystemExit: nobody else would resolve the future
-                log.warning("model %s could not be loaded: %r", name, error)
-                failure = error if isinstance(error, Exception) else RuntimeError(f"it ended with {error!r}")
-                resident.backend.set_exception(failure)
-                return
+        except BaseException as error:  # also SystemExit: nobody else would resolve the future
+            log.warning("model %s could not be loaded: %r", name, error)
+            failure = error if isinstance(error, Exception) else RuntimeError(f"it ended with {error!r}")
+            resident.backend.set_exception(failure)
+            return
         log.info("model %s loaded in %.1f s", name, time.monotonic() - started)
         resident.last_used = time.monotonic()
         resident.backend.set_result(backend)
 
-    def _let_go(self, resident: _Resident) -> None:
-        """Unload what a model replaces, once its tasks are done: there may be no memory for both."""
+    def _unload_replaced(self, resident: _Resident) -> None:
+        """Unload the model that this one replaces, once its tasks are done: there may be no memory for both.
+
+        Other models can be loaded meanwhile.
+        """
         if resident.replaces is None:
             return
-        log.info("a model's files have changed; it is loaded anew")
+        log.info("the files of a model have changed; it is loaded again")
         backend, resident.replaces = resident.replaces.backend.result(), None
         while backend.busy() and not self._closed.wait(POLL_S):
             pass
