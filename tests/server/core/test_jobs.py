@@ -261,7 +261,7 @@ async def test_a_caller_without_progress_is_given_a_job_before_its_timeout(
             app, "generate_image", replace(ANN, timeout_s=2), prompt="x", **(SMALL | {"steps": 20})
         )
         assert handed.status == "queued" and handed.images == []
-        assert (await call(app, "get_job", job_id=handed.job_id)).step >= 4
+        assert (await call(app, "get_job", job_id=handed.job_id)).status == "running"
         engine.released.set()
         status = await call(app, "get_job", job_id=handed.job_id, wait_seconds=30)
         assert status.status == "done" and status.result.parameters["steps"] == 20
