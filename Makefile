@@ -22,7 +22,7 @@ check: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-tests
 
 check-tests: setup
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
 
 # Every test, by up to four processes; a file stays in one, so that its fixtures are made once.
 test: setup

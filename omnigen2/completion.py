@@ -1,4 +1,4 @@
-"""Completion of a request: sizes, defaults and seeds are decided here, and nowhere else. Needs no torch.
+"""Completes a request with sizes, defaults and seeds. Needs no torch.
 
 A parameter is what was asked; else, for the size of an edit, what its input has; else the default of the
 model card. The library (`omnigen2.model`) and the server's tools both call these functions, so that equal

@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def isolated(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that computes without gradients, and as if nobody had changed what torch does by default.
+    """Run a method without gradients and autocast, and with the CPU as torch's default device.
 
     Libraries make tensors on the default device, and under autocast all is computed in another dtype. The
     default dtype is left alone: it is the process's, and another thread may change it at any time; whoever

@@ -69,7 +69,7 @@ class Engine:
         # Other threads read these two; they are replaced, never changed in place.
         self._running: tuple[_Running, ...] = ()
         self._writing = False
-        self._preempted: list[_Running] = []  # out of memory; they continue where they were
+        self._preempted: list[_Running] = []  # removed for lack of memory; they resume later
         self._step_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name=f"engine {self.card.id}", daemon=True)
         self._thread.start()

@@ -21,7 +21,7 @@ MAX_EXPLAINED = 10
 OWN_WORDS = ("value_error", "assertion_error")
 """Types of errors whose message was written for the reader by a validator of ours."""
 UNBOUNDED = 1_000_000
-"""A bound from there on guards the server and helps nobody who is told of it."""
+"""Bounds from this value on are not mentioned: they protect the server and do not help the caller."""
 WHEN = "a date and time with its zone, such as 2026-11-28T09:30:00Z"
 
 

@@ -63,7 +63,7 @@ def check(transformer: OmniGen2Transformer2DModel, weights: Mapping[str, Tensor]
 
 
 def use(transformer: OmniGen2Transformer2DModel, adapter: Adapter | None) -> None:
-    """Let the adapter take part, loading it if it is not; None uses the bare model.
+    """Activate the adapter, loading it if necessary; None deactivates all adapters.
 
     Loaded adapters are named by their digests, in `peft_config`, in the order of their last use.
 

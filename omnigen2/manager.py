@@ -1,6 +1,6 @@
-"""Keeps models resident: loads each once, in the background, and unloads what is in the way or out of use.
+"""Loads models in the background, keeps them in memory, and unloads idle ones, also to make room.
 
-It knows names; where a model comes from and what it is made of is its factory's business.
+Models are known by name only; a `BackendFactory` finds and loads them.
 """
 
 import logging

@@ -76,7 +76,7 @@ class OmniGen2:
 
     @cached_property
     def threads(self) -> int:
-        """The threads of the CPU that pay for a model of this size, measured at first use; all, on a GPU."""
+        """CPU threads to compute with: one or all, chosen by a measurement at first use; all on a GPU."""
         transformer = self.pipeline.transformer
         if transformer.device.type != "cpu":
             return threads.ALL

@@ -1,4 +1,4 @@
-"""Notes on what a model does not use, or does not make, as it was given. Needs no torch."""
+"""Notes to the caller on inputs and results that the model changed in size or form. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 

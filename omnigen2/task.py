@@ -68,7 +68,7 @@ class Outcome:
 
     `timings` holds milliseconds per stage: `encode_ms`, `denoise_ms`, `decode_ms`. `notes` are sentences the
     caller should pass on, such as that a prompt was cut. `card` is that of the model that did it, whose
-    digest may be another than was foreseen.
+    digest may differ from the expected one.
     """
 
     pictures: tuple[Image, ...] = ()

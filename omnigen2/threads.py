@@ -25,7 +25,7 @@ from omnigen2.transformer import OmniGen2Transformer2DModel
 ALL = torch.get_num_threads()
 """The threads that torch has when the process starts: the cores, or what OMP_NUM_THREADS says."""
 WAIT_S = 0.06
-"""What threads may wait for each other in a layer: some twenty operations, a time slice of 3 ms in each."""
+"""Seconds that threads may wait for each other in a layer: 20 operations, a time slice of 3 ms each."""
 TOKENS = 256
 """Length of the sequence by which a layer is measured: short for a large model, long for a small one."""
 

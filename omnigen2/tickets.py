@@ -61,7 +61,7 @@ class Tickets:
             self._waiting.appendleft(ticket)
 
     def answer(self, ticket: Ticket, answer: Outcome | Exception) -> None:
-        """Resolve the ticket's future, after it stopped counting: its callbacks see free capacity."""
+        """Remove the ticket, then resolve its future, so that callbacks see the freed capacity."""
         with self._changed:
             for tickets in (self._waiting, self._taken):
                 if ticket in tickets:
@@ -100,7 +100,7 @@ class Tickets:
         """Whether `close` was called."""
         return self._closed
 
-    # -- the watchdog's reading ---
+    # -- progress, for health checks ---
 
     def progressed(self) -> None:
         """Note that the work went on."""

@@ -1,4 +1,4 @@
-"""What the C allocator keeps of memory that was freed: little, where it is glibc's.
+"""Makes glibc's allocator return freed memory to the system.
 
 By default it gives every thread a heap of its own, raises the size from which a block is mapped by itself up
 to 32 MB, and returns only the end of a heap. A server whose pictures are made and encoded by many threads
@@ -20,7 +20,7 @@ TRIM_EVERY_S = 30.0
 
 
 def keep_little() -> bool:
-    """Bound what freed memory stays with the process; False where the allocator has no such options.
+    """Limit the freed memory that the process keeps; False if the allocator has no such options.
 
     For the start of a program: threads that run already keep their heaps.
     """

@@ -143,7 +143,7 @@ class App:
         return self.manager.card(model)
 
     def other(self, model: str | None) -> str | None:
-        """A model by its name; None if it is the default one, whose setting and whose card both name it."""
+        """`model`, or None if it names the default model, by the setting or by the id of its card."""
         return None if model in (None, self.settings.model, self._default_card.id) else model
 
     def identify(self, model: str | None) -> ModelCard | None:
@@ -223,7 +223,7 @@ def open_store(settings: Settings, plugins: Plugins) -> ImageStore:
 
 
 def _named(card: ModelCard) -> ModelCard:
-    """A card as callers and records see it: a model in a folder is called as the folder is."""
+    """The card with the id shown to callers and records: a path is reduced to the name of its folder."""
     return card.model_copy(update={"id": without_folders(card.id.rstrip("/"))})
 
 

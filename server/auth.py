@@ -93,7 +93,7 @@ def is_loopback(host: str) -> bool:
 
 
 def names_this_machine(host: str) -> bool:
-    """Whether a Host header, with any port, names this machine as only this machine does."""
+    """Whether a Host header, with any port, is `localhost` or a loopback address."""
     parts = _authority(f"//{host}")
     return parts is not None and is_loopback(parts.hostname or "")
 

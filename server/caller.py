@@ -17,7 +17,7 @@ class Caller:
     principal: str
     """Owner of jobs and records: `LOCAL`, or the name of the bearer token."""
     client: str
-    """Between clients the queue is fair: one connection, session or client name."""
+    """Unit of fairness in the queue: the principal of a token, an IP address, `stdio` or `command line`."""
     folders: tuple[Path, ...] = ()
     """Folders it may read images from."""
     on_progress: Callable[[JobStatus], Awaitable[None]] | None = None

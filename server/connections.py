@@ -1,4 +1,4 @@
-"""What a connection may cost before it has asked for anything: time, places and memory.
+"""Limits on HTTP connections: their number, the time for a request, and the size of its body.
 
 uvicorn waits for the rest of a request for ever. `Connection` ends connections that do not send one, and
 `WholeBody` reads a body before anybody is called, within a size, a time and a budget of all bodies.
@@ -21,23 +21,23 @@ HEAD_S = 10.0
 DRAIN_S = 30.0
 """Seconds for a client to read the rest of an answer after which the connection closes."""
 BODY_S = 20.0
-"""Seconds for the body of a request, and one more for every"""
+"""Seconds for the body of a request; every `BODY_RATE` bytes received add one."""
 BODY_RATE = 100_000
-"""bytes of it."""
+"""Bytes of a body that extend its time by one second."""
 CONNECTIONS = 512
 """Connections at once, if there are twice as many descriptors: files and the index want some, too."""
 READ_S = 20.0
-"""Seconds in which a client must have read some of an answer that waits for it."""
+"""Seconds between two checks that a client reads its answer."""
 READ_RATE = 10_000
-"""Bytes of it for every second."""
+"""Minimum rate at which a client must read its answer, in bytes per second."""
 VALUES = 20_000
-"""Commas in a body; an honest one has a few, and those of its words."""
+"""Maximum commas in a body: an upper bound on its JSON values that needs no parsing."""
 BODIES = 400_000_000
 """Bytes of the bodies of all requests under way."""
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when no request comes; when there are too many, one that waits goes."""
+    """A connection with timeouts; when there are too many, the one that has waited longest is closed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request; where too many wait, close the one that has waited longest.
@@ -59,7 +59,7 @@ class Connection(H11Protocol):
                 return
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Cancel the timers."""
         for timer in (self._timer, self._reader):
             if timer is not None:
                 timer.cancel()
@@ -83,7 +83,7 @@ class Connection(H11Protocol):
 
     @property
     def address(self) -> str:
-        """Of the client."""
+        """IP address of the client."""
         return self.client[0] if self.client else ""
 
     def pause_writing(self) -> None:
@@ -93,7 +93,7 @@ class Connection(H11Protocol):
         self._reader = self.loop.call_later(READ_S, self._check_reader)
 
     def resume_writing(self) -> None:
-        """It was read."""
+        """End the checks of `pause_writing`: the client has read its data."""
         if self._reader is not None:
             self._reader.cancel()
         super().resume_writing()

@@ -33,15 +33,15 @@ from tools.base import Result, ToolError, Work
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
 PROGRESS_S = 0.1
-"""Least seconds between two progress events of a job: each costs the model's thread CPU time."""
+"""Minimum seconds between two progress events of a job: each costs the model's thread CPU time."""
 RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 5.0
 """Seconds that running jobs get to finish when the server stops."""
 DECODED_PIXELS = 128_000_000
-"""Most pixels of decoded inputs in memory at once; a job with more than that gets its turn alone."""
+"""Maximum pixels of decoded inputs in memory at once; a job with more is decoded alone."""
 TRIES = 3
-"""How often the model may be unloaded under a job before the job fails."""
+"""Attempts to start a job whose model is unloaded before it is submitted."""
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 log = get_logger(__name__)
@@ -66,7 +66,7 @@ class Dispatcher:
 
     @asynccontextmanager
     async def running(self, journal: Journal) -> AsyncGenerator[None]:
-        """Take jobs. On the way out, running jobs get some time and those that wait are handed back."""
+        """Accept jobs while entered. On exit, running jobs may finish; waiting ones are interrupted."""
         self.journal = journal
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as self._tasks:

@@ -1,4 +1,4 @@
-"""The end of the process."""
+"""Ends the process within a bounded time."""
 
 import atexit
 import os
@@ -7,7 +7,7 @@ import threading
 from typing import NoReturn
 
 LATEST_S = 8.0
-"""Seconds after which the process ends, whatever still holds it up, once it was asked to."""
+"""Seconds from the first request to stop until the process is killed."""
 
 
 def leave_soon(status: int) -> None:
@@ -27,7 +27,7 @@ _asked = threading.Event()
 
 
 def leave(status: int) -> NoReturn:
-    """End the process. Everything of ours is closed; exit handlers run, and what was printed is written.
+    """Run the exit handlers, flush stdout and stderr, and end the process. Call it once the app is closed.
 
     A model may still be loading, or a step running, on a thread that nothing can stop. Python's own way out
     ends such a thread where it next asks for the interpreter, within C++ code, which then aborts the process

@@ -42,7 +42,7 @@ log = structlog.get_logger()
 HEALTH = "/healthz"
 JSON = "application/json"
 BACKLOG = 128
-"""Connections that are accepted at a stroke, before any of them can be counted."""
+"""Listen backlog: connections that wait in the kernel until they are accepted."""
 SHUTDOWN_S = 6
 """Seconds that requests under way may take to finish once the server is asked to stop: jobs, and answers."""
 STALLED_S = 3600.0
@@ -60,7 +60,7 @@ class Guard:
     """Middleware that lets a request through, with its principal, or answers why not."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens | None, loopback: bool) -> None:
-        """Behind tokens any host name may lead here, as of a proxy; without, only names of this machine."""
+        """With tokens any Host header is accepted, such as a proxy's; without, only names of this machine."""
         self._app = app
         self._tokens = tokens
         self._any_host = tokens is not None or not loopback
@@ -93,7 +93,7 @@ class Guard:
 
 
 class JsonRefusals:
-    """Middleware that gives the plain-text refusals of the libraries below the form of all others."""
+    """Middleware that converts plain-text errors of Starlette and the MCP SDK to the JSON of all others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -172,7 +172,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
             return rest.refusal(error)
 
     async def health(_: Request) -> Response:
-        """That the server answers, and for how long the model has not got further with its work."""
+        """The health of the server, and the seconds since the last progress of its models."""
         try:
             seconds = app.manager.stalled_s()
         except Exception as error:  # a plugin's backend may fail in any way
@@ -219,7 +219,7 @@ async def serve_http(app: App) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which on the way out lets every caller have an answer."""
+    """A uvicorn server that answers every waiting caller before it shuts down."""
 
     def __init__(self, config: uvicorn.Config, app: App) -> None:
         super().__init__(config)

@@ -41,7 +41,7 @@ class Job:
     failure: Exception | None = None
     """Why it could not be started."""
     stopped: Literal["cancelled", "interrupted", None] = None
-    """The state in which it was asked to end."""
+    """The final state that `stop` asked for; None if it was not asked to stop."""
 
     def __post_init__(self, work: Work) -> None:
         self.tool, self.task = work.tool, work.task
@@ -114,9 +114,9 @@ class Job:
         self.change(status="running")
 
     def advance(self, progress: Progress, when: float) -> float | None:
-        """Take in that the model got further, at `when` on the monotonic clock; the seconds that a step took.
+        """Apply progress made at `when` (monotonic clock); return the seconds per step, None if unknown.
 
-        None if that cannot be said. After its end it does not advance.
+        No effect after the job has ended.
         """
         if self.state != "running":
             return None

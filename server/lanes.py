@@ -40,9 +40,9 @@ class Lane:
     retry: TimerHandle | None = None
     """When the model is asked again whether it has room."""
     length: float | None = None
-    """Measured steps after which texts ended."""
+    """Moving average of the steps (tokens) after which texts ended."""
     pace: float | None = None
-    """Measured seconds per unit of cost, with as many jobs at once as there were."""
+    """Moving average of the seconds per unit of cost, whatever the number of jobs at once."""
     pending_events: deque[tuple[Job, Progress, float]] = field(
         default_factory=deque[tuple[Job, Progress, float]]
     )

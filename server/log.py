@@ -1,7 +1,7 @@
 """Logs: structured lines on stderr, with the id of the request they belong to. stdout stays clean.
 
-JSON where a program reads along, aligned text on a terminal. Prompts and images are logged at no level: of
-libraries, therefore, only warnings are.
+Aligned text on a terminal, JSON elsewhere. Prompts and images are logged at no level; libraries, which may
+log them at `info`, are therefore limited to warnings.
 """
 
 import logging

@@ -1,11 +1,11 @@
 """Fair queueing: clients share the work equally, short requests overtake long ones, none is starved.
 
-A pure data structure; it knows nothing of jobs, models or time. It is fair queueing with a clock of its own
-that counts work (the unit is whatever costs are given in):
+A pure data structure; it knows nothing of jobs, models or time. Self-clocked fair queueing (Golestani 1994):
+virtual time counts work, in the unit of the costs.
 
-- every client has a clock that runs on by the cost of what it was served; what would end first by the
-  clocks of its clients is next. So clients share the work equally, however many requests each sends.
-- a client begins at the queue's clock: being absent saves up nothing, being new costs nothing.
+- every client has a virtual time, which advances by the cost of each request served; the request with the
+  earliest virtual finish time is next. So clients share the work equally, however many requests each sends.
+- a new client starts at the queue's virtual time: being idle earns no credit, being new costs nothing.
 - a request waits at most until every other client was served as much as it asks for itself: a short one
   overtakes, a long one is never starved. The same holds among the requests of one client.
 """
@@ -22,7 +22,7 @@ class _Entry(Generic[T]):
     item: T
     cost: float
     due: float
-    """Clock of the queue by which it goes before the other requests of its client."""
+    """Order among the requests of its client: virtual time at arrival plus cost."""
 
 
 @dataclass(slots=True)

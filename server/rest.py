@@ -118,7 +118,7 @@ def _json_response(result: Result, _: Shown) -> Response:
 
 
 def refusal(error: ToolError, status: int | None = None) -> JSONResponse:
-    """A failed call as a response; `status` where that of its code says too little."""
+    """An error as a response; `status` overrides the status of its code."""
     status = status or STATUS[error.code]
     seconds = error.retry_after_s or RETRY_AFTER_S
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None

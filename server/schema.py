@@ -25,7 +25,7 @@ ERROR: Schema = {
 
 
 def input_schema(tool: Tool[Any, Any], card: ModelCard | None) -> Schema:
-    """The arguments of a tool; what may be left out shows what `card`, if there is one, decides on."""
+    """The JSON schema of a tool's arguments, with the defaults of `card` if one is given."""
     schema = _plain(tool.request.model_json_schema())
     defaults = tool.defaults(card) if tool.defaults and card else None
     filled = defaults.model_dump(mode="json", exclude_none=True) if defaults else {}

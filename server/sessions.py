@@ -3,8 +3,8 @@
 The server keeps no state per client. But a client of the older handshake cancels a call by a POST of its own
 (`notifications/cancelled`; MCP 2025-11-25, basic/utilities/cancellation), which must find the call. So
 `initialize` is answered with an `Mcp-Session-Id`, which the client repeats with every request, and calls
-under way are kept by principal, session and request id. A session that nobody has heard of is as good as any
-other: it only names calls, so it survives a restart.
+under way are kept by principal, session and request id. Any session id is accepted, also one from
+before a restart: it only identifies calls.
 """
 
 import re
@@ -60,7 +60,7 @@ class Sessions:
 
 
 class SessionMiddleware:
-    """Gives a session id to those who initialize, and has those who cancel heard."""
+    """Answers `initialize` with a session id, and applies `notifications/cancelled`."""
 
     def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
         self._app = app

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     token_file: Path | None = None
     """File of `name:token` lines: who may connect over HTTP, and what to call them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least important messages that are logged, to stderr."""
+    """Minimum level of the messages that are logged, to stderr."""
 
     @property
     def folders(self) -> tuple[Path, ...]:

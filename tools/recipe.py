@@ -49,7 +49,7 @@ class Recipe:
     """Of the model, with the digest of its weights."""
     lora: Adapter | None = None
     notes: tuple[str, ...] = ()
-    """On what this call asked for or brought along; an equal call may have others."""
+    """Notes on the parameters and inputs of this call; an equal call may have others."""
     fixed: bool = False
     """Whether the request itself fixes the outcome, so that an earlier one answers it."""
 
@@ -101,7 +101,7 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
         recipe = await _image_recipe(tool, named, inputs, card, context)
     else:
         recipe = _text_recipe(tool, named, inputs, card)
-    return recipe if known else replace(recipe, fixed=False)  # whose earlier result it would be is not known
+    return recipe if known else replace(recipe, fixed=False)  # weights unknown: not answered from the store
 
 
 def _references(request: Request) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _sizes(inputs: Sequence[StoredImage]) -> list[Size]:
 
 @contextmanager
 def _refusing() -> Generator[None]:
-    """What the model package refuses in the block leaves it as a `ToolError` with advice."""
+    """Convert an `InvalidTask` raised in the block to a `ToolError` with advice."""
     try:
         yield
     except InvalidTask as error:

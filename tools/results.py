@@ -54,7 +54,7 @@ class MadeImage(ImageInfo):
     """An image that a request made."""
 
     seed: int
-    """Makes this picture again if it is asked for alone."""
+    """The seed with which a request for one image makes this picture again."""
 
 
 class Timings(Facts):

@@ -1,4 +1,4 @@
-"""The two things that the model does: make images, write text. Four tools ask for them in their own words.
+"""Runs a recipe on the model, to make images or write text; shared by the four tools of the model.
 
 A recipe that was carried out before is answered from the store; any other one goes to the queue, and what
 comes out is stored with the record of how it was made.

@@ -1,6 +1,6 @@
-"""A command for every tool: what was typed is the request, and the files it made go where the user says.
+"""A command for every tool; `--output` writes the images of its result to files.
 
-Works without a running server: the command is one itself, for a single call.
+Needs no running server: the command runs the app in its own process, for one call.
 """
 
 import inspect
