@@ -63,11 +63,22 @@ SLOW = {
 """Files and folders that `make check` leaves out, and what takes the time in them."""
 
 
+def is_slow(path: Path) -> bool:
+    """Whether a test file is in `SLOW`."""
+    return path.relative_to(TESTS).as_posix().startswith(tuple(SLOW))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Slow files are not even imported where they are left out: that alone takes seconds."""
+    left_out = config.getoption("markexpr") == "not slow" and collection_path.is_relative_to(TESTS)
+    return True if left_out and collection_path.is_file() and is_slow(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow files, and skip GPU tests cleanly; torch is asked only if there is one."""
     for item in items:
-        if item.path.relative_to(TESTS).as_posix().startswith(tuple(SLOW)):
+        if is_slow(item.path):
             item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
