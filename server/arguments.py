@@ -4,7 +4,8 @@ Everything is derived from the JSON schema of the tool's request, so it holds fo
 tool, plugins' included:
 
 - null, and "" where it is not a valid value, mean that an optional parameter is left out;
-- a list or object sent as JSON text is read; a lone value where a list is wanted is a list of one;
+- a list or object sent as JSON text is read; a lone value where a list is wanted is a list of one, and a list
+  of one where a lone value is wanted is that value;
 - `image` and `images` are taken for each other where only one of them exists;
 - what clients are known to add of their own is dropped, with a note; any other unknown name is an error.
 """
@@ -108,7 +109,8 @@ def _read(value: object, schema: Schema) -> object:
     """The value in the form that the schema wants, where that is what it can only mean."""
     kind = schema.get("type")
     if kind not in ("array", "object"):
-        return value
+        values = cast("list[object]", value) if isinstance(value, list) else [value]
+        return values[0] if kind and len(values) == 1 else cast(object, value)
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and len(value) <= MAX_JSON:
         try:
             decoded = json.loads(value)

@@ -97,6 +97,8 @@ def test_every_parameter_takes_its_value_in_every_form(name: str, field: str) ->
         assert read(name, **{field: json.dumps(value)}) == expected
         if len(value) == 1:
             assert read(name, **{field: value[0]}) == expected
+    else:
+        assert read(name, **{field: [value]}) == expected
     if own.get("type") in ("integer", "number", "boolean"):
         assert read(name, **{field: json.dumps(value)}) == expected
 
