@@ -44,8 +44,13 @@ def unknown_fields(names: Sequence[str], known: Sequence[str]) -> str:
     shown = []
     for name in names:
         near = difflib.get_close_matches(name[:100].lower(), known, n=1, cutoff=0.7)
-        shown.append(f"{name[:100]} (did you mean {near[0]}?)" if near else name[:100])
+        shown.append(f"{printable(name)} (did you mean {near[0]}?)" if near else printable(name))
     return f"{', '.join(shown)}: not known; there are {', '.join(known)}"
+
+
+def printable(name: str) -> str:
+    """The beginning of a name that a client sent, in characters that every encoding of Unicode has."""
+    return name[:100].encode("utf-8", "backslashreplace").decode()
 
 
 def allowed(schema: Schema, definitions: Schema | None = None) -> str:
@@ -91,7 +96,7 @@ def shortened(value: object, limit: int = 80) -> str:
 def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
     schema = _schema(model)
     definitions: Schema = schema.get("$defs", {})
-    field = ".".join(str(part)[:100] for part in problem["loc"]) or "request"
+    field = ".".join(printable(str(part)) for part in problem["loc"]) or "request"
     given = f" (given: {shortened(problem['input'])})"
     own = _at(schema, problem["loc"], definitions)
     match problem["type"]:

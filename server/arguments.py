@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from omnigen2.explain import explain, resolved, unknown_fields
+from omnigen2.explain import explain, printable, resolved, unknown_fields
 from tools.base import Request, ToolError
 
 ADDED_BY_CLIENTS = frozenset(
@@ -81,7 +81,7 @@ def _named(
         elif alias is not None and alias in fields and alias not in arguments:
             named[alias] = value
         elif name in ADDED_BY_CLIENTS or name.startswith("_"):
-            ignored.append(name[:100])
+            ignored.append(printable(name))
         else:
             named[name] = value
     return named, ignored[:MAX_UNKNOWN]

@@ -146,6 +146,15 @@ def test_an_object_as_text_is_read_and_deep_text_is_not() -> None:
         read_arguments(Odd, {"table": "{" + '"a":{' * 50_000})
 
 
+def test_half_a_character_in_a_name_can_be_answered() -> None:
+    _, notes = read_arguments(REQUESTS["list_images"], {"_\udcdb": 1})
+    assert notes[0].encode().endswith(b"_\\udcdb.")
+    for arguments in ({"x\udcdb": 1}, {f"x\udcdb{number}": 1 for number in range(200)}):
+        with pytest.raises(ToolError) as error:
+            read_arguments(REQUESTS["list_images"], arguments)
+        assert str(error.value).encode()
+
+
 def test_a_million_unknown_names_are_refused_shortly() -> None:
     with pytest.raises(ToolError) as error:
         read_arguments(Odd, {f"key{number}": number for number in range(1_000_000)})
