@@ -32,7 +32,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     unknown = [problem["loc"] for problem in explained if problem["type"] == "extra_forbidden"]
     sentences = [_sentence(problem, model) for problem in explained if problem["type"] != "extra_forbidden"]
     for owner, group in groupby(unknown, key=lambda location: location[:-1]):
-        known = (_at(_schema(model), owner, _schema(model).get("$defs", {})) or {}).get("properties", {})
+        known = (_at(schema_of(model), owner, schema_of(model).get("$defs", {})) or {}).get("properties", {})
         sentences.append(unknown_fields([".".join(map(str, location)) for location in group], list(known)))
     if more := len(problems) - len(explained):
         sentences.append(f"and {more:,} more")
@@ -80,11 +80,20 @@ def allowed(schema: Schema, definitions: Schema | None = None) -> str:
 
 
 def resolved(schema: Schema, definitions: Schema) -> Schema:
-    """`schema` with a reference and an alternative to null replaced by what they stand for."""
+    """`schema` with a reference and alternatives to null replaced by what they stand for."""
     if "$ref" in schema:
-        return resolved(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
-    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
-    return resolved(options[0], definitions) if len(options) == 1 else schema
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        return resolved({**definitions[schema["$ref"].rpartition("/")[2]], **rest}, definitions)
+    if nullable(schema):
+        rest = {key: value for key, value in schema.items() if key != "anyOf"}
+        options = [option for option in schema["anyOf"] if option != {"type": "null"}]
+        return resolved({**(options[0] if len(options) == 1 else {"anyOf": options}), **rest}, definitions)
+    return schema
+
+
+def nullable(schema: Schema) -> bool:
+    """Whether null is one of the alternatives of `schema`."""
+    return {"type": "null"} in schema.get("anyOf", ())
 
 
 def shortened(value: object, limit: int = 80) -> str:
@@ -94,7 +103,7 @@ def shortened(value: object, limit: int = 80) -> str:
 
 
 def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    schema = _schema(model)
+    schema = schema_of(model)
     definitions: Schema = schema.get("$defs", {})
     field = ".".join(printable(str(part)) for part in problem["loc"]) or "request"
     given = f" (given: {shortened(problem['input'])})"
@@ -152,7 +161,8 @@ def _listed(values: Sequence[str]) -> str:
 
 
 @cache
-def _schema(model: type[BaseModel]) -> Schema:
+def schema_of(model: type[BaseModel]) -> Schema:
+    """The JSON schema of a model, made once."""
     return model.model_json_schema()
 
 

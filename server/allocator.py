@@ -16,7 +16,7 @@ ARENAS = 2
 MAPPED_BYTES = 2**20
 """Blocks of that size and more are returned to the system when they are freed."""
 TRIM_EVERY_S = 30.0
-"""Seconds between returns of what is free within the heaps; each takes a few milliseconds."""
+"""Seconds between returns of what is free within the heaps, on a thread of its own."""
 
 
 def keep_little() -> bool:

@@ -12,13 +12,12 @@ tool, plugins' included:
 
 import json
 from collections.abc import Mapping
-from functools import cache
 from itertools import islice
 from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from omnigen2.explain import explain, printable, resolved, unknown_fields
+from omnigen2.explain import explain, printable, resolved, schema_of, unknown_fields
 from tools.base import Request, ToolError
 
 ADDED_BY_CLIENTS = frozenset(
@@ -49,7 +48,7 @@ def read_arguments(
         ToolError: `invalid_argument`, naming each parameter that is wrong, unknown or missing, and what it
             must be.
     """
-    schema = _schema(request)
+    schema = schema_of(request)
     fields: Mapping[str, Schema] = schema.get("properties", {})
     if len(arguments) > len(fields) + MAX_EXTRA:
         raise _too_many(arguments, list(fields))
@@ -121,8 +120,3 @@ def _read(value: object, schema: Schema) -> object:
     if kind == "object" or isinstance(value, list | tuple | dict):
         return cast(object, value)
     return [value]
-
-
-@cache
-def _schema(request: type[BaseModel]) -> Schema:
-    return request.model_json_schema()

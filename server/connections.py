@@ -134,7 +134,8 @@ class WholeBody:
         try:
             whole = await self._read(body, int(Headers(scope=scope).get("content-length", 0)), receive)
             if whole:
-                await self._app(scope, _replayed(body, receive), send)
+                first: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
+                await self._app(scope, replayed(first, receive), send)
         except _Refused as refused:
             await rest.refusal(refused.error, refused.status)(scope, receive, send)
         finally:
@@ -183,11 +184,11 @@ class _Refused(Exception):
         self.status, self.error = status, error
 
 
-def _replayed(body: bytearray, receive: Receive) -> Receive:
-    """The whole body as one message, then whatever else comes."""
-    messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+def replayed(first: Message, receive: Receive) -> Receive:
+    """`first`, which was already received, then whatever else comes."""
+    messages = [first]
 
-    async def replay() -> Any:
+    async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
     return replay

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from omnigen2.checkpoints.card import ModelCard
+from omnigen2.explain import nullable, resolved
 from tools.base import Result, Tool, ToolError
 
 Schema = dict[str, Any]
@@ -70,7 +71,7 @@ def _plain(schema: Schema) -> Schema:
 
 
 def _node(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    node = _resolved(node, definitions)
+    node = dict(resolved(node, definitions))
     made: Schema = {}
     for key, value in node.items():
         match key:
@@ -89,22 +90,6 @@ def _node(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
             case _:
                 made[key] = value
     if "required" in made:
-        optional = {name for name, field in node["properties"].items() if _nullable(field)}
+        optional = {name for name, field in node["properties"].items() if nullable(field)}
         made["required"] = [name for name in made["required"] if name not in optional]
     return made
-
-
-def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """`node` with references and alternatives to null replaced by what they stand for."""
-    if "$ref" in node:
-        rest = {key: value for key, value in node.items() if key != "$ref"}
-        return _resolved(definitions[node["$ref"].rpartition("/")[2]] | rest, definitions)
-    if _nullable(node):
-        rest = {key: value for key, value in node.items() if key != "anyOf"}
-        options = [option for option in node["anyOf"] if option != {"type": "null"}]
-        return _resolved((options[0] if len(options) == 1 else {"anyOf": options}) | rest, definitions)
-    return node
-
-
-def _nullable(node: Schema) -> bool:
-    return {"type": "null"} in node.get("anyOf", ())

@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.connections import replayed
+
 HEADER = "Mcp-Session-Id"
 MAX_BODY = 10_000
 """Bytes of a body that is looked at: `initialize` and `notifications/cancelled` are short."""
@@ -78,7 +80,7 @@ class SessionMiddleware:
             self._sessions.cancel(request, message.get("params"))
         elif message.get("method") == "initialize":
             send = _with_session(send, _new_session(message))
-        await self._app(scope, _replayed(first, receive), send)
+        await self._app(scope, replayed(first, receive), send)
 
 
 def client_name(request: Request) -> str:
@@ -121,13 +123,3 @@ def _with_session(send: Send, session: str) -> Send:
         await send(message)
 
     return sending
-
-
-def _replayed(first: Message, receive: Receive) -> Receive:
-    """`first`, then whatever else comes."""
-    messages = [first]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
