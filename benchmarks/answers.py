@@ -3,7 +3,7 @@
 import json
 from typing import Any, get_args
 
-from server.rest import STATUS
+from server.http.refusals import STATUS
 from tools.base import Code
 
 LONGEST_REFUSAL = 8000

@@ -21,7 +21,7 @@ from omnigen2.factory import OneModel
 from omnigen2.task import ImageTask, Outcome, Progress, Task, Ticket
 from server.app import build_app
 from server.hookspecs import hookimpl
-from server.http import http_app
+from server.http.app import http_app
 from server.plugins import core_plugins
 from server.schema import input_schema
 from server.settings import Settings

@@ -28,8 +28,8 @@ from server.caller import LOCAL, Caller
 from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
+from server.http.sessions import Sessions
 from server.resources import Resources, link, list_templates
-from server.sessions import Sessions
 from server.status import progress_line
 from tools.base import JobStatus, Picture, Result, ToolError
 

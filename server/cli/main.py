@@ -136,7 +136,7 @@ def serve_command() -> Command:
 
             anyio.run(serve_stdio, app)
         else:
-            from server.http import serve_http
+            from server.http.serve import serve_http
 
             anyio.run(serve_http, app)
 

@@ -14,8 +14,8 @@ from omnigen2.checkpoints.card import published_card
 from server import schema
 from server.cli.main import command_line
 from server.hookspecs import AnyTool
+from server.http.rest import path
 from server.plugins import Plugins, core_plugins
-from server.rest import path
 from server.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"

@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from server.app import build_app
-from server.http import http_app
+from server.http.app import http_app
 from server.plugins import core_plugins
 from server.settings import Settings
 from storage import ImageStore

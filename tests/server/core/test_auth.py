@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.auth import Tokens, may_ask, names_this_machine
+from server.http.auth import Tokens, may_ask, names_this_machine
 
 ANN = "ann:a-token-of-some-length"
 

@@ -10,9 +10,9 @@ import uvicorn
 from anyio.abc import SocketStream
 from starlette.types import Receive, Scope, Send
 
-from server import connections
 from server.app import App
-from server.http import uvicorn_config
+from server.http import connections
+from server.http.serve import uvicorn_config
 from tests.server.surfaces.test_http import GENERATE, served
 
 pytestmark = pytest.mark.anyio

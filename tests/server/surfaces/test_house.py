@@ -10,22 +10,23 @@ import pytest
 from cyclopts import App as Command
 from pydantic import Field
 
-from server import http, rest, schema
+import server
+from server import schema
 from server.cli.options import parameters
 from server.cli.reference import PAGE, page, tool_section
 from server.hookspecs import AnyTool, hookimpl
+from server.http import rest
 from server.plugins import Plugins, core_plugins
 from tests.server.core.conftest import CHECKPOINT
 from tests.server.surfaces.conftest import Connect, succeeded
 from tools.base import Context, Request, Result, Tool
 from tools.core import TOOLS
 
-SERVER = Path(http.__file__).parent
+SERVER = Path(server.__file__).parent
 SURFACES = (
     "schema",
     "mcp",
-    "rest",
-    "http",
+    *(f"http/{path.stem}" for path in sorted((SERVER / "http").glob("*.py"))),
     "cli/main",
     "cli/reference",
     "cli/tools",

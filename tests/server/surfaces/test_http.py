@@ -17,8 +17,9 @@ from PIL import Image
 
 from server import log
 from server.app import App
-from server.auth import Tokens, is_loopback
-from server.http import http_app, serve_http, uvicorn_config
+from server.http.app import http_app
+from server.http.auth import Tokens, is_loopback
+from server.http.serve import serve_http, uvicorn_config
 from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL, Connect, succeeded
 

@@ -13,9 +13,11 @@ import httpx
 import pytest
 from anyio import to_thread
 
-from server import dispatcher, http
+from server import dispatcher
 from server.app import App
-from server.http import Server, http_app, uvicorn_config
+from server.http import health, serve
+from server.http.app import http_app
+from server.http.serve import Server, uvicorn_config
 from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL
 from tests.server.surfaces.test_connections import connect, until_closed
@@ -44,7 +46,7 @@ async def test_waiting_callers_have_the_documented_refusal_when_the_server_stops
     app: App, engine: HeldEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "GRACE_S", 0.5)
-    monkeypatch.setattr(http, "SHUTDOWN_S", 3)
+    monkeypatch.setattr(serve, "SHUTDOWN_S", 3)
     engine.hold_at = 1
     engine._budget = 1
     answers: dict[str, httpx.Response] = {}
@@ -204,7 +206,7 @@ async def test_what_a_client_calls_itself_gives_it_no_further_place_in_the_queue
 
 async def test_health_says_that_a_model_hangs(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     async with rest(app) as client:
-        monkeypatch.setattr(app.manager, "stalled_s", lambda: http.STALLED_S + 1)
+        monkeypatch.setattr(app.manager, "stalled_s", lambda: health.STALLED_S + 1)
         answer = await client.get("/healthz")
         assert answer.status_code == 503 and answer.json()["status"] == "stalled"
 

@@ -14,7 +14,7 @@ from mcp.shared.exceptions import MCPError
 from PIL import Image
 
 from server.app import App
-from server.rest import STATUS
+from server.http.refusals import STATUS
 from storage import Digest
 from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL, Connect, succeeded

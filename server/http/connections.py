@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from server import rest
+from server.http.refusals import refusal
 from tools.base import ToolError
 
 HEAD_S = 10.0
@@ -137,7 +137,7 @@ class WholeBody:
                 first: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
                 await self._app(scope, replayed(first, receive), send)
         except _Refused as refused:
-            await rest.refusal(refused.error, refused.status)(scope, receive, send)
+            await refusal(refused.error, refused.status)(scope, receive, send)
         finally:
             self._held -= len(body)
 

@@ -20,22 +20,10 @@ from server import schema
 from server.app import App, Shown
 from server.caller import Caller
 from server.hookspecs import AnyTool
+from server.http.refusals import refusal
 from server.status import progress_event
-from tools.base import Code, JobStatus, Result, ToolError
+from tools.base import JobStatus, Result, ToolError
 
-STATUS: dict[Code, int] = {
-    "invalid_argument": 400,
-    "forbidden": 403,
-    "image_not_found": 404,
-    "cancelled": 409,
-    "image_rejected": 422,
-    "busy": 429,
-    "internal": 500,
-    "not_ready": 503,
-    "out_of_memory": 503,
-}
-RETRY_AFTER_S = 5
-"""Seconds a client should wait where nothing more precise is known."""
 EVENTS = "text/event-stream"
 
 
@@ -115,14 +103,6 @@ def _json_of(result: Result, _: Shown) -> dict[str, Any]:
 
 def _json_response(result: Result, _: Shown) -> Response:
     return JSONResponse(schema.dump(result))
-
-
-def refusal(error: ToolError, status: int | None = None) -> JSONResponse:
-    """An error as a response; `status` overrides the status of its code."""
-    status = status or STATUS[error.code]
-    seconds = error.retry_after_s or RETRY_AFTER_S
-    headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
-    return JSONResponse(schema.dump_error(error), status, headers)
 
 
 def openapi(app: App) -> dict[str, Any]:

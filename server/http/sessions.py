@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.connections import replayed
+from server.http.connections import replayed
 
 HEADER = "Mcp-Session-Id"
 MAX_BODY = 10_000

@@ -1,0 +1,1 @@
+"""Everything over HTTP: MCP, the tools as REST, stored images, health; and who gets in."""
