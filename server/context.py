@@ -18,7 +18,7 @@ from server.jobs import Job
 from server.references import open_allowed
 from storage import StoredImage, codec
 from storage.errors import InvalidArgument
-from tools.base import JobError, JobStatus, OpenFile, Pick, Picture, Result, ToolError, Work
+from tools.base import NO_JOB, JobError, JobStatus, OpenFile, Pick, Picture, Result, ToolError, Work
 
 if TYPE_CHECKING:
     from server.app import App
@@ -85,6 +85,11 @@ class CallContext:
     def show(self, image: StoredImage, pixels: Image) -> None:
         preview = Picture(*codec.preview(pixels)) if self._caller.previews else None
         self.shown[str(image.id)] = image, preview
+
+    async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:
+        if (report := self._caller.on_progress) is not None:
+            now = {"status": "running", "stage": stage, "step": step, "steps": steps}
+            await report(JobStatus.new(NO_JOB).changed(**now))
 
     async def run(self, work: Work, *, background: bool) -> Result:
         if work.model not in self._cards:

@@ -6,7 +6,6 @@ Full-size pixels never travel inside a result: a picture is a small preview and 
 
 import asyncio
 import signal
-from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -24,6 +23,7 @@ from mcp.shared.exceptions import MCPError
 from omnigen2.task import Cancelled
 from server import prompts, schema
 from server.app import App, Shown
+from server.blocks import content_block
 from server.caller import LOCAL, Caller
 from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
@@ -160,7 +160,12 @@ class Studio:
         pictures = (*map(preview, result.previewed()), *result.pictures())
         linked = (shown[image][0] if image in shown else store.get(image) for image in result.linked())
         return types.CallToolResult(
-            content=[types.TextContent(text=result.summary()), *map(_image, pictures), *map(link, linked)],
+            content=[
+                types.TextContent(text=result.summary()),
+                *map(content_block, pictures),
+                *map(link, linked),
+                *map(content_block, result.blocks()),
+            ],
             structured_content=schema.dump(result),
         )
 
@@ -239,7 +244,3 @@ def instructions(app: App) -> str:
     card = app.card()
     words = f"The model knows these words only: {', '.join(card.vocabulary)}." if card.vocabulary else ""
     return INSTRUCTIONS.format(title=card.title, about=card.about, words=words).rstrip()
-
-
-def _image(picture: Picture) -> types.ImageContent:
-    return types.ImageContent(data=b64encode(picture.data).decode("ascii"), mime_type=picture.mime_type)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tools.base import JobStatus
+from tools.base import NO_JOB, JobStatus
 
 
 def progress_line(job: JobStatus) -> str:
@@ -10,7 +10,7 @@ def progress_line(job: JobStatus) -> str:
     if job.status == "queued":
         where = f"waiting, {job.position} ahead" if job.position else "next in line"
     else:
-        where = f"{job.stage} {job.step} of {job.steps}" if job.steps else job.stage
+        where = f"{job.stage} {job.step} of {job.steps}".lstrip() if job.steps else job.stage
     eta = job.eta_seconds
     return where if eta is None else f"{where}, about {eta:.0f} s left"
 
@@ -18,4 +18,6 @@ def progress_line(job: JobStatus) -> str:
 def progress_event(job: JobStatus) -> dict[str, Any]:
     """Fields of a progress event: those of a status that change while a job runs."""
     fields = {"job_id", "position", "stage", "step", "steps", "eta_seconds"}
+    if job.job_id == NO_JOB:
+        fields.remove("job_id")
     return {"state": job.status} | job.model_dump(mode="json", include=fields)

@@ -66,6 +66,27 @@ class Picture:
     mime_type: str
 
 
+@dataclass(frozen=True)
+class Audio:
+    """An encoded recording."""
+
+    data: bytes
+    mime_type: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A resource that travels inside a result or a prompt."""
+
+    uri: str
+    mime_type: str
+    content: str | bytes
+
+
+Block = str | Picture | Audio | Embedded
+"""A piece of content for a model: text, a picture, a recording, or a resource."""
+
+
 class Result(BaseModel):
     """The result of a call: the structured content of an answer, without pixels."""
 
@@ -93,6 +114,10 @@ class Result(BaseModel):
 
     def pictures(self) -> tuple[Picture, ...]:
         """Pictures to show as they are, beside the previews."""
+        return ()
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Further content for the model, after summary, pictures and links."""
         return ()
 
     def to_journal(self) -> str:
@@ -134,6 +159,10 @@ class JobError(BaseModel):
     def raised(self) -> ToolError:
         """The error, to be raised."""
         return ToolError(self.code, self.message, self.advice)
+
+
+NO_JOB = ""
+"""Job id in the progress of a call that queues no work."""
 
 
 class JobStatus(Result):
@@ -190,6 +219,9 @@ class JobStatus(Result):
         if self.result is not None:
             return self.result.pictures()
         return (self.preview,) if self.preview else ()
+
+    def blocks(self) -> tuple[Block, ...]:
+        return self.result.blocks() if self.result else ()
 
 
 OpenFile = tuple[Path, BinaryIO]
@@ -248,6 +280,13 @@ class Context(Protocol):
 
     def show(self, image: StoredImage, pixels: Image) -> None:
         """Pass on a new image, so that its link and preview need no reading. Callable from any thread."""
+        ...
+
+    async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:
+        """Tell the caller how far a call is that queues no `Work`; `steps` is 0 while they are not counted.
+
+        On a worker thread: `anyio.from_thread.run(context.progress, step, steps, stage)`.
+        """
         ...
 
     async def run(self, work: "Work", *, background: bool) -> Result:

@@ -65,6 +65,9 @@ class Studio:
     def show(self, image: StoredImage, pixels: Image) -> None:
         pass
 
+    async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:
+        pass
+
     async def resolve(self, reference: str, field: str) -> StoredImage:
         match parse_reference(reference, field):
             case StoredRef(digits):
