@@ -1,10 +1,10 @@
-# setup · demo · check · test · coverage · lint · docs · bench: each works alone, from a fresh clone.
+# setup · demo · check · test · coverage · lint · docs · bench · bundle: each works alone, from a fresh clone.
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
-.PHONY: setup demo check check-tests test coverage lint docs bench
+.PHONY: setup demo check check-tests test coverage lint docs bench bundle
 setup: $(STAMP)
 
 # torch first and pinned: an unpinned resolve would pull gigabytes of CUDA onto a machine without a GPU.
@@ -43,3 +43,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# What Claude Desktop installs by a double click: an MCP bundle of what is committed.
+bundle:
+	mkdir -p dist
+	git archive --format=zip --add-file=packaging/mcpb/manifest.json -o dist/omnigen2-mcp.mcpb HEAD \
+		pyproject.toml README.md LICENSE server tools omnigen2 storage

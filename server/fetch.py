@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from socket import SOCK_STREAM
 
 import anyio
-import httpx
+import httpx2
 from anyio import to_thread
 
 from storage.errors import ImageRejected
@@ -56,7 +56,7 @@ class Fetcher:
 
     max_bytes: int
     look_up: Callable[[str, int], Awaitable[Sequence[str]]] = look_up
-    transport: httpx.AsyncBaseTransport | None = None
+    transport: httpx2.AsyncBaseTransport | None = None
 
     async def fetch(self, url: str, field: str) -> bytes:
         """The bytes at `url`.
@@ -67,18 +67,18 @@ class Fetcher:
         """
         try:
             with anyio.fail_after(SECONDS):
-                return await self._follow(httpx.URL(url), field)
+                return await self._follow(httpx2.URL(url), field)
         except TimeoutError:
             raise _absent(url, field, f"it took longer than {SECONDS:.0f} seconds") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise _absent(url, field, str(error) or type(error).__name__) from error
 
-    async def _follow(self, url: httpx.URL, field: str) -> bytes:
+    async def _follow(self, url: httpx2.URL, field: str) -> bytes:
         tls = await to_thread.run_sync(ssl.create_default_context)
         for _ in range(MAX_REDIRECTS + 1):
             address = await self._checked_address(url, field)
             # A client of its own for every hop: nothing that one server sets is sent to the next.
-            async with httpx.AsyncClient(
+            async with httpx2.AsyncClient(
                 verify=tls, trust_env=False, timeout=SECONDS, transport=self.transport
             ) as client:
                 response = await client.send(_request(client, url, address), stream=True)
@@ -90,7 +90,7 @@ class Fetcher:
             url = url.join(response.headers["location"])
         raise _absent(str(url), field, f"it redirects more than {MAX_REDIRECTS} times")
 
-    async def _checked_address(self, url: httpx.URL, field: str) -> str:
+    async def _checked_address(self, url: httpx2.URL, field: str) -> str:
         if url.scheme != "https" or not url.host or url.userinfo:
             raise _forbidden(url, field, "only https:// addresses without a user name are fetched")
         addresses = await self.look_up(url.raw_host.decode("ascii"), url.port or 443)
@@ -98,7 +98,7 @@ class Fetcher:
             raise _forbidden(url, field, "only public addresses are fetched")
         return addresses[0]
 
-    async def _body(self, response: httpx.Response, url: httpx.URL, field: str) -> bytes:
+    async def _body(self, response: httpx2.Response, url: httpx2.URL, field: str) -> bytes:
         if response.status_code != 200:
             raise _absent(str(url), field, f"the answer was {response.status_code}")
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -125,7 +125,7 @@ def is_public(address: str) -> bool:
     return not any(ip in network for network in _SPECIAL)
 
 
-def _request(client: httpx.AsyncClient, url: httpx.URL, address: str) -> httpx.Request:
+def _request(client: httpx2.AsyncClient, url: httpx2.URL, address: str) -> httpx2.Request:
     """A request to the checked address that still asks, and verifies the certificate, for the host's name."""
     host = url.raw_host.decode("ascii")
     return client.build_request(
@@ -136,7 +136,7 @@ def _request(client: httpx.AsyncClient, url: httpx.URL, address: str) -> httpx.R
     )
 
 
-def _forbidden(url: httpx.URL, field: str, reason: str) -> ToolError:
+def _forbidden(url: httpx2.URL, field: str, reason: str) -> ToolError:
     return ToolError(
         "forbidden",
         f"{field}: https access to {(url.host or 'no host')[:100]!r} is not allowed: {reason}.",

@@ -1,14 +1,10 @@
 """The default place of a store."""
 
-import os
-import sys
 from pathlib import Path
+
+from platformdirs import user_data_path
 
 
 def default_store_path() -> Path:
     """The default store folder, in the user data directory of this operating system."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "omnigen2-mcp" / "store"
+    return user_data_path("omnigen2-mcp") / "store"

@@ -18,6 +18,7 @@ SLOW = {
     "attacks/": "fuzzing with thousands of inputs",
     "cli/test_bench.py": "measures a model",
     "cli/test_eval.py": "measures a model",
+    "cli/test_release.py": "builds and installs a wheel",
     "cli/test_terminal.py": "every command with every encoding",
     "clients/": "servers as processes, and clients in other languages",
     "examples/test_examples.py": "every example as a process of its own",

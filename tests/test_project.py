@@ -15,7 +15,7 @@ from tests.conftest import SLOW, TESTS
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("server", "tools", "omnigen2", "storage")
-FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples", "docs", ".ci")
+FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples", "docs", "packaging", ".ci")
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "CHANGELOG.md", "docs/plugins.md")
 
 

@@ -8,11 +8,12 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from platformdirs import user_data_path
 
 from omnigen2.checkpoints.card import ModelCard, read_card
 from omnigen2.checkpoints.hashes import known_hash, remember, remembered_hash
@@ -78,11 +79,7 @@ def models_folder() -> Path:
     """The folder of downloaded models: `OMNIGEN2_MODELS`, or one in the user's data folder."""
     if asked := os.environ.get("OMNIGEN2_MODELS"):
         return Path(asked).expanduser()
-    if sys.platform == "darwin":
-        data = Path.home() / "Library" / "Application Support"
-    else:
-        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "omnigen2-mcp" / "models"
+    return user_data_path("omnigen2-mcp") / "models"
 
 
 def resolve(source: str) -> Path:

@@ -9,7 +9,7 @@ from server.hookspecs import hookimpl
 if TYPE_CHECKING:
     from cyclopts import App
 
-COMMANDS = ("models", "bench", "store", "doctor", "train", "eval")
+COMMANDS = ("install", "models", "bench", "store", "doctor", "train", "eval")
 """Modules of this folder, each with its `app`."""
 
 

@@ -140,7 +140,7 @@ async def main():
     async with app:
         await app.call(app.tools["list_images"], {}, Caller("local", "test"))
         app.card()
-        sys.stderr.write(json.dumps([name for name in ("torch", "httpx") if name in sys.modules]))
+        sys.stderr.write(json.dumps([name for name in ("torch", "httpx2") if name in sys.modules]))
         app.manager.acquire = lambda model=None: None
 
 anyio.run(main)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 
-import httpx
+import httpx2
 import pytest
 
 from server.fetch import Fetcher, is_public
@@ -10,7 +10,7 @@ from storage.errors import ImageRejected
 from tools.base import ToolError
 
 pytestmark = pytest.mark.anyio
-Answer = Callable[[httpx.Request], httpx.Response]
+Answer = Callable[[httpx2.Request], httpx2.Response]
 PUBLIC = "93.184.215.14"
 
 
@@ -19,17 +19,17 @@ class Web:
 
     def __init__(self, **names: list[str]) -> None:
         self.names = {"example.com": [PUBLIC]} | names
-        self.asked: list[httpx.Request] = []
+        self.asked: list[httpx2.Request] = []
 
     def fetcher(self, answer: Answer, max_bytes: int = 100) -> Fetcher:
         async def look_up(host: str, port: int) -> list[str]:
             return self.names[host]
 
-        def note(request: httpx.Request) -> httpx.Response:
+        def note(request: httpx2.Request) -> httpx2.Response:
             self.asked.append(request)
             return answer(request)
 
-        return Fetcher(max_bytes, look_up, httpx.MockTransport(note))
+        return Fetcher(max_bytes, look_up, httpx2.MockTransport(note))
 
 
 async def streamed(body: bytes) -> AsyncGenerator[bytes]:
@@ -44,7 +44,7 @@ async def refused(fetcher: Fetcher, url: str) -> ToolError:
 
 async def test_the_address_that_was_checked_is_the_one_that_is_connected_to() -> None:
     web = Web()
-    body = await web.fetcher(lambda _: httpx.Response(200, content=streamed(b"pixels"))).fetch(
+    body = await web.fetcher(lambda _: httpx2.Response(200, content=streamed(b"pixels"))).fetch(
         "https://example.com/a.png?b=1#c", "image"
     )
     (request,) = web.asked
@@ -75,7 +75,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_connected_to() ->
 async def test_an_address_that_is_not_public_is_refused(address: str) -> None:
     assert not is_public(address)
     web = Web(inside=[PUBLIC, address])
-    assert (await refused(web.fetcher(lambda _: httpx.Response(200)), "https://inside/")).code == "forbidden"
+    assert (await refused(web.fetcher(lambda _: httpx2.Response(200)), "https://inside/")).code == "forbidden"
     assert web.asked == []
 
 
@@ -98,7 +98,7 @@ async def test_a_public_address_is_public(address: str) -> None:
 @pytest.mark.parametrize("url", ["http://example.com/", "https://ann:pw@example.com/", "file:///etc/passwd"])
 async def test_other_schemes_and_credentials_are_refused(url: str) -> None:
     web = Web()
-    assert (await refused(web.fetcher(lambda _: httpx.Response(200)), url)).code == "forbidden"
+    assert (await refused(web.fetcher(lambda _: httpx2.Response(200)), url)).code == "forbidden"
     assert web.asked == []
 
 
@@ -108,7 +108,7 @@ async def test_other_schemes_and_credentials_are_refused(url: str) -> None:
 async def test_a_redirect_is_judged_like_the_first_address(target: str) -> None:
     web = Web(inside=["10.0.0.1"])
     web.names["127.0.0.1"] = ["127.0.0.1"]
-    fetcher = web.fetcher(lambda _: httpx.Response(302, headers={"location": target}))
+    fetcher = web.fetcher(lambda _: httpx2.Response(302, headers={"location": target}))
     assert (await refused(fetcher, "https://example.com/")).code == "forbidden"
     assert len(web.asked) == 1
 
@@ -116,14 +116,14 @@ async def test_a_redirect_is_judged_like_the_first_address(target: str) -> None:
 async def test_redirects_are_followed_without_cookies_and_not_for_ever() -> None:
     web = Web()
 
-    def turn(request: httpx.Request) -> httpx.Response:
+    def turn(request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/end":
-            return httpx.Response(200, content=streamed(b"pixels"))
-        return httpx.Response(302, headers={"location": "/end", "set-cookie": "a=b"})
+            return httpx2.Response(200, content=streamed(b"pixels"))
+        return httpx2.Response(302, headers={"location": "/end", "set-cookie": "a=b"})
 
     assert await web.fetcher(turn).fetch("https://example.com/", "image") == b"pixels"
     assert all("cookie" not in request.headers for request in web.asked)
-    loop = web.fetcher(lambda _: httpx.Response(302, headers={"location": "/"}))
+    loop = web.fetcher(lambda _: httpx2.Response(302, headers={"location": "/"}))
     assert "redirects more than" in str(await refused(loop, "https://example.com/"))
 
 
@@ -136,21 +136,21 @@ async def test_a_body_beyond_the_limit_is_not_read_to_its_end() -> None:
             sent += 1
             yield b"x" * 40
 
-    fetcher = Web().fetcher(lambda _: httpx.Response(200, content=endless()))
+    fetcher = Web().fetcher(lambda _: httpx2.Response(200, content=endless()))
     with pytest.raises(ImageRejected, match="more than 100 bytes"):
         await fetcher.fetch("https://example.com/", "image")
     assert sent == 3
 
 
 async def test_a_compressed_body_is_refused_before_it_unfolds() -> None:
-    fetcher = Web().fetcher(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, content=b""))
+    fetcher = Web().fetcher(lambda _: httpx2.Response(200, headers={"content-encoding": "gzip"}, content=b""))
     assert (await refused(fetcher, "https://example.com/")).code == "image_not_found"
 
 
 async def test_failures_say_what_happened() -> None:
-    def fail(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("no route")
+    def fail(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("no route")
 
     assert "no route" in str(await refused(Web().fetcher(fail), "https://example.com/"))
-    missing = Web().fetcher(lambda _: httpx.Response(404))
+    missing = Web().fetcher(lambda _: httpx2.Response(404))
     assert "the answer was 404" in str(await refused(missing, "https://example.com/"))
