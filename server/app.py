@@ -12,7 +12,7 @@ from anyio import to_thread
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.manager import Manager
 from server.arguments import read_arguments
-from server.caller import Caller
+from server.caller import READ, WRITE, Caller, insufficient
 from server.context import CallContext
 from server.dispatcher import Dispatcher, not_loaded, stopping
 from server.errors import answering, without_folders
@@ -106,6 +106,9 @@ class App:
     async def _run(self, tool: AnyTool, arguments: Mapping[str, object], context: CallContext) -> Result:
         if self._stopped:
             raise stopping()
+        needed = READ if tool.read_only else WRITE
+        if needed not in context.scopes:
+            raise insufficient(needed)
         with anyio.CancelScope() as scope:
             self._calls.add(scope)
             try:

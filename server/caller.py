@@ -4,10 +4,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.base import JobStatus
+from tools.base import JobStatus, ToolError
 
 LOCAL = "local"
 """The principal over stdio and on the command line: whoever runs the process."""
+READ = "studio:read"
+"""The scope to see what is there: images, records, jobs."""
+WRITE = "studio:write"
+"""The scope to make, change or end something."""
+SCOPES = frozenset({READ, WRITE})
+"""All rights."""
 
 
 @dataclass(frozen=True)
@@ -24,5 +30,13 @@ class Caller:
     """Called on the event loop, at most once per step."""
     timeout_s: float | None = None
     """Seconds after which the client gives up waiting; None waits for ever."""
+    scopes: frozenset[str] = SCOPES
+    """What it may do."""
     previews: bool = False
     """Whether answers show it previews of the images they name."""
+
+
+def insufficient(needed: str) -> ToolError:
+    """Why a caller without the scope `needed` is refused."""
+    advice = f"Use a token that has the scope {needed}."
+    return ToolError("forbidden", f"This needs the scope {needed}, which your token does not have.", advice)

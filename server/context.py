@@ -41,6 +41,7 @@ class CallContext:
         self._caller = caller
         self.store = app.store
         self.principal = caller.principal
+        self.scopes = caller.scopes
         self.shown: dict[str, tuple[StoredImage, Picture | None]] = {}
         """New images by id, with their previews if the caller is shown previews."""
         self._cards: dict[str | None, ModelCard] = {}

@@ -6,6 +6,7 @@ are not here: they are the model's (`omnigen2.checkpoints.card`).
 
 import os
 import pwd
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -75,6 +76,8 @@ class Settings(BaseSettings):
     """Port to listen on, over HTTP; 0 takes a free one."""
     token_file: Path | None = None
     """File of `name:token` lines: who may connect over HTTP, and what to call them."""
+    allow_origin: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins of web pages elsewhere that may call over HTTP (CORS), such as `https://studio.example`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of the messages that are logged, to stderr."""
 
@@ -88,6 +91,19 @@ class Settings(BaseSettings):
     def _split_path(cls, value: Any) -> Any:
         """An environment variable lists folders as PATH does."""
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("allow_origin", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        """An environment variable lists origins with commas."""
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("allow_origin")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [text for text in value if not re.fullmatch(r"https?://[^/?#\s*@A-Z]+", text)]:
+            raise ValueError(f"no origin, as in https://studio.example:8443: {', '.join(wrong)}")
+        return value
 
     @field_validator("allow_dir")
     @classmethod

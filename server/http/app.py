@@ -1,67 +1,96 @@
-"""One HTTP application for everything: MCP at /mcp, the tools at /v1/tools, images at /images, /healthz.
+"""One HTTP application for everything: MCP at /mcp, the tools at /v1/tools, images at /images, and the rest.
 
-Every request passes the guard (`server.http.guard`) first.
+A module for each kind of route has `routes`, which makes them, and `described`, which says in OpenAPI what
+they are. Every request passes the guard (`server.http.guard`) first.
 """
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from mcp.server.context import ServerRequestContext
-from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.routing import Route
 
 from server.app import App
 from server.caller import Caller
-from server.http import health, images, rest
-from server.http.auth import Tokens
+from server.http import health, images, mcp, openapi, rest
+from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
 from server.http.guard import Guard
+from server.http.mcp import MCP, McpEndpoint
 from server.http.refusals import JsonRefusals
-from server.http.sessions import SessionMiddleware, Sessions
-from server.mcp import Studio
+
+EXPOSED = (
+    "Mcp-Session-Id",
+    "X-Request-Id",
+    "Retry-After",
+    "ETag",
+    "WWW-Authenticate",
+    "Accept-Ranges",
+    "Content-Range",
+)
+"""Headers of answers that scripts of other origins may read."""
 
 
 def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -> Starlette:
     """The ASGI application; it enters `app` when it starts and leaves it when it stops."""
+    verifiers: list[Verifier] = [tokens] if tokens else []
 
     def caller(request: Request) -> Caller:
-        principal: str = request.state.principal
+        identity: Identity = request.state.identity
         address = request.client.host if request.client else ""
         # What a client says of itself does not count: it could say something else with every request.
-        return Caller(principal, principal if tokens else address, app.settings.folders)
-
-    def mcp_caller(ctx: ServerRequestContext[Any, Any]) -> Caller:
-        assert ctx.request is not None  # it comes with every request over HTTP
-        return caller(ctx.request)
+        client = identity.principal if verifiers else address
+        return Caller(identity.principal, client, app.settings.folders, scopes=identity.scopes)
 
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
-    sessions = Sessions()
-    manager = StreamableHTTPSessionManager(
-        Studio(app, mcp_caller, sessions).server(), stateless=True, max_request_body_size=max_body
-    )
+    endpoint = McpEndpoint(app, caller, max_body)
+    parts = [module.described(app) for module in (mcp, rest, images, health)]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
-        async with app, manager.run():
+        async with app, endpoint.running():
             app.warm_up()
             yield
 
     return Starlette(
         routes=[
-            Route("/mcp", SessionMiddleware(StreamableHTTPASGIApp(manager), sessions)),
+            *endpoint.routes(),
             *rest.routes(app, caller),
             *images.routes(app, caller),
             *health.routes(app),
+            *openapi.routes(openapi.document(app, parts, secured=bool(verifiers))),
         ],
         middleware=[
             Middleware(JsonRefusals),
-            Middleware(Guard, tokens, loopback),
+            *_cors(app.settings.allow_origin),
+            Middleware(
+                Guard,
+                verifiers,
+                any_host=bool(verifiers) or not loopback,
+                origins=app.settings.allow_origin,
+                is_open={health.HEALTH},
+                reads={MCP, *(rest.path(tool) for tool in app.tools.values() if tool.read_only)},
+            ),
             Middleware(WholeBody, max_body),
         ],
         lifespan=lifespan,
     )
+
+
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """What lets scripts of these origins read answers. Browsers ask for it first, without a token."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=EXPOSED,
+        )
+    ]

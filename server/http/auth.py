@@ -1,4 +1,4 @@
-"""Who may connect over HTTP: bearer tokens from a file, each with a name that owns its jobs and records.
+"""Who calls over HTTP: what a credential says, and bearer tokens from a file, each with a name.
 
 Tokens are kept as SHA-256 and compared in constant time, so that neither a memory dump nor the time an
 answer takes gives one away.
@@ -8,12 +8,16 @@ import hashlib
 import hmac
 import os
 import stat
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import structlog
+from starlette.requests import Request
 
+from server.caller import LOCAL, SCOPES
 from storage.safe_files import open_file
 
 log = structlog.get_logger()
@@ -22,27 +26,59 @@ SHORTEST = 16
 """Characters a token must have: fewer could be guessed."""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a credential says of its bearer."""
+
+    principal: str
+    """Owner of jobs and records. The name of a token has no colon; every other principal has one."""
+    scopes: frozenset[str] = SCOPES
+
+
+HOST = Identity(LOCAL)
+"""Whoever calls where there are no credentials."""
+
+
+class Verifier(Protocol):
+    """One kind of credential."""
+
+    async def identify(self, request: Request) -> Identity | None:
+        """Who sent a request, judged by its head alone; None if it holds no valid credential of this kind."""
+        ...
+
+
+def bearer(request: Request) -> str | None:
+    """The bearer token that a request carries."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
 class Tokens:
-    """The tokens that are accepted."""
+    """The tokens of a file; a `Verifier`."""
 
     def __init__(self, lines: str) -> None:
         """Read `name:token` lines; empty ones and those that begin with # are passed over.
+
+        Scopes may follow a token, with spaces between; without any it has all. `ann:TOKEN studio:read`.
 
         Raises:
             ValueError: a line is not such a pair, a token is too short, or there is none. The message names
                 the line, never the token.
         """
-        self._names: dict[bytes, str] = {}
+        self._known: dict[bytes, Identity] = {}
         for number, line in enumerate(lines.splitlines(), 1):
             if not line.strip() or line.startswith("#"):
                 continue
-            name, colon, token = (part.strip() for part in line.partition(":"))
+            name, colon, rest = (part.strip() for part in line.partition(":"))
             if not (name and colon):
                 raise ValueError(f"line {number} is not `name:token`")
+            token, scopes = _scopes(rest)
+            if scopes - SCOPES:
+                raise ValueError(f"line {number}: a scope of {name} is none of {', '.join(sorted(SCOPES))}")
             if len(token) < SHORTEST:
                 raise ValueError(f"line {number}: the token of {name} has fewer than {SHORTEST} characters")
-            self._names[_hash(token)] = name
-        if not self._names:
+            self._known[_hash(token)] = Identity(name, scopes or SCOPES)
+        if not self._known:
             raise ValueError("it holds no `name:token` line")
 
     @classmethod
@@ -63,13 +99,25 @@ class Tokens:
         except ValueError as error:
             raise ValueError(f"token file {path}: {error}") from error
 
-    def principal(self, authorization: str | None) -> str | None:
-        """The name that an Authorization header stands for; None if it stands for none."""
-        scheme, _, token = (authorization or "").partition(" ")
-        given = _hash(token.strip())
+    async def identify(self, request: Request) -> Identity | None:
+        """Whose token a request carries."""
+        token = bearer(request)
+        return None if token is None else self.find(token)
+
+    def find(self, token: str) -> Identity | None:
+        """Whose token it is."""
+        given = _hash(token)
         # All are compared, so that the time taken does not reveal which one came close.
-        found = [name for known, name in self._names.items() if hmac.compare_digest(known, given)]
-        return found[0] if found and scheme.lower() == "bearer" else None
+        found = [identity for known, identity in self._known.items() if hmac.compare_digest(known, given)]
+        return found[0] if found else None
+
+
+def _scopes(rest: str) -> tuple[str, frozenset[str]]:
+    """The token and its scopes, from what follows a name: scopes are words that begin with `studio:`."""
+    token, *words = rest.split()
+    if words and all(word.startswith("studio:") for word in words):
+        return token, frozenset(words)
+    return rest, frozenset()
 
 
 def _check_rights(state: os.stat_result, what: str) -> None:

@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from server.app import App
+from server.http.openapi import JSON, Paths, answer, operation
 
 log = structlog.get_logger()
 
@@ -29,3 +30,19 @@ def routes(app: App) -> list[Route]:
         return JSONResponse(body, 503 if stalled else 200)
 
     return [Route(HEALTH, health)]
+
+
+def described(_: App) -> Paths:
+    """The path of the server's health."""
+    state = {
+        "type": "object",
+        "properties": {"status": {"enum": ["ok", "stalled"]}, "stalled_s": {"type": "number"}},
+        "required": ["status", "stalled_s"],
+    }
+    answers = {
+        200: answer("It lives.", {JSON: state}),
+        503: answer(
+            f"A model has made no progress for {STALLED_S:.0f} seconds, or the server stops.", {JSON: {}}
+        ),
+    }
+    return {HEALTH: {"get": operation("health", "Whether the server lives", answers, is_open=True)}}

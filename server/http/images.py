@@ -1,6 +1,7 @@
 """Stored images over HTTP, and their previews."""
 
 from collections.abc import Callable
+from typing import Any
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.routing import Route
 from server.app import App
 from server.caller import Caller
 from server.errors import answering
+from server.http.openapi import Paths, answer, operation, parameter
 from server.http.refusals import refusal
 from storage import Digest, codec
 from tools.base import ToolError
@@ -27,6 +29,25 @@ def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
             return refusal(error)
 
     return [Route("/images/{digest}", image), Route("/images/{digest}/preview", image)]
+
+
+def described(_: App) -> Paths:
+    """The paths of images."""
+    return {
+        "/images/{digest}": {"get": _described("read_image", "An image", codec.MIME_TYPE)},
+        "/images/{digest}/preview": {
+            "get": _described("read_preview", "Its preview", "image/jpeg", "image/webp")
+        },
+    }
+
+
+def _described(name: str, summary: str, *kinds: str) -> dict[str, Any]:
+    digest = parameter("digest", "path", "The id of the image, without `sha256:`.", pattern="^[0-9a-f]{64}$")
+    answers = {
+        200: answer("The picture. It never changes.", {kind: {} for kind in kinds}),
+        304: answer("The client has it already, as `If-None-Match` says."),
+    }
+    return operation(name, summary, answers, parameters=[digest])
 
 
 def _image(app: App, request: Request, preview: bool) -> Response:

@@ -3,7 +3,7 @@
 import asyncio
 
 import anyio
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,10 +25,9 @@ STATUS: dict[Code, int] = {
 RETRY_AFTER_S = 5
 """Seconds a client should wait where nothing more precise is known."""
 ADVICE = {
-    400: "Send JSON with the header Content-Type: application/json.",
-    403: "Web pages may call this server only from its own address.",
+    404: "See /openapi.json for what can be asked.",
+    405: "The header Allow says which methods there are.",
     413: "Send a smaller picture.",
-    421: "Ask for the server by the name it has: 127.0.0.1 or localhost.",
 }
 """What to do about the refusals of the libraries below, by status."""
 
@@ -81,6 +80,8 @@ def _in_json(start: Message, words: str) -> Response:
     code: Code = "forbidden" if status in (401, 403, 421) else "invalid_argument"
     advice = ADVICE.get(status, "See /openapi.json for what can be asked.")
     response = refusal(ToolError(code, f"{words or 'Refused'}.", advice), status)
-    if allow := Headers(raw=start["headers"]).get("allow"):
-        response.headers["Allow"] = allow
+    kept = MutableHeaders(raw=list(start["headers"]))
+    for name in ("content-type", "content-length"):
+        del kept[name]
+    response.headers.update(kept)
     return response

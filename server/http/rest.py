@@ -1,4 +1,4 @@
-"""The tools over plain HTTP: one POST route per tool, and an OpenAPI document from the same schemas.
+"""The tools over plain HTTP: one POST route per tool.
 
 A call answers with one JSON document, or, if the client accepts `text/event-stream`, with an event per step
 and the result as the last one. A client that goes away cancels its call.
@@ -7,7 +7,6 @@ and the result as the last one. A client that goes away cancels its call.
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, cast
 
 import anyio
@@ -16,10 +15,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from omnigen2.checkpoints.card import ModelCard
 from server import schema
 from server.app import App, Shown
 from server.caller import Caller
 from server.hookspecs import AnyTool
+from server.http.media import taking
+from server.http.openapi import JSON, Paths, answer, operation
 from server.http.refusals import refusal
 from server.status import progress_event
 from tools.base import JobStatus, Result, ToolError
@@ -28,18 +30,10 @@ EVENTS = "text/event-stream"
 
 
 def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
-    """A route per tool, and the document that describes them."""
-    document = JSONResponse(openapi(app))
-
-    async def described(_: Request) -> Response:  # a plain function would want a thread
-        return document
-
+    """A route per tool."""
     return [
-        *(
-            Route(path(tool), ToolEndpoint(app, tool, caller), methods=["POST"])
-            for tool in app.tools.values()
-        ),
-        Route("/openapi.json", described),
+        Route(path(tool), ToolEndpoint(app, tool, caller), methods=["POST"], middleware=taking(JSON))
+        for tool in app.tools.values()
     ]
 
 
@@ -105,41 +99,26 @@ def _json_response(result: Result, _: Shown) -> Response:
     return JSONResponse(schema.dump(result))
 
 
-def openapi(app: App) -> dict[str, Any]:
-    """OpenAPI 3.1 of every tool."""
+def described(app: App) -> Paths:
+    """The paths of the tools, with the model's defaults."""
     card = app.card()
-    failed = {"type": "object", "properties": {"error": schema.ERROR}, "required": ["error"]}
-    schemas: dict[str, Any] = {"error": failed}
-    paths: dict[str, Any] = {}
-    for tool in app.tools.values():
-        asked, answered = f"{tool.name}.request", f"{tool.name}.result"
-        schemas |= {asked: schema.input_schema(tool, card), answered: schema.output_schema(tool)}
-        paths[path(tool)] = {
-            "post": {
-                "operationId": tool.name,
-                "summary": tool.title,
-                "description": tool.description,
-                "requestBody": {"required": True, "content": _json(asked)},
-                "responses": {
-                    "200": {"description": "The result.", "content": _json(answered)},
-                    "default": {"description": "What went wrong.", "content": _json("error")},
-                },
-            }
-        }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "omnigen2-mcp", "version": version("omnigen2-mcp"), "description": card.about},
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
-        "security": [{}, {"token": []}],
-    }
+    return {path(tool): {"post": _described(tool, card)} for tool in app.tools.values()}
 
 
-def _json(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+def _described(tool: AnyTool, card: ModelCard) -> dict[str, Any]:
+    asked = {"title": f"{tool.name}.request", **schema.input_schema(tool, card)}
+    answered = {"title": f"{tool.name}.result", **schema.output_schema(tool)}
+    result = answer(
+        "The result; as events, progress comes first.", {JSON: answered, EVENTS: {"type": "string"}}
+    )
+    return operation(
+        tool.name,
+        tool.title,
+        {200: result},
+        about=tool.description,
+        body={JSON: asked},
+        refusals=(404, 409, 422),
+    )
 
 
 async def _arguments(request: Request) -> dict[str, Any]:

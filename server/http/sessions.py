@@ -70,9 +70,8 @@ class SessionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        if request.method in ("GET", "DELETE"):  # there is no stream to open, and no session to end
-            status = 405 if request.method == "GET" else 204
-            await Response(status_code=status, headers={"Allow": "POST"})(scope, receive, send)
+        if request.method == "DELETE":  # there is no session to end
+            await Response(status_code=204)(scope, receive, send)
             return
         first = await receive()
         message = _small_message(first)
@@ -92,7 +91,7 @@ def _call(request: Request, request_id: object) -> Call | None:
     session = request.headers.get(HEADER)
     if not session or not isinstance(request_id, int | str):
         return None
-    return request.state.principal, session, repr(request_id)
+    return request.state.identity.principal, session, repr(request_id)
 
 
 def _small_message(message: Message) -> dict[str, object]:

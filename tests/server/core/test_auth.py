@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.http.auth import Tokens, may_ask, names_this_machine
+from server.caller import READ
+from server.http.auth import Identity, Tokens, may_ask, names_this_machine
 
 ANN = "ann:a-token-of-some-length"
 
@@ -24,7 +25,7 @@ def test_a_file_of_its_owner_is_read_also_through_a_link(file: Path) -> None:
     link = file.parent.parent / "link"
     link.symlink_to(file)
     for path in (file, link):
-        assert Tokens.read(path).principal("Bearer a-token-of-some-length") == "ann"
+        assert Tokens.read(path).find("a-token-of-some-length") == Identity("ann")
     for mode in (0o400, 0o644, 0o640):
         file.chmod(mode)
         Tokens.read(file)
@@ -114,3 +115,13 @@ def test_a_web_page_may_call_its_own_server_and_on_this_machine_any(
     origin: str, host: str, may: bool
 ) -> None:
     assert may_ask(origin, host) is may
+
+
+def test_a_token_has_the_scopes_behind_it_or_all() -> None:
+    tokens = Tokens(f"{ANN}\nbob: another-long-token  studio:read\neve:a pass phrase, as it was: valid")
+    assert tokens.find("a-token-of-some-length") == Identity("ann")
+    assert tokens.find("another-long-token") == Identity("bob", frozenset({READ}))
+    assert tokens.find("a pass phrase, as it was: valid") == Identity("eve")
+    assert tokens.find("another-long-token  studio:read") is None
+    with pytest.raises(ValueError, match="line 1: a scope of bob is none of studio:read, studio:write"):
+        Tokens("bob:another-long-token studio:raed")

@@ -94,7 +94,7 @@ async def test_tool_of_a_plugin_is_on_every_surface(
             "number": 6,
             "notes": [],
         }
-        assert "/v1/tools/count_letters" in rest.openapi(app)["paths"]
+        assert "/v1/tools/count_letters" in rest.described(app)
     assert "Letters to count." in tool_section(COUNT)
     described = schema.input_schema(COUNT, None)
     assert [one.name for one in parameters(COUNT.request, described)] == ["letters", "twice"]

@@ -14,6 +14,7 @@ import uvicorn
 from jsonschema import Draft202012Validator
 from mcp import Client
 from PIL import Image
+from starlette.routing import Route
 
 from server import log
 from server.app import App
@@ -133,9 +134,34 @@ async def test_rest_refuses_what_is_no_request(app: App, body: bytes, status: in
 async def test_openapi_describes_every_tool(app: App) -> None:
     async with rest(app) as client:
         document = (await client.get("/openapi.json")).json()
-    assert document["paths"].keys() == {f"/v1/tools/{name}" for name in app.tools}
-    for made in document["components"]["schemas"].values():
-        Draft202012Validator.check_schema(made)
+    assert {f"/v1/tools/{name}" for name in app.tools} < document["paths"].keys()
+    for operation in operations(document):
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            Draft202012Validator.check_schema(content["schema"])
+
+
+async def test_openapi_describes_every_route_and_no_other(app: App) -> None:
+    asgi = http_app(app)
+    async with rest(app) as client:
+        document = (await client.get("/openapi.json")).json()
+        described = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
+        routed = {
+            (route.path, method)
+            for route in asgi.routes
+            if isinstance(route, Route)
+            for method in route.methods or ()
+        }
+        assert {pair for pair in described | routed if pair[1] != "HEAD"} == routed & described
+        for path, item in document["paths"].items():
+            if taken := item.get("post", {}).get("requestBody"):
+                answer = await client.post(path, content=b"x", headers={"Content-Type": "text/x-other"})
+                assert answer.status_code == 415
+                assert set(answer.headers["accept"].split(", ")) == taken["content"].keys()
+                assert all(kind in answer.json()["error"]["advice"] for kind in taken["content"])
+
+
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for item in document["paths"].values() for operation in item.values()]
 
 
 async def test_full_queue_is_answered_with_when_to_come_back(
@@ -170,7 +196,8 @@ async def test_only_a_known_token_comes_in_and_names_its_principal(app: App, eng
         for headers in ({}, {"Authorization": "Bearer wrong-token-of-length"}, {"Authorization": "Basic x"}):
             for url in (GENERATE, "/mcp", "/openapi.json"):
                 answer = await client.post(url, json={}, headers=headers)
-                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+                challenge = 'Bearer error="invalid_token"' if headers else "Bearer"
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, challenge)
         assert (await client.get("/healthz")).status_code == 200
         body = {"prompt": "x", "background": True, **SMALL}
         job = (await client.post(GENERATE, json=body, headers=ANN)).json()["job_id"]
@@ -185,7 +212,15 @@ async def test_only_a_known_token_comes_in_and_names_its_principal(app: App, eng
         ({"Host": "evil.example"}, 421),
         ({"Host": "127.0.0.1.evil.example:80"}, 421),
         ({"Origin": "https://evil.example"}, 403),
-        ({"Content-Type": "text/plain"}, 400),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example", "Content-Type": "text/plain"}, 403),
+        ({"Origin": "https://evil.example", "Content-Type": "multipart/form-data; boundary=x"}, 403),
+        ({"Origin": "https://evil.example", "Content-Type": ""}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/jsonp"}, 415),
+        ({"Content-Type": ""}, 415),
     ],
 )
 async def test_requests_of_foreign_web_pages_are_refused(
@@ -210,6 +245,46 @@ async def test_refusals_of_routes_and_methods_have_the_form_of_all_others(app: A
             assert answer.status_code == status
             assert all(answer.json()["error"][part] for part in ("code", "message", "advice"))
             assert (status == 405) == ("allow" in answer.headers)
+
+
+async def test_pages_of_allowed_origins_may_ask_and_read(
+    make_app: Callable[..., App], engine: HeldEngine
+) -> None:
+    page, evil = {"Origin": "https://studio.example"}, {"Origin": "https://evil.example"}
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    app = make_app(lambda: engine, allow_origin="https://studio.example,http://localhost:5173")
+    async with rest(app, tokens=TOKENS) as client:
+        asked = await client.options(GENERATE, headers=page | wanted)
+        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, page["Origin"])
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        for url, status in (("/openapi.json", 200), ("/nothing", 404)):
+            answer = await client.get(url, headers=ANN | page)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (
+                status,
+                page["Origin"],
+            )
+            assert "Retry-After" in answer.headers["access-control-expose-headers"]
+        refused = await client.options(GENERATE, headers=evil | wanted)
+        assert refused.status_code == 400 and refused.json()["error"]["code"] == "invalid_argument"
+        answer = await client.get("/openapi.json", headers=ANN | evil)
+        assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_token_to_read_sees_everything_and_changes_nothing(app: App) -> None:
+    reader = {"Authorization": "Bearer a-token-that-reads"}
+    async with served(app, Tokens("ann:a-token-that-reads studio:read")) as url:
+        async with httpx.AsyncClient(base_url=url, headers=reader) as client:
+            assert (await client.post("/v1/tools/list_images", json={})).status_code == 200
+            answer = await client.post(GENERATE, json={"prompt": "x", **SMALL})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+            assert answer.headers["www-authenticate"] == (
+                'Bearer error="insufficient_scope", scope="studio:write"'
+            )
+            headers = reader | {"Accept": "application/json, text/event-stream"}
+            params = {"name": "generate_image", "arguments": {"prompt": "x", **SMALL}}
+            call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+            told = (await client.post("/mcp", json=call, headers=headers)).text
+            assert "This needs the scope studio:write" in told
 
 
 async def test_beyond_this_machine_any_host_name_leads_here_but_no_foreign_page(app: App) -> None:
