@@ -1,10 +1,12 @@
-"""The core as a plugin: OmniGen2 checkpoints, and the places where images may be kept."""
+"""The core as a plugin: OmniGen2 checkpoints, the places where images may be kept, prompts."""
 
 from collections.abc import Callable
 from urllib.parse import unquote
 
 from omnigen2.factory import BackendFactory, Checkpoints
 from server.hookspecs import StoreOpener, hookimpl
+from server.offers import Prompt
+from server.prompts import PROMPTS
 from storage import ImageStore
 
 OBJECT_STORES = ("memory", "s3", "gs", "az")
@@ -22,6 +24,13 @@ def register_stores(register: Callable[[str, StoreOpener], None]) -> None:
     register("file", _open_folder)
     for scheme in OBJECT_STORES:
         register(scheme, _open_objects)
+
+
+@hookimpl
+def register_prompts(register: Callable[[Prompt], None]) -> None:
+    """Offer prompts for common tasks."""
+    for prompt in PROMPTS.values():
+        register(prompt)
 
 
 def _open_folder(url: str, quota_bytes: int | None) -> ImageStore:

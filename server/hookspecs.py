@@ -1,4 +1,4 @@
-"""What a plugin can add: four hooks. The core adds everything it has through the same four.
+"""What a plugin can add, by hooks. The core adds what it has through the same ones.
 
 A plugin is a module or object with functions of these names, marked with `hookimpl`. It is found by the entry
 point group `omnigen2_mcp`. A name that two plugins register is an error that names both.
@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from omnigen2.factory import BackendFactory
+from server.caller import Caller
+from server.offers import Prompt, Resource
 from storage import ImageStore
 from tools.base import Tool
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App as Command
+    from starlette.requests import Request
+    from starlette.routing import Route
+
+    from server.app import App
 
 PROJECT = "omnigen2_mcp"
 """Name of the pluggy project and of the entry point group."""
@@ -46,5 +52,26 @@ def register_stores(register: Callable[[str, StoreOpener], None]) -> None:
 
 
 @_hookspec
-def register_commands(register: Callable[["App"], None]) -> None:
+def register_commands(register: Callable[["Command"], None]) -> None:
     """Offer commands: each is called as `omnigen2-mcp NAME`."""
+
+
+@_hookspec
+def register_prompts(register: Callable[[Prompt], None]) -> None:
+    """Offer prompts: an MCP client lists them and fills them in."""
+
+
+@_hookspec
+def register_resources(register: Callable[[Resource], None]) -> None:
+    """Offer resources: an MCP client lists and reads them beside the images."""
+
+
+@_hookspec
+def register_routes(
+    register: Callable[["Route"], None], app: "App", caller: Callable[["Request"], Caller]
+) -> None:
+    """Offer HTTP routes of Starlette. An implementation takes those arguments that it needs.
+
+    Each request passes the same checks as every other; `caller` says on whose behalf it is made, for calls of
+    tools by `app.call`. What a route raises is answered as everywhere: `ToolError` with its words.
+    """

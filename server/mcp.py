@@ -21,7 +21,7 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
 
 from omnigen2.task import Cancelled
-from server import prompts, schema
+from server import schema
 from server.app import App, Shown
 from server.blocks import content_block
 from server.caller import LOCAL, Caller
@@ -29,7 +29,8 @@ from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
 from server.http.sessions import Sessions
-from server.resources import Resources, link, list_templates
+from server.offered import OfferedPrompts, OfferedResources
+from server.resources import Resources, link
 from server.status import progress_line
 from tools.base import JobStatus, Picture, Result, ToolError
 
@@ -67,7 +68,8 @@ class Studio:
         self.app = app
         self._sessions = sessions
         self._caller = caller
-        self._resources = Resources(app.store)
+        self._resources = Resources(app.store, OfferedResources(app.plugins.resources()))
+        self._prompts = OfferedPrompts(app.plugins.prompts())
         self._cold = True
 
     def server(self) -> Server:
@@ -82,10 +84,12 @@ class Studio:
             on_list_tools=self._guarded("tools/list", self._list_tools),
             on_call_tool=self._call_tool,
             on_list_resources=self._guarded("resources/list", self._resources.list_recent),
-            on_list_resource_templates=self._guarded("resources/templates/list", list_templates),
+            on_list_resource_templates=self._guarded(
+                "resources/templates/list", self._resources.list_templates
+            ),
             on_read_resource=self._guarded("resources/read", self._resources.read),
-            on_list_prompts=self._guarded("prompts/list", prompts.list_prompts),
-            on_get_prompt=self._guarded("prompts/get", prompts.get_prompt),
+            on_list_prompts=self._guarded("prompts/list", self._prompts.list_all),
+            on_get_prompt=self._guarded("prompts/get", self._prompts.get),
             on_completion=self._guarded("completion/complete", self._resources.complete),
         )
 

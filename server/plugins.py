@@ -1,24 +1,38 @@
 """Which plugins there are, and what they bring.
 
 The list is an argument, so that tests say what they load; without one it is the core and the entry points. A
-plugin that cannot be loaded is skipped and written down for `doctor`; two that claim one name are an error.
+plugin that fails, or registers something else than it should, is skipped, with a line in the log and for
+`doctor`; two that claim one name are an error.
 """
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from omnigen2.factory import BackendFactory
 from server import hookspecs
+from server.caller import Caller
 from server.hookspecs import PROJECT, AnyTool, StoreOpener
+from server.log import get_logger
+from server.offers import Prompt, Resource
+from tools.base import Request as ToolRequest
+from tools.base import Result, Tool
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App as Command
+    from starlette.requests import Request
+    from starlette.routing import Route
 
+    from server.app import App
+
+T = TypeVar("T")
 CORE = ("tools.core", "server.core", "server.cli.commands")
+Offer = tuple[str, str, Any]
+"""A plugin, a name that it registers, and what it registers under that name."""
+log = get_logger(__name__)
 
 
 class NameTaken(ValueError):
@@ -50,19 +64,39 @@ class Plugins:
 
     def tools(self) -> dict[str, AnyTool]:
         """Every tool by its name."""
-        return self._ask("register_tools", _named_tool)
+        offers = self._offers("register_tools", _named_tool)
+        _unique("register_tools", _by_command(offers))
+        return _unique("register_tools", offers)
 
     def backends(self) -> dict[str, BackendFactory]:
         """Every kind of models, by its name."""
-        return self._ask("register_backends", _pair)
+        return _unique("register_backends", self._offers("register_backends", _named_factory))
 
     def stores(self) -> dict[str, StoreOpener]:
         """How to open a store, by the scheme of its URL."""
-        return self._ask("register_stores", _pair)
+        return _unique("register_stores", self._offers("register_stores", _named_opener))
 
-    def commands(self) -> dict[str, "App"]:
-        """Every command by its name."""
-        return self._ask("register_commands", _named_command)
+    def commands(self) -> dict[str, "Command"]:
+        """Every command by its name, without those of the tools."""
+        tools = _by_command(self._offers("register_tools", _named_tool))
+        commands = self._offers("register_commands", _named_command)
+        return _unique("register_commands", commands, tools)
+
+    def prompts(self) -> dict[str, Prompt]:
+        """Every prompt by its name."""
+        return _unique("register_prompts", self._offers("register_prompts", _named_prompt))
+
+    def resources(self) -> dict[str, Resource]:
+        """Every resource by its URI or template of URIs."""
+        return _unique("register_resources", self._offers("register_resources", _named_resource))
+
+    def routes(
+        self, app: "App", caller: Callable[["Request"], Caller], own: Sequence["Route"]
+    ) -> list["Route"]:
+        """The routes of plugins, none of which may have the path of one of our `own`."""
+        offers = self._offers("register_routes", _named_route, app=app, caller=caller)
+        ours = [("server.http", path, None) for path in {route.path for route in own}]
+        return list(_unique("register_routes", offers, ours).values())
 
     def _load(self, entry: EntryPoint) -> None:
         try:
@@ -72,56 +106,102 @@ class Plugins:
         except Exception as error:  # a stranger's module may fail in any way
             self._skip(entry.name, error)
 
-    def _ask(self, hook: str, named: Callable[..., tuple[str, Any]]) -> dict[str, Any]:
-        """What every plugin registers with `hook`; `named` makes name and value of it."""
-        found: dict[str, tuple[str, Any]] = {}
+    def _offers(self, hook: str, named: Callable[..., tuple[str, Any]], **given: Any) -> list[Offer]:
+        """What every plugin registers with `hook`. `named` makes name and value of it, or raises."""
+        offers: list[Offer] = []
         for plugin in self.names():
+            own: list[tuple[str, Any]] = []
+
+            def register(*offered: Any, own: list[tuple[str, Any]] = own) -> None:
+                own.append(named(*offered))
+
             try:
-                offered = self._offered(hook, plugin, named)
+                self._only(hook, plugin)(register=register, **given)
             except Exception as error:  # a stranger's code may fail in any way; ours should not
                 if plugin in CORE:
                     raise
-                self._skip(plugin, error)
+                self._skip(plugin, error, f"{hook}: ")
                 continue
-            for name, value in offered:
-                if name in found:
-                    raise NameTaken(
-                        f"{hook}: plugins {found[name][0]!r} and {plugin!r} both register {name!r}; "
-                        "uninstall one of them"
-                    )
-                found[name] = (plugin, value)
-        return {name: value for name, (_, value) in found.items()}
-
-    def _offered(
-        self, hook: str, plugin: str, named: Callable[..., tuple[str, Any]]
-    ) -> list[tuple[str, Any]]:
-        """Names and values that one plugin registers."""
-        offered: list[tuple[str, Any]] = []
-
-        def register(*given: Any) -> None:
-            offered.append(named(*given))
-
-        self._only(hook, plugin)(register=register)
-        return offered
+            offers += [(plugin, name, value) for name, value in own]
+        return offers
 
     def _only(self, hook: str, plugin_name: str) -> Callable[..., Any]:
         """The hook of one plugin."""
         others = [plugin for name, plugin in self._pluggy.list_name_plugin() if name != plugin_name]
         return self._pluggy.subset_hook_caller(hook, [other for other in others if other is not None])
 
-    def _skip(self, name: str, error: Exception) -> None:
-        self.failed[name] = f"{type(error).__name__}: {error}"
+    def _skip(self, name: str, error: Exception, where: str = "") -> None:
+        self.failed[name] = f"{where}{type(error).__name__}: {error}"
+        log.error("a plugin is left out", plugin=name, reason=self.failed[name])
         if (plugin := self._pluggy.get_plugin(name)) is not None:
             self._pluggy.unregister(plugin)
 
 
-def _pair(name: str, value: Any) -> tuple[str, Any]:
-    return name, value
+def _unique(hook: str, offers: Sequence[Offer], taken: Sequence[Offer] = ()) -> dict[str, Any]:
+    """What is offered, by name.
+
+    Raises:
+        NameTaken: two plugins offer the same name, or one that is `taken`.
+    """
+    owners: dict[str, str] = {}
+    for plugin, name, _ in (*taken, *offers):
+        if name in owners:
+            raise NameTaken(
+                f"{hook}: plugins {owners[name]!r} and {plugin!r} both register {name!r}; "
+                "uninstall one of them"
+            )
+        owners[name] = plugin
+    return {name: value for _, name, value in offers}
+
+
+def _by_command(tools: Sequence[Offer]) -> list[Offer]:
+    return [(plugin, tool.command, tool) for plugin, _, tool in tools]
+
+
+def _named_factory(name: str, factory: BackendFactory) -> tuple[str, BackendFactory]:
+    for method in ("models", "card", "identify", "load"):
+        if not callable(getattr(factory, method, None)):
+            raise TypeError(f"{factory!r:.100} is no BackendFactory: it has no method {method}")
+    return _checked(str, name), factory
+
+
+def _named_opener(scheme: str, opener: StoreOpener) -> tuple[str, StoreOpener]:
+    if not callable(opener):
+        raise TypeError(f"a function that opens a store is expected, not {opener!r:.100}")
+    return _checked(str, scheme), opener
 
 
 def _named_tool(tool: AnyTool) -> tuple[str, AnyTool]:
+    _checked(Tool, tool)
+    if not (issubclass(tool.request, ToolRequest) and issubclass(tool.result, Result)):
+        raise TypeError(f"{tool.name}: its request must be a Request, and its result a Result")
     return tool.name, tool
 
 
-def _named_command(command: "App") -> tuple[str, "App"]:
-    return command.name[0], command
+def _named_command(command: "Command") -> tuple[str, "Command"]:
+    from cyclopts import App as Command
+
+    return _checked(Command, command).name[0], command
+
+
+def _named_prompt(prompt: Prompt) -> tuple[str, Prompt]:
+    return _checked(Prompt, prompt).name, prompt
+
+
+def _named_resource(resource: Resource) -> tuple[str, Resource]:
+    from mcp.shared.uri_template import UriTemplate
+
+    return str(UriTemplate.parse(_checked(Resource, resource).uri)), resource
+
+
+def _named_route(route: "Route") -> tuple[str, "Route"]:
+    from starlette.routing import Route
+
+    return _checked(Route, route).path, route
+
+
+def _checked(kind: type[T], value: T) -> T:
+    """`value`, which a plugin registered as one of this kind. Raises TypeError if it is not."""
+    if not isinstance(value, kind):
+        raise TypeError(f"a {kind.__name__} is expected, not {value!r:.100}")
+    return value

@@ -3,37 +3,7 @@
 The only surface that names tools: it is written advice about them. A test holds the names to the tools.
 """
 
-from dataclasses import dataclass
-from string import Template
-from typing import Any
-
-import mcp_types as types
-from mcp.server.context import ServerRequestContext
-
-from tools.base import ToolError
-
-RequestContext = ServerRequestContext[Any, Any]
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A value that the caller gives; optional if it has a default."""
-
-    name: str
-    words: str
-    default: str | None = None
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt: its purpose, its arguments, and its text with `$name` for each argument."""
-
-    name: str
-    title: str
-    words: str
-    arguments: tuple[Argument, ...]
-    text: str
-
+from server.offers import Argument, Prompt
 
 PROMPTS = {
     prompt.name: prompt
@@ -107,51 +77,3 @@ Change the image $image as follows: $change
         ),
     )
 }
-
-
-async def list_prompts(ctx: RequestContext, params: Any) -> types.ListPromptsResult:
-    """Every prompt and its arguments."""
-    return types.ListPromptsResult(
-        prompts=[
-            types.Prompt(
-                name=prompt.name,
-                title=prompt.title,
-                description=prompt.words,
-                arguments=[
-                    types.PromptArgument(
-                        name=argument.name,
-                        description=_described(argument),
-                        required=argument.default is None,
-                    )
-                    for argument in prompt.arguments
-                ],
-            )
-            for prompt in PROMPTS.values()
-        ]
-    )
-
-
-async def get_prompt(ctx: RequestContext, params: types.GetPromptRequestParams) -> types.GetPromptResult:
-    """The text of a prompt with its arguments filled in.
-
-    Raises:
-        ToolError: `invalid_argument`: there is no such prompt, or an argument is missing.
-    """
-    prompt = PROMPTS.get(params.name)
-    if prompt is None:
-        raise ToolError(
-            "invalid_argument",
-            f"There is no prompt {params.name[:100]!r}.",
-            f"There are: {', '.join(PROMPTS)}.",
-        )
-    given = params.arguments or {}
-    filled = {argument.name: given.get(argument.name) or argument.default for argument in prompt.arguments}
-    if missing := [name for name, value in filled.items() if value is None]:
-        raise ToolError("invalid_argument", f"The prompt {prompt.name} needs: {', '.join(missing)}.")
-    text = Template(prompt.text).substitute(filled)
-    message = types.PromptMessage(role="user", content=types.TextContent(text=text))
-    return types.GetPromptResult(description=prompt.words, messages=[message])
-
-
-def _described(argument: Argument) -> str:
-    return f"{argument.words}; if empty: {argument.default}" if argument.default else f"{argument.words}."

@@ -1,5 +1,7 @@
 """Images as MCP resources: the full picture, and a preview that is small enough for a conversation.
 
+Resources of plugins stand beside them.
+
 The caller of the handlers translates what they raise.
 """
 
@@ -10,6 +12,7 @@ import anyio.to_thread
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
 
+from server.offered import OfferedResources
 from storage import ImageStore, StoredImage, codec
 from storage.digest import SCHEME
 
@@ -27,27 +30,52 @@ SEARCHED = 1000
 FOREVER_MS = 7 * 24 * 3600 * 1000
 """What a digest names never changes; a client may keep it."""
 
+TEMPLATES = (
+    types.ResourceTemplate(
+        name="image",
+        title="Image",
+        uri_template=FULL,
+        description="The full image: PNG of its pixels, nothing else.",
+        mime_type=codec.MIME_TYPE,
+    ),
+    types.ResourceTemplate(
+        name="preview",
+        title="Preview of an image",
+        uri_template=FULL + PREVIEW,
+        description="A small copy to look at: at most 512 pixels and 150 kB, JPEG or WebP.",
+    ),
+)
+"""The two forms of an image."""
+
 
 class Resources:
-    """The resource handlers of an MCP server, over an image store."""
+    """The resource handlers of an MCP server: images of a store, and what plugins offer."""
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: ImageStore, offered: OfferedResources) -> None:
         self._store = store
+        self._offered = offered
 
     async def list_recent(
         self, ctx: RequestContext, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
-        """Recent images, newest first, page by page."""
+        """What plugins offer, and recent images, newest first, page by page."""
         cursor = params.cursor if params else None
         page = await anyio.to_thread.run_sync(lambda: self._store.list(limit=RECENT, cursor=cursor))
-        resources = [types.Resource(**described(image)) for image in page.images]
+        resources = [] if cursor else self._offered.resources()
+        resources += [types.Resource(**described(image)) for image in page.images]
         return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
+
+    async def list_templates(self, ctx: RequestContext, params: Any) -> types.ListResourceTemplatesResult:
+        """The forms of an image, and the templates of plugins."""
+        return types.ListResourceTemplatesResult(resource_templates=[*TEMPLATES, *self._offered.templates()])
 
     async def read(
         self, ctx: RequestContext, params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        """The bytes of an image or of its preview."""
+        """The bytes of an image or of its preview, or what a plugin offers."""
         uri = str(params.uri)
+        if not uri.startswith(SCHEME) and (found := await self._offered.read(uri)) is not None:
+            return types.ReadResourceResult(contents=[found])
         data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri)
         blob = b64encode(data).decode("ascii")
         contents = types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
@@ -74,24 +102,6 @@ class Resources:
     def _ids(self, typed: str, prefix: str) -> list[str]:
         names = (prefix + image.id.hex for image in self._store.list(limit=SEARCHED).images)
         return [name for name in names if name.startswith(typed.lower())]
-
-
-async def list_templates(ctx: RequestContext, params: Any) -> types.ListResourceTemplatesResult:
-    """The two forms of an image."""
-    full = types.ResourceTemplate(
-        name="image",
-        title="Image",
-        uri_template=FULL,
-        description="The full image: PNG of its pixels, nothing else.",
-        mime_type=codec.MIME_TYPE,
-    )
-    preview = types.ResourceTemplate(
-        name="preview",
-        title="Preview of an image",
-        uri_template=FULL + PREVIEW,
-        description="A small copy to look at: at most 512 pixels and 150 kB, JPEG or WebP.",
-    )
-    return types.ListResourceTemplatesResult(resource_templates=[full, preview])
 
 
 def described(image: StoredImage) -> dict[str, Any]:

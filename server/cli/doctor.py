@@ -92,7 +92,9 @@ def doctor(
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every check, for a server with these settings."""
     plugins = Plugins()
-    backends, stores = plugins.backends(), plugins.stores()  # a broken plugin fails here
+    backends, stores = plugins.backends(), plugins.stores()
+    for offered in (plugins.tools, plugins.prompts, plugins.resources, plugins.commands):
+        offered()  # a broken plugin fails here
     yield from check_installation()
     own = [factory for factory in backends.values() if not isinstance(factory, Checkpoints)]
     if brought := [factory for factory in own if settings.model in factory.models()]:

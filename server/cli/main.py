@@ -117,6 +117,8 @@ def command_line(words: Sequence[str] = ()) -> Command:
             root.command(tool_command(tool, card))
         for command in plugins.commands().values():
             root.command(command)
+        for name, reason in plugins.failed.items():
+            print(f"{NAME}: the plugin {name} is left out: {reason}", file=sys.stderr)
     return root
 
 

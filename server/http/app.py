@@ -19,7 +19,9 @@ from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
 from server.http.guard import Guard
 from server.http.mcp import MCP, McpEndpoint
-from server.http.refusals import JsonRefusals
+from server.http.refusals import JsonRefusals, refused
+from storage.errors import StoreError
+from tools.base import ToolError
 
 EXPOSED = (
     "Mcp-Session-Id",
@@ -55,14 +57,15 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
             app.warm_up()
             yield
 
+    own = [
+        *endpoint.routes(),
+        *rest.routes(app, caller),
+        *images.routes(app, caller),
+        *health.routes(app),
+        *openapi.routes(openapi.document(app, parts, secured=bool(verifiers))),
+    ]
     return Starlette(
-        routes=[
-            *endpoint.routes(),
-            *rest.routes(app, caller),
-            *images.routes(app, caller),
-            *health.routes(app),
-            *openapi.routes(openapi.document(app, parts, secured=bool(verifiers))),
-        ],
+        routes=[*own, *app.plugins.routes(app, caller, own)],
         middleware=[
             Middleware(JsonRefusals),
             *_cors(app.settings.allow_origin),
@@ -76,6 +79,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
             ),
             Middleware(WholeBody, max_body),
         ],
+        exception_handlers={ToolError: refused, StoreError: refused, Exception: refused},
         lifespan=lifespan,
     )
 

@@ -4,11 +4,13 @@ import asyncio
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import schema
 from server.dispatcher import stopping
+from server.errors import as_tool_error
 from tools.base import Code, ToolError
 
 STATUS: dict[Code, int] = {
@@ -38,6 +40,11 @@ def refusal(error: ToolError, status: int | None = None) -> JSONResponse:
     seconds = error.retry_after_s or RETRY_AFTER_S
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     return JSONResponse(schema.dump_error(error), status, headers)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """What a route raises, as a response."""
+    return refusal(as_tool_error(error))
 
 
 class JsonRefusals:
