@@ -25,7 +25,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from storage import containers
+from storage import containers, extraction
 from storage.budget import POLL_S, Checkpoint, PixelBudget, no_checkpoint
 from storage.codec import Limits
 from storage.errors import ImageRejected, StoreError
@@ -78,11 +78,12 @@ def decode(
     pixels = size[0] * size[1] if size else limits.pixels
     for expected in (pixels, limits.pixels):
         with _budget.taken(expected, checkpoint):
-            reply, png = _workers.ask(data, limits, expected, keep_own, checkpoint)
+            reply, body = _workers.ask(data, limits, expected, keep_own, checkpoint)
         if "refused" in reply:
             raise ImageRejected(*reply["refused"])
         if "notes" in reply:
-            return Ingested(data if reply["own"] else png, tuple(reply["notes"]))
+            history, png = body[: reply["history"]], body[reply["history"] :]
+            return Ingested(data if reply["own"] else png, tuple(reply["notes"]), history)
     raise ImageRejected("The image is larger than its header states.", "Save it again as a plain image file.")
 
 
@@ -218,8 +219,9 @@ class _Workers:
             "memory": MEMORY + 3 * len(data) + MEMORY_PER_PIXEL * pixels,
         }
         worker = self._acquire()
+        most = 5 * pixels + (1 << 20) + extraction.MAX_TEXT
         try:
-            reply = worker.ask(asked, data, WALL * seconds, 5 * pixels + (1 << 20), checkpoint)
+            reply = worker.ask(asked, data, WALL * seconds, most, checkpoint)
         except TimeoutError:
             self._discard(worker)
             raise _too_slow(seconds) from None

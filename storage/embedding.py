@@ -1,32 +1,32 @@
-"""Embeds records in a PNG on export and extracts them on import, without changing the pixels.
+"""Puts records into image files, without changing the pixels, and takes them out of exported PNGs.
 
-Uses iTXt chunks (PNG 3rd edition, section 11.3.3.4) and two conventions of other programs: the `parameters`
-text shown by image tools, and XMP with the IPTC source type for images made by a model. The other bytes of
-the PNG are unchanged, so an exported image keeps its id.
+Beside the history (`storage/history.py`; where it lies: `storage/extraction.py`), a file has what other
+programs read: the `parameters` text that image tools show (an iTXt chunk of a PNG, otherwise the UserComment
+of EXIF 2.32), and XMP (ISO 16684-1) with a description and the IPTC source type of images made by a model.
+In PNG, the other bytes are unchanged, so an exported image keeps its id.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from itertools import accumulate
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from pydantic_core import from_json, to_json
+from PIL import Image
 
-from storage import containers
-from storage.containers import PNG_SIGNATURE
 from storage.digest import Digest
-from storage.errors import InvalidArgument
-from storage.records import MAX_BYTES, Record, canonical, parse_record
+from storage.extraction import NAMESPACE, RECORDS, Unreadable, history_of_png, without_texts
+from storage.history import as_text, from_text
+from storage.records import Record
 
-RECORDS = "omnigen2:records"
 PARAMETERS = "parameters"
 XMP = "XML:com.adobe.xmp"
 
-_MAX_RECORDS = 100
-"""Maximum number of records in a file; usually there are up to three."""
-_MAX_RECORD_BYTES = 4 * MAX_BYTES
-"""Maximum total size of the records in a file."""
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_MAX_COMMENT = 30_000
+"""Maximum number of characters of the comment: EXIF in a JPEG has at most 64 KB."""
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DISPLAY_NAMES = {
     "steps": "Steps",
@@ -38,7 +38,7 @@ _MADE_BY_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorith
 _XMP_TEMPLATE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"
- xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+ xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"{more}>
 {properties}
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="r"?>"""
@@ -54,18 +54,44 @@ class Extracted(NamedTuple):
     """Reasons why other records were rejected."""
 
 
-def embed(png: bytes, image: Digest, records: Sequence[Record]) -> bytes:
-    """`png` with embedded records, the first of which also in the forms that other programs read."""
-    texts = {RECORDS: _as_list(records), XMP: _xmp(image, records)}
-    if records:
-        texts[PARAMETERS] = parameters_text(records[0])
+class Metadata(NamedTuple):
+    """What a file carries beside its pixels, as Pillow writes it."""
+
+    xmp: bytes
+    exif: bytes
+    """Empty if there is nothing to say."""
+    left_out: int
+    """Number of records for which there was no room, the last of those given."""
+
+
+def embed(png: bytes, image: Digest, records: Sequence[Record], *, copy: bool = False) -> bytes:
+    """`png` with embedded records; what other programs read is about the one that made `image`.
+
+    With `copy`, `png` has other pixels than `image`.
+    """
+    maker = _maker(image, records)
+    texts = {RECORDS: as_text(records), XMP: _xmp(image, maker, copy)}
+    if maker:
+        texts[PARAMETERS] = parameters_text(maker)
     after_header = 8 + 25
     chunks = b"".join(_text_chunk(keyword, text) for keyword, text in texts.items())
     return png[:after_header] + chunks + png[after_header:]
 
 
+def metadata(image: Digest, records: Sequence[Record], most: int | None) -> Metadata:
+    """The same for a copy of `image` in another format, with at most `most` bytes of XMP."""
+    maker = _maker(image, records)
+    lengths = accumulate(len(record.canonical) for record in records)
+    fitting = sum(most is None or length <= most for length in lengths)
+    for count in range(fitting, -1, -1):
+        xmp = _xmp(image, maker, True, records[:count]).encode()
+        if most is None or len(xmp) <= most:
+            return Metadata(xmp, _exif(maker), len(records) - count)
+    return Metadata(b"", _exif(maker), len(records))
+
+
 def extract(data: bytes) -> Extracted | None:
-    """The PNG and the records in a file made by `embed`; None for any other file.
+    """The PNG and the records in an exported PNG; None for any other file.
 
     The content is not trusted: the PNG may not decode, and the records may be about other images. Invalid
     records are rejected.
@@ -73,21 +99,13 @@ def extract(data: bytes) -> Extracted | None:
     Raises:
         ImageRejected: the file has too many chunks.
     """
-    if not data.startswith(PNG_SIGNATURE):
+    png = without_texts(data)
+    if png is None:
         return None
-    picture = [PNG_SIGNATURE]
-    texts: list[bytes] = []
-    for name, at, end in containers.chunks(data):
-        chunk = data[at:end]
-        if name == b"iTXt":
-            keyword, _, rest = chunk[8:-4].partition(b"\0")
-            if keyword == RECORDS.encode():
-                texts.append(rest)
-        elif name in (b"IHDR", b"IDAT", b"IEND"):
-            picture.append(chunk)
-        else:
-            return None
-    return Extracted(b"".join(picture), *_from_list(texts[-1])) if texts else None
+    try:
+        return Extracted(png, *from_text(history_of_png(data)))
+    except Unreadable as error:
+        return Extracted(png, [], (f"Its history could not be read: {error}.",))
 
 
 def parameters_text(record: Record) -> str:
@@ -109,10 +127,15 @@ def parameters_text(record: Record) -> str:
     return "\n".join(lines)
 
 
-def _xmp(image: Digest, records: Sequence[Record]) -> str:
-    properties = [f"<dc:identifier>{image}</dc:identifier>"]
-    if records:
-        maker = records[0]
+def _maker(image: Digest, records: Sequence[Record]) -> Record | None:
+    return next((record for record in records if image in record.outputs), None)
+
+
+def _xmp(image: Digest, maker: Record | None, copy: bool, records: Sequence[Record] = ()) -> str:
+    """The XMP packet of a file with the pixels of `image`, or of a copy of it; with `records` in it."""
+    name = "source" if copy else "identifier"
+    properties = [f"<dc:{name}>{image}</dc:{name}>"]
+    if maker:
         tool = escape(_NOT_IN_XML.sub("\ufffd", maker.tool))
         properties.append(f"<xmp:CreatorTool>omnigen2-mcp {tool}</xmp:CreatorTool>")
         words = escape(_NOT_IN_XML.sub("\ufffd", maker.searched_text()))
@@ -124,44 +147,20 @@ def _xmp(image: Digest, records: Sequence[Record]) -> str:
             properties.append(
                 f"<Iptc4xmpExt:DigitalSourceType>{_MADE_BY_MODEL}</Iptc4xmpExt:DigitalSourceType>"
             )
-    return _XMP_TEMPLATE.format(properties="\n".join(properties))
+    if records:  # what XML does not allow is inside of a JSON text, where an escape means the same
+        text = _NOT_IN_XML.sub(lambda found: json.dumps(found[0])[1:-1], as_text(records))
+        properties.append(f"<{RECORDS}>{escape(text)}</{RECORDS}>")
+    more = f'\n xmlns:{RECORDS.partition(":")[0]}="{NAMESPACE}"' if records else ""
+    return _XMP_TEMPLATE.format(properties="\n".join(properties), more=more)
 
 
-def _as_list(records: Sequence[Record]) -> str:
-    return canonical([record.model_dump(mode="json", exclude_none=True) for record in records]).decode()
-
-
-def _from_list(rest: bytes) -> tuple[list[Record], tuple[str, ...]]:
-    """The records in the text of an iTXt chunk, and reasons why others were rejected."""
-    try:
-        items = _items(rest)
-    except ValueError as error:
-        return [], (f"Its history could not be read: {error}.",)
-    records: list[Record] = []
-    refused: list[str] = []
-    for item in items:
-        try:
-            record = parse_record(to_json(item))
-            _ = record.canonical  # raises
-            records.append(record)
-        except InvalidArgument as error:
-            refused.append(error.message)
-    return records, tuple(refused)
-
-
-def _items(rest: bytes) -> list[Any]:
-    # After the keyword: compression flag and method, language and translated keyword (both empty), text.
-    if not rest.startswith(b"\0\0\0\0"):
-        raise ValueError("it is compressed or has a language tag")
-    if len(rest) > _MAX_RECORD_BYTES:
-        raise ValueError(f"it has {len(rest):,} bytes, at most {_MAX_RECORD_BYTES:,} are allowed")
-    items = from_json(rest[4:], allow_inf_nan=False)
-    if not isinstance(items, list):
-        raise ValueError("it is not a list of records")
-    items = cast("list[Any]", items)
-    if len(items) > _MAX_RECORDS:
-        raise ValueError(f"it has {len(items):,} records, at most {_MAX_RECORDS} are allowed")
-    return items
+def _exif(maker: Record | None) -> bytes:
+    if maker is None:
+        return b""
+    exif = Image.Exif()
+    text = parameters_text(maker)[:_MAX_COMMENT]
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be", "replace")
+    return exif.tobytes()
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from storage import containers
+from storage import containers, extraction
 from storage.codec import Limits, check_size, encode
 from storage.colours import Samples, flattened
 from storage.containers import PNG_SIGNATURE, Survey, survey
@@ -37,6 +37,8 @@ class Ingested:
     png: bytes
     notes: tuple[str, ...] = ()
     """Sentences on what was dropped, reduced or converted."""
+    history: bytes = b""
+    """Text of the history in the file, as it was found, see `history.from_text`."""
 
 
 class LargerThanExpected(Exception):
@@ -56,8 +58,8 @@ def ingest(data: bytes, limits: Limits, expected: int | None = None) -> Ingested
     """
     check_bytes(data, limits)
     try:
-        picture, notes = decode(data, limits, limits.pixels if expected is None else expected)
-        return Ingested(encode(picture), tuple(notes))
+        picture, notes, history = decode(data, limits, limits.pixels if expected is None else expected)
+        return Ingested(encode(picture), tuple(notes), history)
     except (ImageRejected, LargerThanExpected):
         raise
     except Image.DecompressionBombError as error:
@@ -92,8 +94,11 @@ def check_bytes(data: bytes, limits: Limits) -> None:
         check_size(size, limits)
 
 
-def decode(data: bytes, limits: Limits, expected: int) -> tuple[Image.Image, list[str]]:
-    """The normalised image in `data`, and notes. Raises as `ingest`, and any exception of Pillow."""
+def decode(data: bytes, limits: Limits, expected: int) -> tuple[Image.Image, list[str], bytes]:
+    """The normalised image in `data`, notes, and the text of its history.
+
+    Raises as `ingest`, and any exception of Pillow.
+    """
     facts = survey(data, "PNG") if data.startswith(PNG_SIGNATURE) else Survey()
     if data.startswith(PNG_SIGNATURE):
         source = containers.picture_chunks(data)
@@ -111,14 +116,15 @@ def decode(data: bytes, limits: Limits, expected: int) -> tuple[Image.Image, lis
         notes = _dropped_content(data, facts, kind, image)
         image.load()
         check_size(image.size, limits)
-        notes += _rotate_upright(image)
+        history, unread = _history(data, kind, image)
+        notes += unread + _rotate_upright(image)
         # Keep only the pixels: the decoder may hold as much memory again.
         picture = cast(Any, image)._new(image.im)
     del image
     notes += _ignored_colour(picture, facts)
     colours, more = flattened(picture, samples)
     colours.info = {}
-    return colours, notes + more
+    return colours, notes + more, history
 
 
 def is_stored_form(png: bytes, stored: bytes) -> bool:
@@ -157,6 +163,17 @@ def _dropped_content(data: bytes, facts: Survey, kind: str, image: Image.Image) 
     if more := containers.trailing_bytes(data, facts.end):
         notes.append(f"{more:,} bytes that follow the picture in the file were dropped.")
     return notes
+
+
+def _history(data: bytes, kind: str, image: Image.Image) -> tuple[bytes, list[str]]:
+    """The text of the history in a file, and notes if there is one that cannot be read."""
+    try:
+        if kind == "PNG":
+            return extraction.history_of_png(data), []
+        packet = image.info.get("xmp")
+        return (extraction.history_of_xmp(packet) if isinstance(packet, bytes) else b""), []
+    except extraction.Unreadable as error:
+        return b"", [f"The history in the file could not be read: {error}."]
 
 
 def _rotate_upright(image: Image.Image) -> list[str]:

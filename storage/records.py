@@ -30,6 +30,8 @@ from storage.errors import InvalidArgument
 
 LABEL, PIN = "label_image", "pin_image"
 """Tool names of the records that set or remove a label or a pin."""
+IMPORT = "import_image"
+"""Tool name of the records that say where an image came from."""
 SEARCHED = ("prompt", "instruction", "question", "label")
 """Parameters whose text is indexed for search."""
 MAX_BYTES = 4_000_000
@@ -121,7 +123,7 @@ class Record(BaseModel):
         body = b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), form) for name, form in self.forms.items())
         if len(body) > MAX_BYTES:
             raise _too_large(len(body))
-        if _depth(json.loads(body, parse_int=_exact)) > MAX_DEPTH:
+        if depth(json.loads(body, parse_int=_exact)) > MAX_DEPTH:
             raise InvalidArgument(
                 f"The record has more than {MAX_DEPTH} levels of nested lists and objects.",
                 "Give flatter parameters.",
@@ -235,9 +237,9 @@ def _exact(digits: str) -> int:
     return number
 
 
-def _depth(value: JsonValue) -> int:
+def depth(value: JsonValue) -> int:
     """The number of nested levels of lists and objects."""
-    depth, level = 0, [value]
+    levels, level = 0, [value]
     while level:
         parts: list[JsonValue] = []
         for item in level:
@@ -245,8 +247,8 @@ def _depth(value: JsonValue) -> int:
                 parts += item.values()
             elif isinstance(item, list):
                 parts += item
-        depth, level = depth + 1, parts
-    return depth - 1
+        levels, level = levels + 1, parts
+    return levels - 1
 
 
 def _too_large(size: int) -> InvalidArgument:

@@ -1,5 +1,6 @@
 """Values that the store returns: frozen, without a reference to the store."""
 
+import builtins
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -28,6 +29,8 @@ class StoredImage:
     pinned: bool = False
     notes: tuple[str, ...] = ()
     """Set by `ImageStore.put` only: sentences on what was dropped, reduced or converted."""
+    history: builtins.bytes = b""
+    """Set by `ImageStore.put` only: the history in the file, see `history.from_text`; not stored."""
 
 
 @dataclass(frozen=True, slots=True)

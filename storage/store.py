@@ -116,7 +116,7 @@ class ImageStore:
             ingested = decoder.decode(image, self.limits, checkpoint)
         digest = self._repository.put_image(ingested.png)
         stored = self.label(digest, label) if label is not None else self.get(digest)
-        return replace(stored, notes=ingested.notes)
+        return replace(stored, notes=ingested.notes, history=ingested.history)
 
     def get(self, ref: Reference) -> StoredImage:
         """The metadata of an image; counts as an access, see `collect`.

@@ -51,7 +51,8 @@ def _answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         with _limits(asked["seconds"], asked["memory"]):
             taken = ingest(data, Limits(*asked["limits"]), asked["pixels"])
             own = asked["own"] and is_stored_form(data, taken.png)
-        return {"notes": taken.notes, "own": own}, taken.png
+        body = b"" if own else taken.png
+        return {"notes": taken.notes, "own": own, "history": len(taken.history)}, taken.history + body
     except ImageRejected as error:
         return {"refused": [error.message, error.advice]}, b""
     except LargerThanExpected as error:

@@ -13,7 +13,8 @@ from benchmarks.store_crash import inspect, noise
 from storage import Digest, ImageStore, LocalBlobs, Model, embedding
 from storage.embedding import embed, extract
 from storage.errors import InvalidArgument
-from storage.records import canonical
+from storage.history import claimed
+from storage.records import IMPORT, canonical
 
 
 @pytest.fixture
@@ -90,15 +91,21 @@ def test_a_folder_of_pictures_is_taken_and_the_rest_skipped(store: ImageStore, t
         store.import_(tmp_path / "absent")
 
 
-def test_a_record_whose_images_are_missing_is_not_joined(store: ImageStore, tmp_path: Path):
+def test_a_record_whose_images_are_missing_is_a_claim_of_the_import(store: ImageStore, tmp_path: Path):
     last = history(store)[-1]
     store.export([last], tmp_path / "out")
     for ancestor in (tmp_path / "out" / "lineage").iterdir():
         ancestor.unlink()
     with ImageStore(tmp_path / "other") as other:
         found = other.import_(tmp_path / "out")
-        assert len(found.images) == 1 and "not stored" in found.skipped[0].reason
-        assert other.verify().clean
+        assert len(found.images) == 1 and len(found.records) == 2 and not found.skipped
+        (step,) = other.lineage(last)
+        assert step.record is not None and step.record.tool == IMPORT and step.image.pinned
+        assert claimed(step.record) == [store.lineage(last)[-1].record]
+        assert other.import_(tmp_path / "out").records == found.records  # nothing new
+        before = other.lineage(last)
+        other.rebuild_index()
+        assert other.lineage(last) == before and other.verify().clean
 
 
 def test_a_forged_history_cannot_lie_about_the_pixels(store: ImageStore, tmp_path: Path):
@@ -112,9 +119,9 @@ def test_a_forged_history_cannot_lie_about_the_pixels(store: ImageStore, tmp_pat
     with ImageStore(tmp_path / "other") as other:
         found = other.import_(tmp_path / "out")
         assert [image.id for image in found.images] == [Digest.of(other_png)]
-        assert found.records == () and np.array_equal(
-            np.asarray(other.open(found.images[0].id)), np.asarray(forged)
-        )
+        (step,) = other.lineage(found.images[0].id)
+        assert step.record is not None and step.record.tool == IMPORT  # where the rest is only a claim
+        assert np.array_equal(np.asarray(other.open(found.images[0].id)), np.asarray(forged))
 
 
 @pytest.mark.parametrize("number", ["9007199254740993", "1e400", "1e20", "[" * 5000 + "]" * 5000])
