@@ -21,7 +21,6 @@ from typing import TypeVar
 import torch
 from PIL.Image import Image
 
-from omnigen2 import lora
 from omnigen2.cost import cost
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import is_out_of_memory
@@ -172,8 +171,7 @@ class Engine:
         tasks = self._running
         if not tasks and (not self._writing or self._budget == self._whole_budget):
             return True
-        same_weights = not tasks or tasks[0].task.lora == task.lora
-        return same_weights and _tokens(tasks) + self._pipeline.step_tokens(task) <= self._budget
+        return _tokens(tasks) + self._pipeline.step_tokens(task) <= self._budget
 
     def _drop_cancelled(self) -> None:
         """Drop every ticket that was cancelled, waiting or running."""
@@ -190,7 +188,6 @@ class Engine:
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Sample], list[str]]:
-            lora.use(self._pipeline.transformer, task.lora)
             return self._pipeline.prepare(task)
 
         try:

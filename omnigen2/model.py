@@ -14,8 +14,8 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from omnigen2 import lora, threads
-from omnigen2.adapter import Adapter
+from omnigen2 import threads
+from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.locate import Checkpoint
@@ -23,11 +23,12 @@ from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
 from omnigen2.explain import explain
-from omnigen2.params import Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
+from omnigen2.params import Adapters, Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
 from omnigen2.pipeline import Pipeline, readable
 from omnigen2.sizes import Size
 from omnigen2.task import ImageTask, TextTask
 
+Lora = str | Path | Mapping[str, object] | Sequence[str | Path | Mapping[str, object]] | None
 OnStep = Callable[[int, int, "Tensor | list[Tensor]"], None]
 
 
@@ -88,7 +89,7 @@ class OmniGen2:
         images: Sequence[Image] | Sequence[Sequence[Image] | None] | None = (),
         *,
         noise: Tensor | None = None,
-        lora: str | Path | None = None,
+        lora: Lora = None,
         max_pixels: int | None = None,
         max_input_side: int | None = None,
         output: Literal["pil", "latents"] = "pil",
@@ -101,6 +102,8 @@ class OmniGen2:
         parameters of sampling are described in `omnigen2.params.ReferenceSampling`; the model card decides
         those left out. An edit has its input's size, unless `max_pixels` or `max_input_side` is given: then,
         as in the reference, the size at which the input is encoded within these bounds.
+
+        `lora` names adapters: a file or folder, `{"name": file, "weight": 0.8}`, or a list of these.
 
         `noise` (n, C, h, w) float32 replaces what the seed gives, and decides the number and size of the
         pictures where those are left out. `on_step(index, total, latents)` is called after every denoising
@@ -119,13 +122,13 @@ class OmniGen2:
             asked = asked.model_copy(update={"seed": draw_seed()})  # one for all prompts
         limits = self._limits(max_pixels, max_input_side)
         bounded = max_pixels is not None or max_input_side is not None
-        adapter = None if lora is None else Adapter.of(lora)
+        adapters = _adapters(lora)
         tasks, notes = [], list[str]()
         for text, own in zip(prompts, image_lists, strict=True):
             sizes = self._sizes_of(own)
             wanted = self._within(asked, sizes, limits) if bounded else asked
             completed = complete_sampling(wanted, sizes, self.card, limits)
-            tasks.append(ImageTask(text, tuple(own), completed.params, adapter))
+            tasks.append(ImageTask(text, tuple(own), completed.params, adapters))
             notes += completed.notes
         if output not in ("pil", "latents"):
             raise ValueError(f"output: {output!r} is unknown; allowed: pil, latents")
@@ -160,7 +163,6 @@ class OmniGen2:
         output: str,
         on_step: OnStep | None,
     ) -> "Pictures | Tensor | list[Tensor]":
-        lora.use(self.pipeline.transformer, tasks[0].lora)
         prepared: list[list[Sample]] = []
         for task, noise in zip(tasks, noises, strict=True):
             samples, said = self.pipeline.prepare(task, limits, noise)
@@ -214,6 +216,11 @@ class OmniGen2:
         if not isinstance(images, Sequence):
             raise ValueError(f"images: {type(images).__name__} given; it must be a list of PIL images")
         return [readable(image).size for image in images]
+
+
+def _adapters(asked: Lora) -> tuple[WeightedAdapter, ...]:
+    named = _checked(Adapters, {"lora": asked}).lora or ()
+    return tuple(WeightedAdapter(Adapter.of(own.name).pinned(own.digest), own.weight) for own in named)
 
 
 def _checked(kind: type[P], asked: Mapping[str, object]) -> P:

@@ -5,6 +5,10 @@ is `None` means "the model decides"; the values it decides on live in the model 
 (`omnigen2.checkpoints.card`) and nowhere else. Nothing here imports torch.
 """
 
+import json
+import os
+import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -12,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 MIN_SIDE, MAX_SIDE = 16, 4096  # pixels of a side that can be asked for
 MAX_SEED = 2**53 - 1  # the largest integer that survives JSON in every client
 MAX_REFERENCES = 5  # rows of the checkpoint's image_index_embedding
+MAX_ADAPTERS = 8  # that a picture may use
 
 Scheduler = Literal["euler", "dpmsolver++"]
 Speed = Literal["exact", "balanced", "fast"]
@@ -52,6 +57,36 @@ class Params(BaseModel):
         return self.model_copy(update=missing)
 
 
+_ADAPTER = re.compile(r"(.+?)(?:@sha256:([^:]*))?(?::(-?(?:\d+\.?\d*|\.\d+)))?", re.DOTALL)
+"""`name`, `name:weight`, `name@sha256:digest` or `name@sha256:digest:weight`."""
+
+
+def from_text(text: str) -> object:
+    """What a text holds, if it is JSON; else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def named_adapter(value: object) -> object:
+    """The fields of a `NamedAdapter`, from any way to write one: a text, a path, or an object."""
+    if isinstance(value, str) and value.lstrip()[:1] == "{":
+        value = from_text(value)
+    if isinstance(value, os.PathLike):
+        value = {"name": value}
+    if isinstance(value, str) and (found := _ADAPTER.fullmatch(value)):
+        fields = zip(("name", "digest", "weight"), found.groups(), strict=True)
+        value = {field: own for field, own in fields if own is not None}
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        field: os.fspath(own) if isinstance(own, os.PathLike) else own
+        for field, own in value.items()
+        if own is not None
+    }
+
+
 class Sampling(Params):
     """How a picture is sampled."""
 
@@ -89,6 +124,34 @@ class ReferenceSampling(Sampling):
 
     image_guidance_scale: float | None = Field(default=None, ge=0, le=30)
     """How closely the reference images are followed; 1 or less turns image guidance off."""
+
+
+class NamedAdapter(Params):
+    """A LoRA adapter, and how strongly it is applied."""
+
+    name: str = Field(min_length=1, max_length=4000)
+    """Its name, or the path of its file or folder."""
+    weight: float = Field(default=1.0, ge=-10, le=10, allow_inf_nan=False)
+    """1 as trained, 0 not at all."""
+    digest: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+    """SHA-256 that it must have."""
+
+
+class Adapters(Params):
+    """The adapters with which a picture is made."""
+
+    lora: list[NamedAdapter] | None = Field(default=None, max_length=MAX_ADAPTERS)
+    """LoRA adapters to apply together."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """A lone one is a list of one; a text may stand for one: `name:0.8`, `name@sha256:digest`, JSON."""
+        several: list[object] = []
+        for own in value if isinstance(value, list | tuple) else [value]:
+            listed = from_text(own) if isinstance(own, str) and own.lstrip()[:1] == "[" else own
+            several += listed if isinstance(listed, list) else [listed]
+        return [named_adapter(own) for own in several if own is not None] or None
 
 
 class SamplingOptions(TypedDict, total=False):

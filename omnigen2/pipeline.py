@@ -12,6 +12,8 @@ import torch
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
+from omnigen2.adapters.apply import Active
+from omnigen2.adapters.loaded import LoadedAdapters
 from omnigen2.autoencoder import Autoencoder, flatten
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.cost import step_tokens
@@ -45,6 +47,7 @@ class Pipeline:
         self.autoencoder = autoencoder
         self.language = language
         self.card = card
+        self.adapters = LoadedAdapters(transformer, transformer.device, transformer.dtype)
         self._captions: LruCache[Caption] = LruCache(REMEMBERED_PROMPTS)
         self._references: LruCache[Tensor] = LruCache(REMEMBERED_IMAGES)
 
@@ -61,7 +64,9 @@ class Pipeline:
         `noise` (num_images, C, h, w) float32 overrides the seed.
 
         Raises:
-            ValueError: an empty prompt, an unreadable image, an impossible size, noise of another shape.
+            ValueError: an empty prompt, an unreadable image, an impossible size, noise of another shape, an
+                adapter that does not fit the model.
+            FileNotFoundError: the file of an adapter is gone.
         """
         limits = limits or self.card.limits
         sampling = task.sampling
@@ -73,7 +78,8 @@ class Pipeline:
         captions = {True: self.caption(task.prompt, limits)}
         if branches != {Branch.FULL}:
             captions[False] = self.caption(sampling.negative_prompt or "", limits)
-        conditions = self._conditions(branches, captions, references, (height, width))
+        adapters = self.adapters.get(task.adapters)
+        conditions = self._conditions(branches, captions, references, (height, width), adapters)
         channels = self.transformer.config["in_channels"]
         start = _noise(task, (channels, height, width)) if noise is None else noise.float()
         if start.shape != (sampling.num_images, channels, height, width):
@@ -109,9 +115,10 @@ class Pipeline:
         return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
     def forget(self) -> None:
-        """Drop the remembered prompts and reference images, to free memory."""
+        """Drop the remembered prompts and reference images, and adapters not in use, to free memory."""
         self._captions.clear()
         self._references.clear()
+        self.adapters.forget()
 
     def preview(self, sample: Sample) -> Image:
         """A small picture of what the sample will become."""
@@ -163,6 +170,7 @@ class Pipeline:
         captions: dict[bool, Caption],
         references: list[Tensor],
         size: tuple[int, int],
+        adapters: Active,
     ) -> dict[Branch, Condition]:
         """What each branch sees; `captions` maps whether it is the prompt to the encoded text."""
         order = sorted(branches)
@@ -172,6 +180,7 @@ class Pipeline:
             [captions[branch == Branch.FULL].features.to(dtype) for branch in order],
             [[] if branch == Branch.BARE else own for branch in order],
             [size] * len(order),
+            adapters,
         )
         return dict(zip(order, made, strict=True))
 

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from PIL.Image import Image
 
-from omnigen2.adapter import Adapter
+from omnigen2.adapters.file import WeightedAdapter
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Decoding, ReferenceSampling
 
@@ -37,7 +37,7 @@ class ImageTask:
     prompt: str
     images: tuple[HasSize, ...]  # PIL images, where the task is to be done
     sampling: ReferenceSampling  # complete (`omnigen2.completion`)
-    lora: Adapter | None = None
+    adapters: tuple[WeightedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)

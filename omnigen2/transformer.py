@@ -12,6 +12,7 @@ LoRA come from diffusers.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from omnigen2.adapters.apply import Active, Terms, adapted, terms, terms_for_all
 from omnigen2.attention import Segments
 from omnigen2.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
 from omnigen2.params import MAX_REFERENCES
@@ -50,13 +52,14 @@ class Condition:
 
     `text` (L, D) refined caption; `references`, one (R, D) per image, embedded patches with their image
     index; `reference_grids` and `grid`: rows and columns, in tokens, of the references and of the picture to
-    make.
+    make; `adapters`: those it was made with, and is to be denoised with.
     """
 
     text: Tensor
     references: tuple[Tensor, ...]
     reference_grids: tuple[Grid, ...]
     grid: Grid
+    adapters: Active = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ class Batch:
     `text` (sum L, D) and `references` (sum R, D): packed tokens; `*_rotation`: rotary factors of packed
     tokens; `reference_owner` (sum R,): the sample of each reference token; `order` (T,): where each joint
     token comes from in [text, references, picture]; `picture_rows` (sum N,): where the picture tokens stand
-    in the joint sequence.
+    in the joint sequence; `terms`: what adapters add in the rows of their conditions.
     """
 
     text: Tensor
@@ -80,6 +83,7 @@ class Batch:
     joint_rotation: Tensor
     order: Tensor
     picture_rows: Tensor
+    terms: Terms
 
 
 class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -139,32 +143,42 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
 
     def condition(
-        self, text: Sequence[Tensor], references: Sequence[Sequence[Tensor]], sizes: Sequence[Grid]
+        self,
+        text: Sequence[Tensor],
+        references: Sequence[Sequence[Tensor]],
+        sizes: Sequence[Grid],
+        adapters: Active = (),
     ) -> Batch:
         """Everything a batch needs that does not depend on time.
 
         `text`: per sample (L, text_feat_dim); `references`: per sample up to 5 latents (C, h, w); `sizes`:
-        per sample the (h, w) of the latents to make.
+        per sample the (h, w) of the latents to make; `adapters`: those that all samples use.
 
         Raises:
             ValueError: more than 5 references, or sides that are not a multiple of the patch size.
         """
-        return self.pack(self.conditions(text, references, sizes))
+        return self.pack(self.conditions(text, references, sizes, adapters))
 
     def conditions(
-        self, text: Sequence[Tensor], references: Sequence[Sequence[Tensor]], sizes: Sequence[Grid]
+        self,
+        text: Sequence[Tensor],
+        references: Sequence[Sequence[Tensor]],
+        sizes: Sequence[Grid],
+        adapters: Active = (),
     ) -> list[Condition]:
         """As `condition`, but one value per sample, for packing in changing company."""
-        refined = self._refine_text(text)
-        return [
-            Condition(
-                caption,
-                tuple(self._embed_reference(latents, index) for index, latents in enumerate(images)),
-                tuple(self._grid((latents.shape[-2], latents.shape[-1])) for latents in images),
-                self._grid(size),
-            )
-            for caption, images, size in zip(refined, references, sizes, strict=True)
-        ]
+        with adapted(self, terms_for_all(adapters)):
+            refined = self._refine_text(text)
+            return [
+                Condition(
+                    caption,
+                    tuple(self._embed_reference(latents, index) for index, latents in enumerate(images)),
+                    tuple(self._grid((latents.shape[-2], latents.shape[-1])) for latents in images),
+                    self._grid(size),
+                    adapters,
+                )
+                for caption, images, size in zip(refined, references, sizes, strict=True)
+            ]
 
     def pack(self, conditions: Sequence[Condition]) -> Batch:
         """Lay the sequences of several conditions one after the other."""
@@ -193,7 +207,25 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             joint_rotation=turn(list(itertools.chain.from_iterable(places))),
             order=order.to(device),
             picture_rows=picture_rows.to(device),
+            terms=terms(
+                [c.adapters for c in conditions],
+                partial(self._rows, joint=joint.lengths, references=per_sample, pictures=pictures),
+            ),
         )
+
+    def _rows(
+        self, layer: str, joint: Sequence[int], references: Sequence[int], pictures: Sequence[int]
+    ) -> Sequence[int]:
+        """The rows of each sample in the input of a layer, in `forward`."""
+        if layer.endswith("norm1.linear") or "timestep_embedder" in layer or layer == "norm_out.linear_1":
+            return [1] * len(joint)  # of the time
+        stage = layer.partition(".")[0]
+        if stage in ("time_caption_embed", "context_refiner", "ref_image_patch_embedder"):
+            return [0] * len(joint)  # only `conditions` runs it
+        if stage == "ref_image_refiner":
+            return references
+        of_pictures = layer.startswith(f"layers.{len(self.layers) - 1}.feed_forward.")
+        return joint if stage == "layers" and not of_pictures else pictures
 
     def forward(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         """Velocity of every picture of the batch.
@@ -201,6 +233,10 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         `tokens` (sum N, p * p * C): the patchified noisy latents of all samples, packed; `timestep` (n,):
         flow time of each sample, 0 = noise, 1 = data. Returns (sum N, p * p * C).
         """
+        with adapted(self, batch.terms):
+            return self._velocity(tokens, timestep, batch)
+
+    def _velocity(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         time = self._embed_time(timestep)
         joint = self._joint_input(tokens, time, batch)
         segments = batch.joint_segments

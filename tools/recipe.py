@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio.to_thread
 from pydantic import JsonValue
 
-from omnigen2.adapter import Adapter, pick_adapter
+from omnigen2.adapters.file import Adapter, WeightedAdapter, pick_adapter
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.completion import complete_decoding, complete_sampling
 from omnigen2.params import Decoding, InvalidTask, ReferenceSampling, Sampling
@@ -47,7 +47,7 @@ class Recipe:
     inputs: tuple[StoredImage, ...]
     card: ModelCard
     """Of the model, with the digest of its weights."""
-    lora: Adapter | None = None
+    adapters: tuple[WeightedAdapter, ...] = ()
     notes: tuple[str, ...] = ()
     """Notes on the parameters and inputs of this call; an equal call may have others."""
     fixed: bool = False
@@ -75,7 +75,7 @@ class Recipe:
         words, images = self.request.words, tuple(pictures)
         if isinstance(self.params, Decoding):
             return TextTask(words, images, self.params)
-        return ImageTask(words, images, self.params, self.lora)
+        return ImageTask(words, images, self.params, self.adapters)
 
 
 def identity(card: ModelCard) -> dict[str, Any]:
@@ -134,7 +134,7 @@ async def _image_recipe(
         completed.params,
         inputs,
         card,
-        adapter,
+        (WeightedAdapter(adapter),) if adapter else (),
         notes=(*_taken_in(inputs), *completed.notes),
         fixed=completed.repeatable,
     )

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import omnigen2
-from omnigen2 import adapter
+from omnigen2.adapters.file import FILE
 from omnigen2.nano.world import COLOURS, Example, example, judge, render
 from omnigen2.nano.world.tasks import Split, Task
 from omnigen2.training.config import FinetuneConfig, read_config
@@ -102,7 +102,7 @@ def main() -> None:
         print(f"{name}: {right} of {len(asked)} right")
     rows = [np.concatenate([np.asarray(own) for own in pictures[:8]], axis=1) for pictures in (before, after)]
     Image.fromarray(np.concatenate(rows)).save(config.output / "before-after.png")
-    print(f"{config.output / adapter.FILE}: {(config.output / adapter.FILE).stat().st_size / 1e6:.2f} MB")
+    print(f"{config.output / FILE}: {(config.output / FILE).stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

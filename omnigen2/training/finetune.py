@@ -9,8 +9,8 @@ Fine-tuning forgets. A line may therefore have `"known": true`: for such an exam
 prediction of the model without the adapter, not its picture (Li & Hoiem 2016, "Learning without Forgetting").
 
 Every example is encoded once, by the frozen parts of the checkpoint. An adapter is saved in the format of the
-reference's trainer (`omnigen2.lora`): attention projections, alpha = rank, Gaussian initialisation (Hu et al.
-2021).
+reference's trainer (`omnigen2.adapters`): attention projections, alpha = rank, Gaussian initialisation (Hu et
+al. 2021).
 """
 
 import json
@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import omnigen2
-from omnigen2 import adapter, lora
+from omnigen2.adapters.file import FILE
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.checkpoints.fit import free_bytes, needed_bytes
 from omnigen2.checkpoints.locate import find
@@ -145,7 +145,7 @@ def finetune(config: FinetuneConfig) -> ModelCard:
         transformer.enable_gradient_checkpointing()
     train(task, settings, config.output / task.name, config.precision)
     if settings.lora_rank:
-        save_file(_adapter(transformer, settings.start_share), config.output / adapter.FILE)
+        save_file(_adapter(transformer, settings.start_share), config.output / FILE)
         return card
     if settings.start_share:
         mix_in(settings.model, transformer, settings.start_share)
@@ -170,7 +170,7 @@ def _device(source: str) -> str:
 def _adapter(transformer: OmniGen2Transformer2DModel, start_share: float) -> dict[str, Tensor]:
     """The weights of the adapter, W + B A, with B scaled by 1 - `start_share`."""
     return {
-        f"transformer.{name}": own * (1 - start_share) if name.endswith(lora.B) else own
+        f"transformer.{name}": own * (1 - start_share) if "lora_B" in name else own
         for name, own in get_peft_model_state_dict(transformer).items()
     }
 

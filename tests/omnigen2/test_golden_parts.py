@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omnigen2 import lora
-from omnigen2.adapter import Adapter
+from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.autoencoder import to_pixels
 from omnigen2.language import question_chat
 from omnigen2.positions import rotations, sample_positions, text_positions
@@ -138,11 +137,12 @@ def test_every_token_stands_where_it_stood_in_the_reference(name: str, call: int
 
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_refined_captions_are_those_of_the_reference(name: str, call: int) -> None:
-    transformer = model(STEPS / "tiny_omnigen2").pipeline.transformer
-    lora.use(transformer, Adapter.of(STEPS / "lora") if name == "t2i_lora" else None)
+    pipeline = model(STEPS / "tiny_omnigen2").pipeline
+    wanted = [WeightedAdapter(Adapter.of(STEPS / "lora"))] if name == "t2i_lora" else []
+    adapters, transformer = pipeline.adapters.get(wanted), pipeline.transformer
     stored = tensors(STEPS / "cases" / name)
     text = valid(stored, f"call.{call}")
     with torch.no_grad():
-        conditions = transformer.conditions(text, [[]] * len(text), [(2, 2)] * len(text))
+        conditions = transformer.conditions(text, [[]] * len(text), [(2, 2)] * len(text), adapters)
     for condition, golden in zip(conditions, stored[f"call.{call}.context_refined"], strict=True):
         assert error(condition.text, golden[: len(condition.text)]) < BAR

@@ -1,16 +1,28 @@
-"""Adapters: which files are read, which are refused, and that the bare model is left as it was."""
+"""Adapters at work: what they add, in which rows, alone and in company; and which of them stay loaded."""
 
+import gc
 import os
+from collections.abc import Iterator
+from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from omnigen2 import adapter, lora
-from omnigen2.adapter import Adapter
+from omnigen2.adapters import file as adapter
+from omnigen2.adapters import loaded
+from omnigen2.adapters.file import Adapter, WeightedAdapter
+from omnigen2.adapters.loaded import linear_layers
+from omnigen2.denoise import Denoiser, Sample
+from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
+from omnigen2.task import ImageTask
 from tests.omnigen2.golden import PIPELINE, error, model
+from tests.omnigen2.test_engine import Gate, task
+from tests.omnigen2.test_model import picture
 
 QUICK = {"steps": 2, "width": 32, "height": 32, "seed": 7, "output": "latents"}
 LAYER = "layers.0.attn.to_q"
@@ -21,60 +33,158 @@ def omnigen() -> OmniGen2:
     return model(PIPELINE / "checkpoint")
 
 
-def write(path: Path, layer: str, down: int, up: int, rank: int = 4, suffix: str = "") -> Path:
-    matrices = torch.randn((rank, down)), torch.randn((up, rank))
-    names = (f"{layer}.lora_{side}{suffix}.weight" for side in "AB")
-    save_file(dict(zip(names, matrices, strict=True)), path)
+def adapter_file(path: Path, seed: int) -> Path:
+    """An adapter of one layer."""
+    generator = torch.Generator().manual_seed(seed)
+    down, up = torch.randn((4, 96), generator=generator), torch.randn((96, 4), generator=generator)
+    save_file({f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}, path)
     return path
 
 
-@pytest.mark.parametrize(("prefix", "suffix"), [("transformer.", ""), ("", ""), ("transformer.", ".default")])
-def test_an_adapter_adds_the_product_of_its_matrices_and_goes_without_trace(
-    omnigen: OmniGen2, tmp_path: Path, prefix: str, suffix: str
+def everywhere(omnigen: OmniGen2, path: Path, seed: int) -> dict[str, Tensor]:
+    """Write an adapter of every linear layer; what it adds to their weights."""
+    generator = torch.Generator().manual_seed(seed)
+    stored, added = {}, {}
+    for layer, (out, into) in linear_layers(omnigen.pipeline.transformer).items():
+        down = torch.randn((2, into), generator=generator)
+        up = 0.2 * torch.randn((out, 2), generator=generator) / into**0.5
+        stored |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+        added[layer] = up @ down
+    save_file(stored, path)
+    return added
+
+
+class Merged:
+    """The model with the adapters' products added to its weights, for as long as the block runs."""
+
+    def __init__(self, omnigen: OmniGen2, *added: tuple[dict[str, Tensor], float]):
+        self.transformer, self.added = omnigen.pipeline.transformer, added
+        self.kept: dict[str, Tensor] = {}
+
+    def __enter__(self) -> None:
+        for changes, weight in self.added:
+            for layer, change in changes.items():
+                own = self.transformer.get_submodule(layer).weight
+                self.kept.setdefault(layer, own.data)
+                own.data = own.data + weight * change  # type: ignore[operator]
+
+    def __exit__(self, *_: object) -> None:
+        for layer, weight in self.kept.items():
+            self.transformer.get_submodule(layer).weight.data = weight  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[WeightedAdapter, dict[str, Tensor]]]:
+    """Four adapters of every layer."""
+    folder, omnigen = tmp_path_factory.mktemp("four"), model(PIPELINE / "checkpoint")
+    made = []
+    for seed in range(4):
+        added = everywhere(omnigen, folder / f"{seed}.safetensors", seed)
+        made.append((WeightedAdapter(Adapter.of(folder / f"{seed}.safetensors")), added))
+    return made
+
+
+Four = list[tuple[WeightedAdapter, dict[str, Tensor]]]
+
+
+def tasks(omnigen: OmniGen2, four: Four) -> list[ImageTask]:
+    """Twenty tasks of all three kinds, with four adapters and none."""
+    kinds = [
+        task(omnigen, "a red circle"),
+        task(omnigen, "make it green", (picture(32, 48),), width=None, height=None),
+        task(omnigen, "both", (picture(48, 32), picture(16, 64)), width=64, cfg_range=(0.3, 0.8)),
+        task(omnigen, "a star", num_images=2, scheduler="dpmsolver++", text_guidance_scale=1.0),
+    ]
+    uses = [(), *((own,) for own, _ in four)]
+    return [replace(kind, adapters=use) for use in uses for kind in kinds]
+
+
+def denoised(omnigen: OmniGen2, samples: list[Sample]) -> list[Tensor]:
+    """The last latents of samples that share every forward."""
+    denoiser = Denoiser(omnigen.pipeline.transformer, together=True)
+    denoiser.add(samples)
+    while denoiser.samples:
+        denoiser.step()
+    return [sample.tokens for sample in samples]
+
+
+def test_twenty_tasks_in_one_forward_give_what_merged_weights_give_alone(
+    omnigen: OmniGen2, four: Four
 ) -> None:
-    torch.manual_seed(1)
-    file = write(tmp_path / adapter.FILE, prefix + LAYER, 96, 96, suffix=suffix)
+    pipeline, asked = omnigen.pipeline, tasks(omnigen, four)
+    together = denoised(omnigen, [own for each in asked for own in pipeline.prepare(each)[0]])
+    alone: list[Tensor] = []
+    for each in asked:
+        added = [(change, 1.0) for own, change in four if own in each.adapters]
+        with Merged(omnigen, *added):
+            bare = pipeline.prepare(replace(each, adapters=()))[0]
+            alone += denoised(omnigen, bare)
+    assert len(alone) == len(together) == 25
+    assert max(error(ours, own) for ours, own in zip(together, alone, strict=True)) < 1e-5
+    changed = [error(together[n], together[n % 5]) for n in range(5, 25)]
+    assert min(changed) > 1e-3, "each adapter changes each picture"
+
+
+def test_a_bare_picture_in_their_company_is_bit_for_bit_as_without_adapters(
+    omnigen: OmniGen2, four: Four
+) -> None:
+    pipeline = omnigen.pipeline
+    bare, other = task(omnigen, "a red circle"), task(omnigen, "a star")
+    (with_adapter,) = tasks(omnigen, four)[16:17]
+    found = denoised(
+        omnigen,
+        [*pipeline.prepare(bare)[0], *pipeline.prepare(replace(other, adapters=with_adapter.adapters))[0]],
+    )
+    wanted = denoised(omnigen, [*pipeline.prepare(bare)[0], *pipeline.prepare(other)[0]])
+    assert torch.equal(found[0], wanted[0]) and not torch.equal(found[1], wanted[1])
+
+
+def test_several_adapters_of_a_picture_add_up_with_their_weights(omnigen: OmniGen2, four: Four) -> None:
+    (one, first), (two, second), *_ = four
+    named = [{"name": one.adapter.path, "weight": 0.5}, {"name": two.adapter.path, "weight": -1.25}]
+    made = omnigen.generate("a circle", lora=named, **QUICK)
+    with Merged(omnigen, (first, 0.5), (second, -1.25)):
+        assert error(made, omnigen.generate("a circle", **QUICK)) < 1e-5
+    texts = [f"{one.adapter.path}:0.5", f"{two.adapter.path}:-1.25"]
+    assert torch.equal(omnigen.generate("a circle", lora=texts, **QUICK), made)
+    bare = omnigen.generate("a circle", **QUICK)
+    assert torch.equal(omnigen.generate("a circle", lora=f"{one.adapter.path}:0", **QUICK), bare)
+    assert error(made, bare) > 1e-3
+
+
+@pytest.fixture
+def engine(omnigen: OmniGen2) -> Iterator[Engine]:
+    engine = Engine(omnigen)
+    yield engine
+    engine.close()
+
+
+def test_tasks_with_other_adapters_do_not_wait_for_each_other(
+    omnigen: OmniGen2, engine: Engine, four: Four
+) -> None:
+    gate = Gate(step=1)
+    first = engine.submit(task(omnigen, "a first one", steps=20), gate)
+    assert gate.reached.wait(30)
+    asked = tasks(omnigen, four)
+    assert all(engine.has_room(each) for each in asked[::4])
+    tickets = [engine.submit(each) for each in asked]
+    gate.open.set()
+    wait([ticket.future for ticket in tickets], timeout=120)
+    together = [image.tobytes() for ticket in tickets for image in ticket.future.result(0).pictures]
+    assert not first.future.done(), "they ran beside the first one"
+    first.cancel()
+    alone = [image.tobytes() for each in asked for image in engine.submit(each).future.result(60).pictures]
+    assert together == alone
+
+
+def test_nothing_stays_on_the_model(omnigen: OmniGen2, four: Four) -> None:
+    transformer = omnigen.pipeline.transformer
     before = omnigen.generate("a circle", **QUICK)
-    adapted = omnigen.generate("a circle", lora=tmp_path, **QUICK)
+    named = set(transformer.state_dict())
+    omnigen.generate("a circle", lora=four[0][0].adapter.path, **QUICK)
+    assert set(transformer.state_dict()) == named
+    assert not any(layer._forward_hooks for layer in transformer.modules())
     assert torch.equal(omnigen.generate("a circle", **QUICK), before)
-    down, up = (lora.read(Adapter.of(file))[LAYER + side] for side in (lora.A, lora.B))
-    layer = omnigen.pipeline.transformer.get_submodule(LAYER)
-    weight = getattr(layer, "base_layer", layer).weight
-    kept = weight.data.clone()
-    try:
-        weight.data += up @ down
-        assert error(omnigen.generate("a circle", **QUICK), adapted) < 1e-5
-    finally:
-        weight.data = kept
-    assert error(adapted, before) > 1e-3
-
-
-def test_an_adapter_for_another_model_is_refused_by_name(omnigen: OmniGen2, tmp_path: Path) -> None:
-    for layer, down, message in (
-        (
-            LAYER,
-            104,
-            r"layers\.0\.attn\.to_q was made for a layer of \(96, 104\), this model's is \(96, 96\)",
-        ),
-        ("layers.99.attn.to_q", 96, r"layers\.99\.attn\.to_q is not a layer of this model"),
-    ):
-        file = write(tmp_path / f"{down}.safetensors", f"transformer.{layer}", down, 96)
-        with pytest.raises(ValueError, match=message):
-            omnigen.generate("a circle", lora=file, **QUICK)
-
-
-def test_what_is_no_adapter_is_refused(omnigen: OmniGen2, tmp_path: Path) -> None:
-    (tmp_path / "junk.safetensors").write_bytes(b"junk" * 100)
-    save_file({"x.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    save_file({f"{LAYER}.lora_A.weight": torch.zeros(4, 96)}, tmp_path / "half.safetensors")
-    for name, message in (("junk", "damaged"), ("other", "it holds x.weight"), ("half", "is missing")):
-        with pytest.raises(ValueError, match=f"lora: .*{message}"):
-            omnigen.generate("a circle", lora=tmp_path / f"{name}.safetensors", **QUICK)
-
-
-def adapter_file(path: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    return write(path, LAYER, 96, 96)
 
 
 def test_a_file_written_anew_is_read_anew(omnigen: OmniGen2, tmp_path: Path) -> None:
@@ -105,25 +215,41 @@ def test_equal_files_are_one_adapter_and_only_those_used_last_stay_loaded(
     copy.write_bytes(first.read_bytes())
     assert Adapter.of(first) == Adapter.of(copy) and len({Adapter.of(first), Adapter.of(copy)}) == 1
     made = omnigen.generate("a circle", lora=first, **QUICK)
-    for seed in range(1, 2 * lora.KEPT):
+    adapters = omnigen.pipeline.adapters
+    (held,) = adapters.get([WeightedAdapter(Adapter.of(first))])
+    for seed in range(1, 2 * loaded.KEPT):
         omnigen.generate("a circle", lora=adapter_file(tmp_path / f"{seed}.safetensors", seed), **QUICK)
-        if seed < lora.KEPT:  # used between the others, it is never the one used longest ago
-            assert torch.equal(omnigen.generate("a circle", lora=copy, **QUICK), made)
-    loaded = omnigen.pipeline.transformer.peft_config
-    assert len(loaded) == lora.KEPT and Adapter.of(first).digest not in loaded
-    layer = omnigen.pipeline.transformer.get_submodule(LAYER)
-    assert set(layer.lora_A) == set(loaded), "the weights go with the name"
+    assert Adapter.of(first).digest in adapters.digests(), "a picture in the making uses it"
+    assert adapters.get([WeightedAdapter(Adapter.of(copy))])[0][0] is held[0], "loaded once"
+    del held
+    for seed in range(1, 2 * loaded.KEPT):
+        adapters.get([WeightedAdapter(Adapter.of(tmp_path / f"{seed}.safetensors"))])
+    gc.collect()
+    assert len(adapters.digests()) == loaded.KEPT and Adapter.of(first).digest not in adapters.digests()
     assert torch.equal(omnigen.generate("a circle", lora=first, **QUICK), made)
+    adapters.forget()
+    gc.collect()
+    assert not adapters.digests()
 
 
-def test_a_file_that_changes_between_asking_and_loading_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changes_between_asking_and_loading_is_refused(omnigen: OmniGen2, tmp_path: Path) -> None:
     asked = Adapter.of(adapter_file(tmp_path / "style.safetensors", 1))
     adapter_file(asked.path, 2)
     with pytest.raises(ValueError, match="changed after it was asked for"):
-        lora.read(asked)
+        omnigen.pipeline.adapters.get([WeightedAdapter(asked)])
     asked.path.unlink()
     with pytest.raises(FileNotFoundError, match=r"lora: style\.safetensors cannot be read"):
-        lora.read(asked)
+        omnigen.pipeline.adapters.get([WeightedAdapter(asked)])
+
+
+def test_a_digest_pins_the_file(omnigen: OmniGen2, tmp_path: Path) -> None:
+    file = adapter_file(tmp_path / "style.safetensors", 1)
+    digest = Adapter.of(file).digest
+    made = omnigen.generate("a circle", lora=f"{file}@sha256:{digest}", **QUICK)
+    assert torch.equal(omnigen.generate("a circle", lora={"name": file, "digest": digest}, **QUICK), made)
+    adapter_file(file, 2)
+    with pytest.raises(ValueError, match=r"style\.safetensors is not the file with the SHA-256"):
+        omnigen.generate("a circle", lora=f"{file}@sha256:{digest}", **QUICK)
 
 
 def test_pipes_folders_and_giants_are_no_adapters(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from omnigen2.adapters.apply import Active
+from omnigen2.adapters.file import Adapter, WeightedAdapter
+from omnigen2.adapters.loaded import LoadedAdapters
 from omnigen2.checkpoints.load import load_transformer
 from omnigen2.positions import rotations, sample_positions
 from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
@@ -23,12 +26,13 @@ def run(
     references: list[list[Tensor]],
     latents: list[Tensor],
     timestep: Tensor,
+    adapters: Active = (),
 ) -> list[Tensor]:
     """The velocity (C, h, w) of each sample, all of them in one forward."""
     p = transformer.config["patch_size"]
     sizes = [(x.shape[-2], x.shape[-1]) for x in latents]
     with torch.no_grad():
-        batch = transformer.condition(text, references, sizes)
+        batch = transformer.condition(text, references, sizes, adapters)
         out = transformer(torch.cat([patchify(x, p) for x in latents]), timestep, batch)
     parts = out.split([h * w // p**2 for h, w in sizes])
     return [unpatchify(part, (h // p, w // p), p) for part, (h, w) in zip(parts, sizes, strict=True)]
@@ -80,11 +84,8 @@ def test_the_first_forwards_of_every_case_equal_the_reference(name: str, call: i
         if key.startswith(f"call.{call}.")
     }
     model = load_transformer(STEPS / "tiny_omnigen2", torch.float32)
-    if name == "t2i_lora":
-        from omnigen2 import lora
-        from omnigen2.adapter import Adapter
-
-        lora.use(model, Adapter.of(STEPS / "lora"))
+    loaded = LoadedAdapters(model, torch.device("cpu"), torch.float32)
+    adapters = loaded.get([WeightedAdapter(Adapter.of(STEPS / "lora"))] if name == "t2i_lora" else [])
     latents = list(stored["hidden_states"])
     lengths = stored["text_attention_mask"].sum(1).tolist()
     text = [features[:length] for features, length in zip(stored["text_hidden_states"], lengths, strict=True)]
@@ -92,7 +93,7 @@ def test_the_first_forwards_of_every_case_equal_the_reference(name: str, call: i
         [stored[f"ref_latents.{n}.{k}"] for k in range(5) if f"ref_latents.{n}.{k}" in stored]
         for n in range(len(latents))
     ]
-    ours = run(model, text, references, latents, stored["timestep"])
+    ours = run(model, text, references, latents, stored["timestep"], adapters)
     assert error(torch.stack(ours), stored["output"]) < BAR
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.decoding import scans_bomb
-from omnigen2.adapter import pick_adapter
+from omnigen2.adapters.file import pick_adapter
 from server.app import App
 from server.caller import Caller
 from server.context import CallContext
