@@ -137,13 +137,16 @@ class App:
         model = self.other(model)
         if model is None:
             return self._default_card
-        offered = self.manager.models()
-        if model not in offered:
-            names = ", ".join(dict.fromkeys([self._default_card.id, *offered]))
+        if model not in self.manager.models():
+            names = ", ".join(self.models())
             raise ToolError(
                 "invalid_argument", f"model: there is no {model[:100]!r} here.", f"There are: {names}."
             )
         return self.manager.card(model)
+
+    def models(self) -> list[str]:
+        """The names of the models that a request may name, the default one first. Raises what `card` does."""
+        return list(dict.fromkeys([self._default_card.id, *self.manager.models()]))
 
     def other(self, model: str | None) -> str | None:
         """`model`, or None if it names the default model, by the setting or by the id of its card."""

@@ -28,6 +28,8 @@ class Caller:
     """Folders it may read images from."""
     on_progress: Callable[[JobStatus], Awaitable[None]] | None = None
     """Called on the event loop, at most once per step."""
+    partial_images: int = 0
+    """Previews of the picture so far that come with the progress of one job."""
     timeout_s: float | None = None
     """Seconds after which the client gives up waiting; None waits for ever."""
     scopes: frozenset[str] = SCOPES

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from server.caller import Caller
 from server.hookspecs import AnyTool
 from server.jobs import Job
 from server.references import open_allowed
+from server.watching import preview, watch
 from storage import StoredImage, codec
 from storage.errors import InvalidArgument
 from tools.base import NO_JOB, JobError, JobStatus, OpenFile, Pick, Picture, Result, ToolError, Work
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 TIMEOUT_USED = 0.9
 """Share of a client's timeout after which it is given a job id, and the work goes on without it."""
 GOES_ON = "It takes longer than a call may last, and goes on in the background."
-HEARTBEAT_S = 5.0
-"""Seconds without progress after which it is reported again, as a sign of life."""
-PREVIEW_SIDE = 256
-"""Pixels."""
-PREVIEW_BYTES = 20_000
 
 
 class CallContext:
@@ -138,8 +134,8 @@ class CallContext:
         lane, picture = self._app.dispatcher.lane(job), job.picture
         if picture is None:
             return lane.status(job)
-        preview = Picture(*await to_thread.run_sync(codec.preview, picture, PREVIEW_SIDE, PREVIEW_BYTES))
-        return lane.status(job, None if job.ended.is_set() else preview)
+        shown = await preview(picture)
+        return lane.status(job, None if job.ended.is_set() else shown)
 
     async def _follow(self, job: Job) -> bool:
         """Wait until the job has ended, and report on the way; False if that takes too long for the client.
@@ -147,20 +143,13 @@ class CallContext:
         A client that is told of progress waits for as long as it takes.
         """
         report, lane = self._caller.on_progress, self._app.dispatcher.lane(job)
-        listening = nullcontext() if report is None else lane.listening(job)
-        version = -1
-        with listening, anyio.CancelScope(deadline=self._deadline) as timeout:
-            while not job.ended.is_set() or job.version != version:
-                if report is None and not lane.is_loading(job):  # nobody follows the steps
-                    await job.ended.wait()
-                    break
-                with anyio.move_on_after(HEARTBEAT_S):
-                    await job.changed(version)
-                news = job.history(version) or ([] if job.ended.is_set() else [lane.status(job)])
-                version = job.version
-                for status in news:
-                    if report is not None:
-                        await report(status)
+        with anyio.CancelScope(deadline=self._deadline) as timeout:
+            if report is None:
+                await job.ended.wait()
+                return True
+            async with aclosing(watch(job, lane, previews=self._caller.partial_images)) as states:
+                async for _, status in states:
+                    await report(status)
         return not timeout.cancelled_caught
 
     def _journaled(self, job_id: str) -> JobStatus:

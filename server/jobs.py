@@ -87,12 +87,12 @@ class Job:
         while self.version == since:
             await self._change.wait()
 
-    def history(self, since: int) -> list[JobStatus]:
-        """Its status after each step since the version `since`, oldest first; at most `HISTORY` steps.
+    def history(self, since: int) -> list[tuple[int, JobStatus]]:
+        """Version and status after each step since the version `since`, oldest first; at most `HISTORY`.
 
         Kept while somebody listens (`Lane.listening`).
         """
-        return [status for version, status in self._history if version > since]
+        return [(version, status) for version, status in self._history if version > since]
 
     # -- changing it ----------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ ERROR: Schema = {
 
 def input_schema(tool: Tool[Any, Any], card: ModelCard | None) -> Schema:
     """The JSON schema of a tool's arguments, with the defaults of `card` if one is given."""
-    schema = _plain(tool.request.model_json_schema())
+    schema = plain(tool.request.model_json_schema())
     defaults = tool.defaults(card) if tool.defaults and card else None
     filled = defaults.model_dump(mode="json", exclude_none=True) if defaults else {}
     for name, field in schema["properties"].items():
@@ -42,7 +42,7 @@ def output_schema(tool: Tool[Any, Any]) -> Schema:
     The error is part of the schema, as one widespread client (version 1 of the TypeScript SDK) holds the
     structured content of failures to it too.
     """
-    schema = _plain(tool.result.model_json_schema(mode="serialization"))
+    schema = plain(tool.result.model_json_schema(mode="serialization"))
     required = schema.pop("required", [])
     schema["properties"] = schema.get("properties", {}) | {"error": ERROR}
     return schema | {"anyOf": [{"required": required}, {"required": ["error"]}]}
@@ -65,7 +65,7 @@ def error_line(error: ToolError) -> str:
     return f"{error.code}: {error}"
 
 
-def _plain(schema: Schema) -> Schema:
+def plain(schema: Schema) -> Schema:
     """`schema` without what some clients stumble over: references, titles, null, arrays without `items`."""
     return _node(schema, schema.get("$defs", {}))
 

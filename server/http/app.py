@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from server.app import App
 from server.caller import Caller
-from server.http import health, images, mcp, openapi, rest
+from server.http import health, images, mcp, openai, openapi, rest
 from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
 from server.http.guard import Guard
@@ -49,7 +49,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
     endpoint = McpEndpoint(app, caller, max_body)
-    parts = [module.described(app) for module in (mcp, rest, images, health)]
+    parts = [module.described(app) for module in (mcp, rest, images, openai, health)]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -61,6 +61,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
         *endpoint.routes(),
         *rest.routes(app, caller),
         *images.routes(app, caller),
+        *openai.routes(app, caller),
         *health.routes(app),
         *openapi.routes(openapi.document(app, parts, secured=bool(verifiers))),
     ]

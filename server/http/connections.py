@@ -130,9 +130,11 @@ class WholeBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = bytearray()
+        body, headers = bytearray(), Headers(scope=scope)
         try:
-            whole = await self._read(body, int(Headers(scope=scope).get("content-length", 0)), receive)
+            whole = await self._read(body, int(headers.get("content-length", 0)), receive)
+            if "json" in headers.get("content-type", "").lower():
+                _check_values(body)
             if whole:
                 first: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
                 await self._app(scope, replayed(first, receive), send)
@@ -154,7 +156,6 @@ class WholeBody:
                     self._held += len(part)
                     timeout.deadline = started + BODY_S + len(body) / BODY_RATE
                     if not message.get("more_body"):
-                        self._check_values(body)
                         return True
         except TimeoutError:
             advice = "Send the request again, faster or with a smaller picture."
@@ -169,11 +170,12 @@ class WholeBody:
             message = "Too many large requests are under way."
             raise _Refused(429, ToolError("busy", message, "Send it again in a few seconds."))
 
-    def _check_values(self, body: bytearray) -> None:
-        # Parsing JSON stops the event loop, for as long as it holds values: longer than any text.
-        if body.count(b",") > VALUES:
-            message = f"The body has more than {VALUES:,} commas."
-            raise _Refused(400, ToolError("invalid_argument", message, "Send the arguments of one call."))
+
+def _check_values(body: bytearray) -> None:
+    # Parsing JSON stops the event loop, for as long as it holds values: longer than any text.
+    if body.count(b",") > VALUES:
+        message = f"The body has more than {VALUES:,} commas."
+        raise _Refused(400, ToolError("invalid_argument", message, "Send the arguments of one call."))
 
 
 class _Refused(Exception):

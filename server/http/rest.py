@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,10 +22,9 @@ from server.hookspecs import AnyTool
 from server.http.media import taking
 from server.http.openapi import JSON, Paths, answer, operation
 from server.http.refusals import refusal
+from server.http.streams import EVENTS, EventStream, while_connected
 from server.status import progress_event
 from tools.base import JobStatus, Result, ToolError
-
-EVENTS = "text/event-stream"
 
 
 def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
@@ -54,18 +52,19 @@ class ToolEndpoint:
         """Read the arguments, run the tool, answer; stop when the client goes away."""
         request = Request(scope, receive)
         try:
-            arguments = await _arguments(request)
+            arguments = await json_object(request)
         except ToolError as error:
             await refusal(error)(scope, receive, send)
             return
-        async with anyio.create_task_group() as group:
-            group.start_soon(_watch, receive, group.cancel_scope)
+
+        async def answer() -> None:
             if EVENTS in request.headers.get("accept", ""):
-                await self._stream(arguments, self._caller(request), send)
+                await self._stream(arguments, self._caller(request), EventStream(send))
             else:
-                answer = await self._answer(arguments, self._caller(request))
-                await answer(scope, receive, send)
-            group.cancel_scope.cancel()
+                response = await self._answer(arguments, self._caller(request))
+                await response(scope, receive, send)
+
+        await while_connected(receive, answer)
 
     async def _answer(self, arguments: dict[str, Any], caller: Caller) -> Response:
         try:
@@ -73,22 +72,17 @@ class ToolEndpoint:
         except ToolError as error:
             return refusal(error)
 
-    async def _stream(self, arguments: dict[str, Any], caller: Caller, send: Send) -> None:
-        async def event(kind: str, data: dict[str, Any], more: bool = True) -> None:
-            text = f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
-
+    async def _stream(self, arguments: dict[str, Any], caller: Caller, stream: EventStream) -> None:
         async def progress(status: JobStatus) -> None:
-            await event("progress", progress_event(status))
+            await stream.event("progress", progress_event(status))
 
-        headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-cache, no-transform")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await stream.begin()
         try:
             caller = replace(caller, on_progress=progress)
             result = await self._app.answer(self._tool, arguments, caller, _json_of)
-            await event("result", result, more=False)
+            await stream.event("result", result, more=False)
         except ToolError as error:
-            await event("error", schema.dump_error(error), more=False)
+            await stream.event("error", schema.dump_error(error), more=False)
 
 
 def _json_of(result: Result, _: Shown) -> dict[str, Any]:
@@ -121,7 +115,8 @@ def _described(tool: AnyTool, card: ModelCard) -> dict[str, Any]:
     )
 
 
-async def _arguments(request: Request) -> dict[str, Any]:
+async def json_object(request: Request) -> dict[str, Any]:
+    """The arguments in the body of a request; an empty body has none. Raises ToolError."""
     try:
         arguments = json.loads(await request.body() or b"{}")
     except (ValueError, RecursionError) as error:
@@ -133,10 +128,3 @@ async def _arguments(request: Request) -> dict[str, Any]:
             "invalid_argument", "The request body is not a JSON object.", "Send the arguments as an object."
         )
     return cast("dict[str, Any]", arguments)
-
-
-async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Cancel `scope` when the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()

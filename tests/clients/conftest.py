@@ -25,9 +25,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def listening(environment: dict[str, str]) -> Iterator[str]:
+def listening(environment: dict[str, str], *options: str) -> Iterator[str]:
     """A server process over HTTP; its address."""
-    command = [*COMMAND, "--transport", "http", "--port", "0"]
+    command = [*COMMAND, "--transport", "http", "--port", "0", *options]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = next((line for line in server.stderr if '"listening"' in line), None)

@@ -71,8 +71,8 @@ async def test_who_listens_late_misses_nothing() -> None:
     job = running(lane)
     lane.report(job, step(1), 1.0)
     with lane.listening(job):
-        assert [status.step for status in job.history(-1)] == [1]
+        assert [status.step for _, status in job.history(-1)] == [1]
         version = job.version
         lane.report(job, step(2), 2.0)
         lane.catch_up()
-        assert [status.step for status in job.history(version)] == [2]
+        assert [status.step for _, status in job.history(version)] == [2]

@@ -23,10 +23,16 @@ from tools.base import Context, Request, Result, Tool
 from tools.core import TOOLS
 
 SERVER = Path(server.__file__).parent
+TRANSLATION = "openai"
+"""The one folder of `server/http` that may name tools and parameters: it translates what others call them."""
 SURFACES = (
     "schema",
     "mcp",
-    *(f"http/{path.stem}" for path in sorted((SERVER / "http").glob("*.py"))),
+    *(
+        path.relative_to(SERVER).with_suffix("").as_posix()
+        for path in sorted((SERVER / "http").rglob("*.py"))
+        if path.parent.name != TRANSLATION
+    ),
     "cli/main",
     "cli/reference",
     "cli/tools",
