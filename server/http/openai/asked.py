@@ -25,7 +25,7 @@ MAX_FILES = 16
 """Pictures in a form, as many as OpenAI takes; the model takes fewer, and says so itself."""
 MAX_FIELDS = 100
 Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
-SPEED: Mapping[Quality, str] = {"low": "fast", "medium": "balanced", "high": "exact", "hd": "exact",
+SPEED: Mapping[str, str] = {"low": "fast", "medium": "balanced", "high": "exact", "hd": "exact",
                                 "xhigh": "exact", "max": "exact"}  # fmt: skip
 """What a quality is here. The others leave the decision to the model."""
 WITHOUT_EFFECT = {
@@ -144,14 +144,15 @@ async def _data_uri(file: UploadFile) -> str:
     return f"data:image/png;base64,{encoded.decode()}"  # what it really is, its bytes say
 
 
-def _references(value: object) -> object:
+def _references(value: Any) -> Any:
     """A picture of a JSON body as a reference: OpenAI writes `{"image_url": ...}` or `{"file_id": ...}`."""
-    if isinstance(value, list):
-        return [_references(item) for item in cast("list[object]", value)]
-    if isinstance(value, dict) and len(cast("dict[str, object]", value)) == 1:
-        ((kind, named),) = cast("dict[str, object]", value).items()
-        return named if kind in ("image_url", "file_id") else cast("dict[str, object]", value)
-    return value
+    match value:
+        case list():
+            return [_references(item) for item in cast("list[Any]", value)]
+        case {"image_url": str(named)} | {"file_id": str(named)}:
+            return named
+        case _:
+            return value
 
 
 def _asked(tool: str, options: Options, notes: tuple[str, ...]) -> Asked:
@@ -169,7 +170,7 @@ def _asked(tool: str, options: Options, notes: tuple[str, ...]) -> Asked:
     if options.size and options.size != "auto":
         width, height = options.size.split("x")
         arguments |= {"width": int(width), "height": int(height)}
-    if options.quality in SPEED:
+    if options.quality and options.quality in SPEED:
         arguments.setdefault("speed", SPEED[options.quality])
     if options.background == "transparent":
         raise ToolError(
