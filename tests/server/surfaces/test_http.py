@@ -146,7 +146,7 @@ async def test_openapi_describes_every_route_and_no_other(app: App) -> None:
         document = (await client.get("/openapi.json")).json()
         described = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
         routed = {
-            (route.path, method)
+            (route.path_format, method)
             for route in asgi.routes
             if isinstance(route, Route)
             for method in route.methods or ()
