@@ -111,7 +111,8 @@ class Studio:
     @cached_property
     def _tools(self) -> list[types.Tool]:
         card = self.app.card()
-        return [describe(tool, schema.input_schema(tool, card)) for tool in self.app.tools.values()]
+        tools = self.app.tools.values()
+        return [describe(tool, schema.input_schema(tool, card, inline=False)) for tool in tools]
 
     @cached_property
     def _input_schemas(self) -> dict[str, dict[str, Any]]:

@@ -25,9 +25,13 @@ ERROR: Schema = {
 }
 
 
-def input_schema(tool: Tool[Any, Any], card: ModelCard | None) -> Schema:
-    """The JSON schema of a tool's arguments, with the defaults of `card` if one is given."""
-    schema = plain(tool.request.model_json_schema())
+def input_schema(tool: Tool[Any, Any], card: ModelCard | None, *, inline: bool = True) -> Schema:
+    """The JSON schema of a tool's arguments, with the defaults of `card` if one is given.
+
+    Without `inline`, a schema that names its dialect (`$schema`) keeps the form in which its author gave it.
+    """
+    given = tool.request.model_json_schema()
+    schema = plain(given) if inline or "$schema" not in given else given
     defaults = tool.defaults(card) if tool.defaults and card else None
     filled = defaults.model_dump(mode="json", exclude_none=True) if defaults else {}
     for name, field in schema["properties"].items():

@@ -65,3 +65,13 @@ def node_modules() -> Path:
             pytest.skip(f"the clients could not be installed from npm: {error}")
         installed.write_text(wanted, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def modern_node(node_modules: Path) -> str:
+    """A node of version 22 or later: the one of this machine, or else the one from npm."""
+    for program in filter(None, (shutil.which("node"), *node_modules.glob("node-*/bin/node"))):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        if int(said.removeprefix("v").partition(".")[0]) >= 22:
+            return str(program)
+    pytest.skip("there is no node 22, and npm has none for this machine")
