@@ -13,7 +13,7 @@ from omnigen2.checkpoints.card import ModelCard
 from omnigen2.manager import Manager
 from server.arguments import read_arguments
 from server.caller import READ, WRITE, Caller, insufficient
-from server.context import CallContext
+from server.context import CallContext, Shown
 from server.dispatcher import Dispatcher, not_loaded, stopping
 from server.errors import answering, without_folders
 from server.hookspecs import AnyTool
@@ -21,8 +21,8 @@ from server.journal import Journal
 from server.plugins import Plugins
 from server.references import References
 from server.settings import Settings
-from storage import ImageStore, StoredImage
-from tools.base import Picture, Result, ToolError
+from storage import ImageStore
+from tools.base import Result, ToolError
 
 if TYPE_CHECKING:
     from server.fetch import Fetcher
@@ -31,8 +31,8 @@ WARM_UP_S = 3.0
 """Seconds after the start at which the default model is loaded, if nothing asked for it sooner."""
 
 T = TypeVar("T")
-Shown = Mapping[str, tuple[StoredImage, Picture | None]]
-"""New images by id, with their previews if the caller is shown previews."""
+NewImages = Mapping[str, Shown]
+"""The new images of a call, by id."""
 
 
 class App:
@@ -90,7 +90,7 @@ class App:
         tool: AnyTool,
         arguments: Mapping[str, object],
         caller: Caller,
-        render: Callable[[Result, Shown], T],
+        render: Callable[[Result, NewImages], T],
     ) -> T:
         """What `render` makes of the result of a call and of the new images in it. Raises what `call` does.
 

@@ -36,6 +36,10 @@ class Caller:
     """What it may do."""
     previews: bool = False
     """Whether answers show it previews of the images they name."""
+    address_of: Callable[[str], str] | None = None
+    """The address at which a browser opens the image of an id; None where there is none."""
+    own_addresses: tuple[str, ...] = ()
+    """Addresses of this server as its client may write them, in lower case: `http://localhost:8765`."""
 
 
 def insufficient(needed: str) -> ToolError:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from anyio import to_thread
@@ -17,7 +17,7 @@ from server.hookspecs import AnyTool
 from server.jobs import Job
 from server.references import open_allowed
 from server.watching import preview, watch
-from storage import StoredImage, codec
+from storage import Record, StoredImage, codec
 from storage.errors import InvalidArgument
 from tools.base import NO_JOB, JobError, JobStatus, OpenFile, Pick, Picture, Result, ToolError, Work
 
@@ -29,6 +29,16 @@ TIMEOUT_USED = 0.9
 GOES_ON = "It takes longer than a call may last, and goes on in the background."
 
 
+class Shown(NamedTuple):
+    """A new image of a call."""
+
+    image: StoredImage
+    preview: Picture | None
+    """If the caller is shown previews."""
+    record: Record
+    """How it was made."""
+
+
 class CallContext:
     """The `Context` of one call."""
 
@@ -38,8 +48,9 @@ class CallContext:
         self.store = app.store
         self.principal = caller.principal
         self.scopes = caller.scopes
-        self.shown: dict[str, tuple[StoredImage, Picture | None]] = {}
-        """New images by id, with their previews if the caller is shown previews."""
+        self.own_addresses = caller.own_addresses
+        self.shown: dict[str, Shown] = {}
+        """New images by id."""
         self._cards: dict[str | None, ModelCard] = {}
         timeout_s = caller.timeout_s
         self._deadline = math.inf if timeout_s is None else anyio.current_time() + timeout_s * TIMEOUT_USED
@@ -53,12 +64,13 @@ class CallContext:
         self, model: str | None, references: Mapping[str, str], *, wait: bool
     ) -> tuple[ModelCard, bool, tuple[StoredImage, ...]]:
         found: dict[str, StoredImage] = {}
+        own = self.own_addresses
 
         def look() -> ModelCard | None:
             self.card(model)  # is it offered?
             known = self._app.identify(model)
             for field, reference in references.items():
-                if (image := self._app.references.look_up(reference, field)) is not None:
+                if (image := self._app.references.look_up(reference, field, own)) is not None:
                     found[field] = image
             return known
 
@@ -74,14 +86,15 @@ class CallContext:
         return self._cards[model], known is not None, tuple(found[field] for field in references)
 
     async def resolve(self, reference: str, field: str) -> StoredImage:
-        return await self._app.references.resolve(reference, field, self._caller.folders)
+        folders, own = self._caller.folders, self.own_addresses
+        return await self._app.references.resolve(reference, field, folders, own)
 
     def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
         return open_allowed(Path(path), field, self._caller.folders, pick)
 
-    def show(self, image: StoredImage, pixels: Image) -> None:
+    def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
         preview = Picture(*codec.preview(pixels)) if self._caller.previews else None
-        self.shown[str(image.id)] = image, preview
+        self.shown[str(image.id)] = Shown(image, preview, record)
 
     async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:
         if (report := self._caller.on_progress) is not None:

@@ -24,7 +24,7 @@ def save(store: ImageStore, result: Result, output: Path) -> list[Path]:
     Raises:
         ToolError: `invalid_argument`: the result has no image, or `output` cannot be written.
     """
-    images = {image[-64:][:16]: image for image in result.linked()}
+    images = {image[-64:][:16]: image for image in result.named()}
     files = {f"{name}{SUFFIX}": with_history(store, store.get(image).id) for name, image in images.items()}
     if not files:
         shown = result.pictures()
@@ -73,7 +73,8 @@ def _suffixes_of(kind: type[Result]) -> tuple[str, ...]:
     """What the files may be called that are written of a result."""
     if kind.pictures is not Result.pictures:
         return (SUFFIX, *SUFFIXES.values())
-    return (SUFFIX,) if kind.linked is not Result.linked else ()
+    named = kind.linked is not Result.linked or kind.named is not Result.named
+    return (SUFFIX,) if named else ()
 
 
 def _unwritable(output: Path, error: Exception) -> ToolError:

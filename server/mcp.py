@@ -9,7 +9,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from mcp.shared.exceptions import MCPError
 
 from omnigen2.task import Cancelled
 from server import schema
-from server.app import App, Shown
+from server.app import App, NewImages
 from server.blocks import content_block
 from server.caller import LOCAL, Caller
 from server.ending import leave, leave_soon
@@ -68,7 +68,7 @@ class Studio:
         self.app = app
         self._sessions = sessions
         self._caller = caller
-        self._resources = Resources(app.store, OfferedResources(app.plugins.resources()))
+        self._resources = Resources(app.store, OfferedResources(app.plugins.resources()), caller)
         self._prompts = OfferedPrompts(app.plugins.prompts())
         self._cold = True
 
@@ -135,7 +135,9 @@ class Studio:
             )
         try:
             with self._cancellable(ctx):
-                return await self.app.answer(tool, params.arguments or {}, self._reporting(ctx), self._answer)
+                caller = self._reporting(ctx)
+                render = partial(self._answer, caller)
+                return await self.app.answer(tool, params.arguments or {}, caller, render)
             raise Cancelled  # by the client, which has stopped listening
         except Exception as error:
             return failure(as_tool_error(error))
@@ -155,23 +157,29 @@ class Studio:
             previews=True,
         )
 
-    def _answer(self, result: Result, shown: Shown) -> types.CallToolResult:
-        store = self.app.store
+    def _answer(self, caller: Caller, result: Result, shown: NewImages) -> types.CallToolResult:
+        store, address_of = self.app.store, caller.address_of
 
         def preview(image: str) -> Picture:
-            made = shown[image][1] if image in shown else None
+            made = shown[image].preview if image in shown else None
             return made or Picture(*store.preview(image))
 
+        def linked(image: str) -> types.ResourceLink:
+            made = shown.get(image) or store.origin(image)
+            return link(made.image, made.record, address_of)
+
         pictures = (*map(preview, result.previewed()), *result.pictures())
-        linked = (shown[image][0] if image in shown else store.get(image) for image in result.linked())
+        links = [linked(image) for image in result.linked()]
+        opened = [f"For the user to open: {one.uri}" for one in links] if address_of else []
+        words = types.TextContent(text="\n".join([result.summary(), *opened]))
         return types.CallToolResult(
             content=[
-                types.TextContent(text=result.summary()),
+                words,
                 *map(content_block, pictures),
-                *map(link, linked),
+                *links,
                 *map(content_block, result.blocks()),
             ],
-            structured_content=schema.dump(result),
+            structured_content=schema.dump(result, address_of),
         )
 
 

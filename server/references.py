@@ -41,28 +41,32 @@ class References:
         self._fetcher = fetcher
         self._decoding = CapacityLimiter(WAITING)
 
-    def look_up(self, reference: str, field: str) -> StoredImage | None:
-        """The image, if `reference` is the id of a stored one; not for the event loop.
+    def look_up(self, reference: str, field: str, own: Sequence[str] = ()) -> StoredImage | None:
+        """The image, if `reference` is the id of a stored one or its address; not for the event loop.
+
+        `own` are the addresses of this server, as for `parse_reference`.
 
         Raises:
             ToolError: `image_not_found` or `invalid_argument`, naming `field`.
         """
-        if not names_stored(reference):
+        if not names_stored(reference, own):
             return None
         try:
-            found = self._find(reference, field, ())
+            found = self._find(reference, field, (), own)
         except StoreError as error:
             raise as_tool_error(error, field) from error
         return found if isinstance(found, StoredImage) else None
 
-    async def resolve(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage:
+    async def resolve(
+        self, reference: str, field: str, folders: Sequence[Path], own: Sequence[str] = ()
+    ) -> StoredImage:
         """The stored image that `reference` means; one from outside is stored first.
 
         Raises:
             ToolError: `image_not_found`, `image_rejected`, `forbidden` or `invalid_argument`, naming `field`.
         """
         try:
-            found = await to_thread.run_sync(self._find, reference, field, folders)
+            found = await to_thread.run_sync(self._find, reference, field, folders, own)
             if isinstance(found, StoredImage):
                 return found
             data = found if isinstance(found, bytes) else await self._fetch(found, field)
@@ -72,7 +76,9 @@ class References:
         except StoreError as error:
             raise as_tool_error(error, field) from error
 
-    def _find(self, reference: str, field: str, folders: Sequence[Path]) -> StoredImage | bytes | UrlRef:
+    def _find(
+        self, reference: str, field: str, folders: Sequence[Path], own: Sequence[str]
+    ) -> StoredImage | bytes | UrlRef:
         """The image or its bytes, if they are on this machine; else the address to fetch."""
         most = self._store.limits.bytes
         if len(reference) > most * 4 // 3 + 1024:  # before base64 is decoded
@@ -80,7 +86,7 @@ class References:
                 f"The reference has {len(reference):,} characters; an image may have {most:,} bytes.",
                 "Send a smaller picture.",
             )
-        match parse_reference(reference, field):
+        match parse_reference(reference, field, own):
             case StoredRef(digits):
                 return self._store.get(digits)
             case DataRef(data=data):

@@ -6,21 +6,26 @@ The caller of the handlers translates what they raise.
 """
 
 from base64 import b64encode
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio.to_thread
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
 
+from server.caller import Caller
 from server.offered import OfferedResources
-from storage import ImageStore, StoredImage, codec
+from storage import ImageStore, Record, StoredImage, codec
 from storage.digest import SCHEME
+from tools.references import address_digits
 
 RequestContext = ServerRequestContext[Any, Any]
 
 VARIABLE = "digest"
 FULL = f"{SCHEME}{{{VARIABLE}}}"
 PREVIEW = "/preview"
+TITLE = 60
+"""Characters of a prompt that are the title of its image."""
 RECENT = 50
 """Images on one page of the list."""
 MAX_COMPLETIONS = 100
@@ -51,19 +56,20 @@ TEMPLATES = (
 class Resources:
     """The resource handlers of an MCP server: images of a store, and what plugins offer."""
 
-    def __init__(self, store: ImageStore, offered: OfferedResources) -> None:
+    def __init__(
+        self, store: ImageStore, offered: OfferedResources, caller: Callable[[RequestContext], Caller]
+    ) -> None:
+        """`caller` says on whose behalf a request is made."""
         self._store = store
         self._offered = offered
+        self._caller = caller
 
     async def list_recent(
         self, ctx: RequestContext, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         """What plugins offer, and recent images, newest first, page by page."""
         cursor = params.cursor if params else None
-        page = await anyio.to_thread.run_sync(lambda: self._store.list(limit=RECENT, cursor=cursor))
-        resources = [] if cursor else self._offered.resources()
-        resources += [types.Resource(**described(image)) for image in page.images]
-        return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
+        return await anyio.to_thread.run_sync(self._page, cursor)
 
     async def list_templates(self, ctx: RequestContext, params: Any) -> types.ListResourceTemplatesResult:
         """The forms of an image, and the templates of plugins."""
@@ -76,7 +82,8 @@ class Resources:
         uri = str(params.uri)
         if not uri.startswith(SCHEME) and (found := await self._offered.read(uri)) is not None:
             return types.ReadResourceResult(contents=[found])
-        data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri)
+        own = self._caller(ctx).own_addresses
+        data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri, own)
         blob = b64encode(data).decode("ascii")
         contents = types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
         return types.ReadResourceResult(contents=[contents], ttl_ms=FOREVER_MS)
@@ -94,28 +101,56 @@ class Resources:
             completion=types.Completion(values=shown, total=len(values), has_more=len(values) > len(shown))
         )
 
-    def _bytes(self, uri: str) -> tuple[bytes, str]:
-        if uri.endswith(PREVIEW):
-            return self._store.preview(uri.removesuffix(PREVIEW))
-        return self._store.read(uri), codec.MIME_TYPE
+    def _page(self, cursor: str | None) -> types.ListResourcesResult:
+        page = self._store.list(limit=RECENT, cursor=cursor)
+        records = (self._store.origin(image.id).record for image in page.images)
+        resources = [] if cursor else self._offered.resources()
+        entries = zip(page.images, records, strict=True)
+        resources += [types.Resource(**described(*entry)) for entry in entries]
+        return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
+
+    def _bytes(self, uri: str, own: Sequence[str]) -> tuple[bytes, str]:
+        digits = address_digits(uri, own)
+        path = uri.partition("?")[0] if digits else uri
+        image = digits or path.removesuffix(PREVIEW)
+        return (
+            self._store.preview(image)
+            if path.endswith(PREVIEW)
+            else (self._store.read(image), codec.MIME_TYPE)
+        )
 
     def _ids(self, typed: str, prefix: str) -> list[str]:
         names = (prefix + image.id.hex for image in self._store.list(limit=SEARCHED).images)
         return [name for name in names if name.startswith(typed.lower())]
 
 
-def described(image: StoredImage) -> dict[str, Any]:
-    """What MCP says of a resource that is an image."""
+def described(image: StoredImage, record: Record | None) -> dict[str, Any]:
+    """What MCP says of a resource that is an image, made as `record` says."""
+    size = f"{image.width} x {image.height}"
+    words = " ".join(record.searched_text()[:TITLE].split()) if record else ""
     return {
         "uri": image.id.uri,
         "name": str(image.id)[:15],
-        "title": image.label or f"{image.width} x {image.height}",
+        "title": image.label or words or size,
+        "description": ", ".join(filter(None, [record.tool if record else "", size, _seed(image, record)])),
         "mime_type": image.mime_type,
         "size": image.bytes,
-        "annotations": types.Annotations(last_modified=image.created.isoformat()),
+        "annotations": types.Annotations(audience=["user"], last_modified=image.created.isoformat()),
     }
 
 
-def link(image: StoredImage) -> types.ResourceLink:
-    """A link to a full image, as a content block."""
-    return types.ResourceLink(**described(image))
+def link(
+    image: StoredImage, record: Record | None, address_of: Callable[[str], str] | None
+) -> types.ResourceLink:
+    """A link to a full image, as a content block for the user; where there are addresses, to its address."""
+    about = described(image, record)
+    if address_of:
+        about["uri"] = address_of(str(image.id))
+    return types.ResourceLink(**about)
+
+
+def _seed(image: StoredImage, record: Record | None) -> str:
+    """The seed that makes this picture again, in words; empty where there is none."""
+    if record is None or record.seed is None or image.id not in record.outputs:
+        return ""
+    return f"seed {record.seed + record.outputs.index(image.id)}"

@@ -4,11 +4,12 @@ The one place where the model card's defaults enter a schema. Works from the too
 schemas are ready before the model is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.explain import nullable, resolved
+from storage.digest import SCHEME
 from tools.base import Result, Tool, ToolError
 
 Schema = dict[str, Any]
@@ -52,10 +53,26 @@ def output_schema(tool: Tool[Any, Any]) -> Schema:
     return schema | {"anyOf": [{"required": required}, {"required": ["error"]}]}
 
 
-def dump(result: Result) -> dict[str, Any]:
-    """A result as its schema describes it: what is None is left out."""
+def dump(result: Result, address_of: Callable[[str], str] | None = None) -> dict[str, Any]:
+    """A result as its schema describes it: what is None is left out, and images have their addresses.
+
+    `address_of` gives the address of an image from its id; without it there are none.
+    """
     fields = result.model_dump(mode="json", exclude_none=True)
     fields["notes"] = fields.pop("notes")  # what matters most comes first
+    return _addressed(fields, address_of) if address_of else fields
+
+
+def _addressed(node: Any, address_of: Callable[[str], str]) -> Any:
+    """`node` with the address of each image in it: of all that has an id and the resource URI of that id."""
+    if isinstance(node, list):
+        return [_addressed(item, address_of) for item in cast("list[Any]", node)]
+    if not isinstance(node, dict):
+        return node
+    fields = {name: _addressed(value, address_of) for name, value in cast(Schema, node).items()}
+    image, uri = fields.get("id"), fields.get("uri")
+    if isinstance(image, str) and uri == SCHEME + image.removeprefix("sha256:"):
+        fields["url"] = address_of(image)
     return fields
 
 

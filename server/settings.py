@@ -9,6 +9,7 @@ import pwd
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import (
@@ -74,6 +75,9 @@ class Settings(BaseSettings):
     """Address to listen on, over HTTP. One beyond this machine needs a token file."""
     port: int = Field(default=8765, ge=0, le=65535)
     """Port to listen on, over HTTP; 0 takes a free one."""
+    public_url: str | None = None
+    """Where clients reach the server over HTTP, if not by the name they give: for example
+    `https://studio.example` of a proxy. Addresses of images in results begin with it."""
     token_file: Path | None = None
     """File of `name:token` lines: who may connect over HTTP, and what to call them."""
     allow_origin: Annotated[tuple[str, ...], NoDecode] = ()
@@ -112,6 +116,14 @@ class Settings(BaseSettings):
         if missing := [str(folder) for folder in folders if not real_folder(folder).is_dir()]:
             raise ValueError(f"no such folder: {', '.join(missing)}")
         return folders
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://localhost")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("give an address such as https://studio.example")
+        return value and value.rstrip("/")
 
     @model_validator(mode="after")
     def _config_was_read(self) -> Self:

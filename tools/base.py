@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, WithJsonSchem
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Params
 from omnigen2.task import Outcome, Task
-from storage import ImageStore, StoredImage
+from storage import ImageStore, Record, StoredImage
 
 Code = Literal[
     "invalid_argument",
@@ -105,8 +105,12 @@ class Result(BaseModel):
         raise NotImplementedError
 
     def linked(self) -> tuple[str, ...]:
-        """Ids of the images to offer as resource links."""
+        """Ids of the images to offer as resource links, for the user to open."""
         return ()
+
+    def named(self) -> tuple[str, ...]:
+        """Ids of all images in it, for those who want files of them."""
+        return self.linked()
 
     def previewed(self) -> tuple[str, ...]:
         """Ids of the images to show as small previews."""
@@ -212,6 +216,9 @@ class JobStatus(Result):
     def linked(self) -> tuple[str, ...]:
         return self.result.linked() if self.result else ()
 
+    def named(self) -> tuple[str, ...]:
+        return self.result.named() if self.result else ()
+
     def previewed(self) -> tuple[str, ...]:
         return self.result.previewed() if self.result else ()
 
@@ -236,6 +243,8 @@ class Context(Protocol):
     store: ImageStore
     principal: str
     """On whose behalf the call is made."""
+    own_addresses: tuple[str, ...]
+    """Addresses of the server that the caller may use for stored images, see `parse_reference`."""
 
     def card(self, model: str | None) -> ModelCard:
         """The card of `model`, or of the default model. No weights are read.
@@ -278,7 +287,7 @@ class Context(Protocol):
         """
         ...
 
-    def show(self, image: StoredImage, pixels: Image) -> None:
+    def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
         """Pass on a new image, so that its link and preview need no reading. Callable from any thread."""
         ...
 

@@ -54,7 +54,7 @@ async def import_image(request: ImportImage, context: Context) -> ImportResult:
 
 def _take_in(image: StoredImage, request: ImportImage, context: Context) -> ImportResult:
     store, notes = context.store, image.notes
-    if names_stored(request.image):
+    if names_stored(request.image, context.own_addresses):
         store.check([image.id])  # the answer says that it is here
     elif store.origin(image.id).record is None:
         source: dict[str, JsonValue] = {"source": source_of(request.image)}
@@ -125,7 +125,7 @@ class ImageList(Result):
         more = [f"More: cursor {self.cursor}"] if self.cursor else []
         return "\n".join([*lines, *more])
 
-    def linked(self) -> tuple[str, ...]:
+    def named(self) -> tuple[str, ...]:
         return tuple(image.id for image in self.images)
 
 
@@ -276,7 +276,7 @@ class History(Result):
     def line(self) -> str:
         return "\n".join(f"{place}. {_line(step)}" for place, step in enumerate(self.steps, 1))
 
-    def linked(self) -> tuple[str, ...]:
+    def named(self) -> tuple[str, ...]:
         return tuple(step.image.id for step in self.steps)
 
 

@@ -1,12 +1,15 @@
 """The ways to name an image, as syntax: text in, a typed value out.
 
 Knows the spellings and nothing else. Which folders may be read, whether an address may be fetched and what
-is stored is decided behind `Context.resolve`.
+is stored is decided behind `Context.resolve`. Forgives what language models and people put around a name
+(quotes, brackets, Markdown), and reads data: URIs as browsers do.
 """
 
 import base64
 import binascii
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -22,7 +25,21 @@ FORMS = (
 """What to do about a reference that is none, in a sentence."""
 
 _BARE_ID = re.compile(r"[0-9a-f]{8,64}", re.ASCII | re.IGNORECASE)
-_DATA = re.compile(r"data:(image/[a-z0-9.+-]+)(?:;[^,;]+)*;base64", re.ASCII | re.IGNORECASE)
+_NO_ID = re.compile(r"[0-9a-f]{1,7}|[0-9a-f]{65,128}", re.ASCII | re.IGNORECASE)
+_CUT_ID = re.compile(r"((?:sha256:)?[0-9a-f]{8,64})[.,;\u2026]+", re.ASCII | re.IGNORECASE)
+"""An id with what follows it in a sentence, or with the dots of an abbreviation."""
+_ADDRESS = re.compile(
+    r"/images/(?:sha256:)?([0-9a-f]{8,64})(?:/preview)?(?:[?#].*)?", re.ASCII | re.IGNORECASE
+)
+"""The address of a stored image, after the address of its server."""
+_DATA = re.compile(
+    r"data:(image/[a-z0-9.+-]+|(?:application|binary)/octet-stream|)(?:;[^,;]+)*;base64",
+    re.ASCII | re.IGNORECASE,
+)
+_ENDS = ('""', "''", "``", "<>", "\u201c\u201d", "\u2018\u2019")
+"""Characters that may stand around a name."""
+_PICTURE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/_-]{40}", re.ASCII)
+"""How the base64 of a PNG, JPEG, GIF or WebP begins."""
 _SCHEME = re.compile(  # a file's name may hold a colon, and one letter is a Windows drive
     r"(sha256|image|data|file|https?|[a-z][a-z0-9+.-]{1,30}(?=://)):", re.ASCII | re.IGNORECASE
 )
@@ -30,9 +47,12 @@ _STORED = ("sha256", SCHEME.partition(":")[0])
 _SECRET = re.compile("token|sig|key|secret|passw|auth|credential", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 _WHITESPACE = b" \t\r\n\f\v"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _SHOWN = 100
 MAX_NAME = 8192
 """Characters of a reference that names something; only pictures inside the request are longer."""
+MAX_AROUND = 3
+"""Layers of quotes and brackets around a name that are read."""
 MAX_DATA_HEAD = 200
 """Characters of a data: URI before its data."""
 MAX_SOURCE = 2000
@@ -52,7 +72,7 @@ class DataRef:
     """An image that came inside the request."""
 
     mime_type: str
-    """As the sender says; nothing is believed of it."""
+    """As the sender says, empty if it says nothing; nothing is believed of it."""
     data: bytes
 
 
@@ -75,19 +95,27 @@ class UrlRef:
 ImageRef = StoredRef | DataRef | FileRef | UrlRef
 
 
-def parse_reference(text: str, field: str) -> ImageRef:
+def parse_reference(text: str, field: str, own: Sequence[str] = ()) -> ImageRef:
     """What kind of image `text` names, without looking whether there is one.
+
+    `own` are the addresses of this server, in lower case and without a slash at the end
+    (`http://localhost:8765`): below them, /images/<id> is a stored image.
 
     Raises:
         ToolError: `invalid_argument`, naming `field`, for text in none of the forms.
     """
+    given, text = text, _bare(text)
     scheme = _SCHEME.match(text)
     kind = scheme[1].lower() if scheme else ""
     if kind == "data":
         return _data(text, field)
-    if len(text) > MAX_NAME:
-        raise wrong(text, field, f"It has {len(text):,} characters; at most {MAX_NAME:,} name something.")
-    if names_stored(text):
+    if _PICTURE.match(text):
+        return DataRef("", _decoded(text, text, field))
+    if len(given) > MAX_NAME:
+        raise wrong(text, field, f"It has {len(given):,} characters; at most {MAX_NAME:,} name something.")
+    if digits := address_digits(text, own):
+        return StoredRef(digits)
+    if names_stored(text) or _NO_ID.fullmatch(text):
         return _stored(text, field)
     if kind == "https":
         return _address(text, field)
@@ -98,10 +126,28 @@ def parse_reference(text: str, field: str) -> ImageRef:
     return FileRef(_path(text, text, field))
 
 
-def names_stored(text: str) -> bool:
-    """Whether `text` has the form of an id or of the address of a stored image. Costs nothing."""
+def names_stored(text: str, own: Sequence[str] = ()) -> bool:
+    """Whether `text` has the form of an id or of the address of a stored image. Costs nothing.
+
+    `own` as for `parse_reference`.
+    """
+    text = _bare(text)
     scheme = _SCHEME.match(text)
-    return bool(scheme and scheme[1].lower() in _STORED) or _BARE_ID.fullmatch(text) is not None
+    if scheme and scheme[1].lower() in _STORED:
+        return True
+    return _BARE_ID.fullmatch(text) is not None or address_digits(text, own) is not None
+
+
+def address_digits(text: str, own: Sequence[str]) -> str | None:
+    """The digits of the image that is at the address `text` of this server, or at a path of it.
+
+    None for any other text. `own` as for `parse_reference`.
+    """
+    if len(text) > MAX_NAME:
+        return None
+    low = text.lower()
+    found = (_ADDRESS.fullmatch(low, len(base)) for base in ("", *own) if low.startswith(base))
+    return next((match[1] for match in found if match), None)
 
 
 def source_of(text: str) -> str:
@@ -110,9 +156,10 @@ def source_of(text: str) -> str:
     Without pixels, and without secrets, as records are passed on: without the credentials of an address, and
     without values of parameters that look like some.
     """
+    text = _bare(text)
     kind, _, _ = text[:10].lower().partition(":")
-    if kind == "data":
-        return text[:MAX_SOURCE].partition(",")[0]
+    if kind == "data" or _PICTURE.match(text):
+        return text[:MAX_SOURCE].partition(",")[0] if kind == "data" else "base64"
     parts = _split(text) if kind == "https" else None
     if parts:
         query = "&".join(map(_harmless, parts.query.split("&")))
@@ -125,15 +172,18 @@ def _harmless(parameter: str) -> str:
     return f"{name}=..." if equals and _SECRET.search(name) else parameter
 
 
-def wrong(text: str, field: str, reason: str) -> ToolError:
+def wrong(text: str, field: str, reason: str, advice: str = FORMS) -> ToolError:
     """The error for a reference in none of the forms."""
-    return ToolError("invalid_argument", f"{field}: {shown(text)} names no image. {reason}", FORMS)
+    return ToolError("invalid_argument", f"{field}: {shown(text)} names no image. {reason}", advice)
 
 
 def shown(text: str) -> str:
     """A reference as an error may repeat it: in quotes, at most 100 characters, without pixels."""
+    text = _bare(text)
     start = text[: _SHOWN + 1]
-    if start[:5].lower() == "data:":
+    if _PICTURE.match(text):
+        start = f"{text[:12]}..."
+    elif start[:5].lower() == "data:":
         start = start.partition(",")[0]
     quoted = repr(start)  # what cannot be printed takes up to ten characters
     return quoted if len(quoted) <= _SHOWN else quoted[: _SHOWN - 2] + "…" + quoted[0]
@@ -143,20 +193,28 @@ def _stored(text: str, field: str) -> StoredRef:
     try:
         return StoredRef(hex_digits(text))
     except InvalidArgument as error:
-        raise wrong(text, field, "An id has 8 to 64 hex digits.") from error
+        advice = (
+            f"Give more of its digits; if it is a file, write ./{text[:_SHOWN]}." if len(text) < 8 else FORMS
+        )
+        raise wrong(text, field, "An id has 8 to 64 hex digits.", advice) from error
 
 
 def _data(text: str, field: str) -> DataRef:
     comma = text.find(",", 0, MAX_DATA_HEAD)
-    match = _DATA.fullmatch(text, 0, max(comma, 0))
+    match = _DATA.fullmatch("".join(text[: max(comma, 0)].split()))
     if match is None:
         raise wrong(text, field, "A data: URI of an image begins with data:image/png;base64, or the like.")
-    payload = text[comma + 1 :].encode("ascii", "replace")
+    return DataRef(match[1].lower(), _decoded(text[comma + 1 :], text, field))
+
+
+def _decoded(payload: str, text: str, field: str) -> bytes:
+    """The bytes of base64 as browsers take it: white space, either alphabet, padding or none."""
     try:
-        data = base64.b64decode(_unescaped(payload).translate(None, _WHITESPACE), validate=True)
+        plain = _unescaped(payload.encode("ascii", "replace")).translate(_URL_SAFE, _WHITESPACE).rstrip(b"=")
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except binascii.Error as error:
-        raise wrong(text, field, f"What follows base64, is not base64: {error}.") from error
-    return DataRef(match[1].lower(), data)
+        reason = f"What should be base64 is not: {error}."
+        raise wrong(text, field, reason) from error
 
 
 def _unescaped(payload: bytes) -> bytes:
@@ -197,4 +255,25 @@ def _split(address: str) -> SplitResult | None:
 def _path(path: str, text: str, field: str) -> Path:
     if not path.strip() or "\0" in path:
         raise wrong(text, field, "A path has at least one character, and no NUL.")
+    if path == "~" or path.startswith("~/"):
+        with suppress(RuntimeError):  # this user has no home
+            return Path.home() / path[2:].lstrip("/")
     return Path(path)
+
+
+def _bare(text: str) -> str:
+    """`text` without what may stand around a name: white space, quotes, brackets, a Markdown link.
+
+    A name in which they belong can be given as a path: ./'name'.
+    """
+    for _ in range(MAX_AROUND):
+        before, text = text, text.strip()
+        if text[:1] + text[-1:] in _ENDS and len(text) > 1:
+            text = text[1:-1]
+        elif text.endswith(")") and text.startswith(("[", "![")) and "](" in text[:MAX_NAME]:
+            text = text[:-1].partition("](")[2]
+        elif len(text) < 80 and (match := _CUT_ID.fullmatch(text)):
+            text = match[1]
+        if text is before or text == before:
+            break
+    return text

@@ -26,6 +26,8 @@ class ImageInfo(Facts):
     """sha256:<64 hex digits>: names the image in every later call."""
     uri: str
     """Resource URI of the full image."""
+    url: str | None = None
+    """Address at which a browser opens the full image, for the user; only over HTTP."""
     width: int
     """Pixels."""
     height: int

@@ -61,7 +61,7 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
         images = [store.get(digest) for digest in record.outputs]
         if new and not background:
             for image, pixels in zip(images, outcome.pictures, strict=True):
-                context.show(image, pixels)
+                context.show(image, pixels, record)
         return kind.of(record, images, timings=timings, job_id=job_id, notes=recipe.notes)
 
     def accepted(job_id: str) -> Result:

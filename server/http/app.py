@@ -6,6 +6,7 @@ they are. Every request passes the guard (`server.http.guard`) first.
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from server.app import App
 from server.caller import Caller
 from server.http import health, images, mcp, openai, openapi, rest
+from server.http.addresses import Addresses, signing_key
 from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
 from server.http.guard import Guard
@@ -38,13 +40,22 @@ EXPOSED = (
 def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -> Starlette:
     """The ASGI application; it enters `app` when it starts and leaves it when it stops."""
     verifiers: list[Verifier] = [tokens] if tokens else []
+    addresses = Addresses(app.settings.public_url, signing_key(app.store.path) if verifiers else None)
+    if verifiers:
+        verifiers.append(addresses)
 
     def caller(request: Request) -> Caller:
         identity: Identity = request.state.identity
         address = request.client.host if request.client else ""
         # What a client says of itself does not count: it could say something else with every request.
-        client = identity.principal if verifiers else address
-        return Caller(identity.principal, client, app.settings.folders, scopes=identity.scopes)
+        return Caller(
+            identity.principal,
+            identity.principal if verifiers else address,
+            app.settings.folders,
+            scopes=identity.scopes,
+            address_of=partial(addresses.url, addresses.base(request)),
+            own_addresses=addresses.own(request),
+        )
 
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000

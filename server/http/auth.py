@@ -43,7 +43,11 @@ class Verifier(Protocol):
     """One kind of credential."""
 
     async def identify(self, request: Request) -> Identity | None:
-        """Who sent a request, judged by its head alone; None if it holds no valid credential of this kind."""
+        """Who sent a request, judged by its head alone; None if it holds no valid credential of this kind.
+
+        Raises:
+            ToolError: it holds one that was valid once or elsewhere, with what to do.
+        """
         ...
 
 
@@ -142,16 +146,16 @@ def is_loopback(host: str) -> bool:
 
 def names_this_machine(host: str) -> bool:
     """Whether a Host header, with any port, is `localhost` or a loopback address."""
-    parts = _authority(f"//{host}")
+    parts = split_authority(f"//{host}")
     return parts is not None and is_loopback(parts.hostname or "")
 
 
 def may_ask(origin: str, host: str) -> bool:
     """Whether a web page of `origin` may call the server at `host`: from there, or both on this machine."""
-    page = _authority(origin)
+    page = split_authority(origin)
     if page is None or page.scheme not in ("http", "https"):
         return False
-    asked = _authority(f"{page.scheme}://{host}")
+    asked = split_authority(f"{page.scheme}://{host}")
     if asked is None:
         return False
     usual = 443 if page.scheme == "https" else 80
@@ -160,7 +164,7 @@ def may_ask(origin: str, host: str) -> bool:
     return is_loopback(page.hostname or "") and names_this_machine(host)
 
 
-def _authority(url: str) -> SplitResult | None:
+def split_authority(url: str) -> SplitResult | None:
     """The parts of a URL that has a host, perhaps a port, and nothing else; None for any other text."""
     try:
         parts = urlsplit(url)

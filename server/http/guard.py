@@ -85,7 +85,10 @@ class Guard:
         request.state.identity = HOST
         if not self._verifiers or request.url.path in self._open:
             return None
-        identity = await self._identify(request)
+        try:
+            identity = await self._identify(request)
+        except ToolError as error:
+            return refusal(error)
         if identity is None:
             return self._unauthorized("invalid_token" if "authorization" in request.headers else None)
         request.state.identity = identity

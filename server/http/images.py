@@ -13,7 +13,7 @@ from server.caller import Caller
 from server.errors import answering
 from server.http.openapi import Paths, answer, operation, parameter
 from server.http.refusals import refusal
-from storage import Digest, codec
+from storage import codec
 from tools.base import ToolError
 
 
@@ -52,10 +52,10 @@ def _described(name: str, summary: str, *kinds: str) -> dict[str, Any]:
 
 def _image(app: App, request: Request, preview: bool) -> Response:
     """A stored image, or its preview. It never changes, so a client may keep it."""
-    digest = Digest.parse(request.path_params["digest"])
+    digest = app.store.get(request.path_params["digest"]).id
     tag = f'"{digest.hex}{"-preview" if preview else ""}"'
     headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
-    if request.headers.get("if-none-match") == tag and app.store.get(digest):
+    if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     data, kind = app.store.preview(digest) if preview else (app.store.read(digest), codec.MIME_TYPE)
     return Response(data, media_type=kind, headers=headers | {"X-Content-Type-Options": "nosniff"})

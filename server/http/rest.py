@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from omnigen2.checkpoints.card import ModelCard
 from server import schema
-from server.app import App, Shown
+from server.app import App, NewImages
 from server.caller import Caller
 from server.hookspecs import AnyTool
 from server.http.media import taking
@@ -68,7 +68,7 @@ class ToolEndpoint:
 
     async def _answer(self, arguments: dict[str, Any], caller: Caller) -> Response:
         try:
-            return await self._app.answer(self._tool, arguments, caller, _json_response)
+            return JSONResponse(await self._app.answer(self._tool, arguments, caller, _json_for(caller)))
         except ToolError as error:
             return refusal(error)
 
@@ -79,18 +79,14 @@ class ToolEndpoint:
         await stream.begin()
         try:
             caller = replace(caller, on_progress=progress)
-            result = await self._app.answer(self._tool, arguments, caller, _json_of)
+            result = await self._app.answer(self._tool, arguments, caller, _json_for(caller))
             await stream.event("result", result, more=False)
         except ToolError as error:
             await stream.event("error", schema.dump_error(error), more=False)
 
 
-def _json_of(result: Result, _: Shown) -> dict[str, Any]:
-    return schema.dump(result)
-
-
-def _json_response(result: Result, _: Shown) -> Response:
-    return JSONResponse(schema.dump(result))
+def _json_for(caller: Caller) -> Callable[[Result, NewImages], dict[str, Any]]:
+    return lambda result, _: schema.dump(result, caller.address_of)
 
 
 def described(app: App) -> Paths:

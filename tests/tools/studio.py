@@ -17,7 +17,7 @@ from omnigen2.checkpoints.card import ModelCard
 from omnigen2.engine import Engine
 from omnigen2.task import Outcome
 from server.references import open_allowed
-from storage import ImageStore, StoredImage
+from storage import ImageStore, Record, StoredImage
 from tools.base import JobError, JobStatus, OpenFile, Pick, Result, Tool, ToolError, Work
 from tools.core import TOOLS
 from tools.references import DataRef, FileRef, StoredRef, parse_reference
@@ -41,6 +41,7 @@ class Studio:
     engine: Engine
     folder: Path
     principal: str = "tester"
+    own_addresses: tuple[str, ...] = ()
     hold_jobs: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
     computed: list[Work] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Studio:
         images = [await self.resolve(reference, field) for field, reference in references.items()]
         return self.card(model), True, tuple(images)
 
-    def show(self, image: StoredImage, pixels: Image) -> None:
+    def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
         pass
 
     async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:

@@ -11,9 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.base import ToolError
-from tools.references import DataRef, FileRef, StoredRef, UrlRef, parse_reference, shown, source_of
+from tools.references import (
+    DataRef,
+    FileRef,
+    StoredRef,
+    UrlRef,
+    names_stored,
+    parse_reference,
+    shown,
+    source_of,
+)
 
 HEX = "0123456789abcdef" * 4
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(60))
+BASE64 = base64.b64encode(PNG).decode()
+OWN = ("http://localhost:8765", "https://studio.example/art")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +45,31 @@ HEX = "0123456789abcdef" * 4
         ("file:///a%20b.png", FileRef(Path("/a b.png"))),
         ("file://localhost/a.png", FileRef(Path("/a.png"))),
         ("https://example.com/a.png?x=1", UrlRef("https://example.com/a.png?x=1")),
+        (' "01234567" ', StoredRef("01234567")),
+        ("`sha256:01234567`", StoredRef("01234567")),
+        ("<image://sha256/01234567>", StoredRef("01234567")),
+        ("[the logo](sha256:01234567)", StoredRef("01234567")),
+        ("![](<https://example.com/a.png>)", UrlRef("https://example.com/a.png")),
+        ("\u201c01234567\u201d", StoredRef("01234567")),
+        ("sha256:01234567...", StoredRef("01234567")),
+        ("01234567\u2026", StoredRef("01234567")),
+        ("01234567.", StoredRef("01234567")),
+        (f"/images/{HEX}", StoredRef(HEX)),
+        ("'a b.png'", FileRef(Path("a b.png"))),
+        ("it's.png", FileRef(Path("it's.png"))),
+        ("[1](2).png", FileRef(Path("[1](2).png"))),
+        ("./0123", FileRef(Path("0123"))),
+        ("/images/cat.png", FileRef(Path("/images/cat.png"))),
+        ("~/a.png", FileRef(Path.home() / "a.png")),
+        ("~", FileRef(Path.home())),
+        ("~root/a.png", FileRef(Path("~root/a.png"))),
+        ("data:image/png;base64,aGk", DataRef("image/png", b"hi")),
+        ("DATA:Image/PNG; Base64 , aG k\t=", DataRef("image/png", b"hi")),
+        ("data:;base64,--__", DataRef("", b"\xfb\xef\xff")),
+        ("data:image/x-icon;charset=utf-8;base64,aGk=", DataRef("image/x-icon", b"hi")),
+        ("data:application/octet-stream;base64,aGk=", DataRef("application/octet-stream", b"hi")),
+        (BASE64, DataRef("", PNG)),
+        (f"\n{BASE64.rstrip('=')}\n", DataRef("", PNG)),
     ],
 )
 def test_every_form_is_read(text: str, meant: object) -> None:
@@ -47,6 +84,10 @@ def test_every_form_is_read(text: str, meant: object) -> None:
         "a\0b.png",
         "sha256:",
         "sha256:0123",
+        f"{HEX}0",
+        "''",
+        f"http://localhost:8765/images/{HEX}",
+        f"{BASE64}!",
         f"sha256:{HEX}0",
         f"image://md5/{HEX}",
         "http://127.0.0.1/a.png",
@@ -69,10 +110,33 @@ def test_what_is_in_no_form_is_refused_with_the_field_and_the_forms(text: str) -
     assert "sha256:" in caught.value.advice
 
 
-def test_an_error_never_repeats_pixels() -> None:
+def test_an_id_that_is_too_short_is_answered_with_how_many_digits_it_needs() -> None:
+    with pytest.raises(ToolError, match="8 to 64 hex digits") as caught:
+        parse_reference("dbc1", "image")
+    assert "./dbc1" in caught.value.advice
+
+
+@pytest.mark.parametrize("end", ["", "?w=64", "/preview?expires=1&sig=a#b"])
+def test_an_address_below_one_of_ours_is_a_stored_image(end: str) -> None:
+    for text in (
+        f"HTTP://LocalHost:8765/images/{HEX}{end}",
+        f"https://studio.example/art/images/sha256:01234567{end}",
+    ):
+        assert isinstance(parse_reference(text, "image", OWN), StoredRef)
+        assert names_stored(text, OWN) and not names_stored(text)
+    for text in (f"https://studio.example/images/{HEX}{end}", f"https://studio.example/art/images/cat{end}"):
+        assert parse_reference(text, "image", OWN) == UrlRef(text)
+
+
+@pytest.mark.parametrize(
+    ("head", "end"),
+    [("data:image/png;base64,", ""), ("![x](data:image/png;base64,", ")"), ("'iVBORw0KGgo", "'")],
+)
+def test_an_error_never_repeats_pixels(head: str, end: str) -> None:
     with pytest.raises(ToolError) as caught:
-        parse_reference("data:image/png;base64," + "A" * 9999 + "!", "image")
-    assert len(str(caught.value)) < 600
+        parse_reference(head + "A" * 9999 + "!" + end, "image")
+    assert len(str(caught.value)) < 600 and "AAA" not in str(caught.value)
+    assert "AAA" not in source_of(head + "A" * 9999 + end)
 
 
 @given(st.text() | st.from_regex(r"(data:image/png;base64,|https://|file://|sha256:|image://).{0,40}"))

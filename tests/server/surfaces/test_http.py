@@ -127,7 +127,8 @@ async def test_rest_refuses_what_is_no_request(app: App, body: bytes, status: in
         answer = await client.post(GENERATE, content=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         assert (await client.get("/images/" + "0" * 64)).status_code == 404
-        assert (await client.get("/images/12345678")).status_code == 400
+        assert (await client.get("/images/12345678")).status_code == 404
+        assert (await client.get("/images/1234567")).status_code == 400
         assert (await client.post("/v1/tools/paint", json={})).status_code == 404
 
 
