@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from storage import Digest, ImageStore
+from storage import LOCAL, Digest, ImageStore
 from storage.errors import StoreError
 
 MOST_WORDS = 14
@@ -41,11 +41,14 @@ LARGE = (240, 240)
 """Enough noise for a blob that is written in more than one piece."""
 _TABLES = {
     "images": "key, digest, width, height, bytes, created",
-    "records": "key, digest, memo, bytes, body",
+    "records": "key, digest, memo, principal, bytes, body",
     "edges": "record, output, place, image",
-    "notes": "image, tool, record, value",
+    "notes": "image, tool, viewer, record, value",
     "words": "rowid, text, tools",
     "totals": "images, bytes",
+    "owners": "key, principal, image, record",
+    "owned_words": "rowid, text, tools, owner",
+    "owned_totals": "principal, images, bytes",
 }
 
 
@@ -70,10 +73,11 @@ def noise(number: int, size: tuple[int, int]) -> Image.Image:
 def victim(folder: str, seed: int, said: int) -> None:
     """Put until killed; write each id, 64 hex digits and a kind, to the descriptor `said`."""
     chance = random.Random(seed)
-    with ImageStore(folder) as store:
+    with ImageStore(folder) as whole:
         last: Digest | None = None
         while True:
             number = chance.getrandbits(40)
+            store = whole.for_principal(chance.choice(("ann", "bob", LOCAL)), own=False)
             # The same images come again in other lives, some of them at the moment of a death.
             if chance.random() < 0.2:
                 number = chance.randrange(20)
@@ -92,7 +96,7 @@ def victim(folder: str, seed: int, said: int) -> None:
             if chance.random() < 0.3:
                 store.label(last, f"label {number}")
             if chance.random() < 0.05:
-                store.collect()
+                whole.collect()
 
 
 def crash(

@@ -8,11 +8,13 @@ from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.codec import Limits
 from storage.digest import Digest
 from storage.paths import default_store_path
-from storage.records import Model, Record
+from storage.records import LOCAL, Model, Record
 from storage.results import Ancestor, Page, StoredImage, Usage
 from storage.store import ImageStore
+from storage.view import StoreView
 
 __all__ = [
+    "LOCAL",
     "Ancestor",
     "Blob",
     "BlobStore",
@@ -23,6 +25,7 @@ __all__ = [
     "Model",
     "Page",
     "Record",
+    "StoreView",
     "StoredImage",
     "Usage",
     "codec",

@@ -50,6 +50,12 @@ class StoreFull(StoreError):
     code = "busy"
 
 
+class OverQuota(StoreError):
+    """A principal has stored as much as each may."""
+
+    code = "forbidden"
+
+
 class StoreBusy(StoreError):
     """A resource is in use: the maintenance lock, the decoding budget, or the index."""
 

@@ -31,7 +31,9 @@ from storage.errors import InvalidArgument
 LABEL, PIN = "label_image", "pin_image"
 """Tool names of the records that set or remove a label or a pin."""
 IMPORT = "import_image"
-"""Tool name of the records that say where an image came from."""
+"""Tool name of the records of images that came from outside."""
+LOCAL = "local"
+"""The principal of whoever runs the process and can read its files: it sees everything, and owns nothing."""
 SEARCHED = ("prompt", "instruction", "question", "label")
 """Parameters whose text is indexed for search."""
 MAX_BYTES = 4_000_000
@@ -142,6 +144,11 @@ class Record(BaseModel):
         return Digest.of(self.canonical)
 
     @property
+    def owner(self) -> str | None:
+        """The principal whose images the outputs are; None if they are nobody's."""
+        return owner_of(self.principal)
+
+    @property
     def request_key(self) -> Digest:
         """The key that is equal for equal requests, see `request_key`."""
         forms, null = self.forms, canonical(None)
@@ -183,6 +190,11 @@ def parse_record(data: bytes) -> Record:
         return Record.model_validate_json(data)
     except ValidationError as error:
         raise InvalidArgument(f"The record is invalid: {_first(error)}.") from error
+
+
+def owner_of(principal: str | None) -> str | None:
+    """`principal`, or None for one that owns nothing: none at all, or `LOCAL`."""
+    return None if principal in (None, "", LOCAL) else principal
 
 
 def check_label(label: str) -> None:

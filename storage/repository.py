@@ -20,14 +20,30 @@ from storage import codec, recovery
 from storage.blobs import Blob, BlobStore
 from storage.components import Components
 from storage.digest import Digest
-from storage.errors import ImageNotFound, IndexDamaged, IndexReadOnly, StoreError, image_not_found
-from storage.index import search, tables
+from storage.errors import (
+    ImageNotFound,
+    IndexDamaged,
+    IndexReadOnly,
+    OverQuota,
+    StoreError,
+    image_not_found,
+)
+from storage.index import owners, search, tables
 from storage.index.tables import ImageRow
+from storage.index.texts import EVERYONE, indexed_record
 from storage.records import Record
 
 T = TypeVar("T")
 ACCESS_RESOLUTION = timedelta(hours=1)
 """Minimum time between two recorded accesses of one image, so that most reads do not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Whose a write is, and the most bytes that images and records of this principal may take."""
+
+    principal: str
+    bytes: int
 
 
 @dataclass
@@ -69,7 +85,7 @@ class Repository(Components):
             return work()
 
     def put_image(self, png: bytes) -> Digest:
-        """Store the bytes of a PNG durably and index them; returns its id."""
+        """Store the bytes of a PNG durably and index them; its id. Without a record it is nobody's."""
 
         def put() -> Digest:
             with self._writing() as pending:
@@ -77,20 +93,27 @@ class Repository(Components):
 
         return self.with_index_repair(put)
 
-    def put_record(self, record: Record) -> Digest:
+    def put_record(self, record: Record, allowance: Allowance | None = None) -> Digest:
         """Store a record durably and index it, as an access to its images; returns its id.
 
         Raises:
             ImageNotFound: the record refers to an image that is not stored.
+            OverQuota: the record does not fit into the allowance.
         """
 
         def put() -> Digest:
-            with self._writing() as pending:
+            with self._writing(allowance) as pending:
+                self.refuse_if_over(allowance, len(record.canonical))
                 return self._put_record(record, pending)
 
         return self.with_index_repair(put)
 
-    def put_made(self, pngs: Iterable[bytes], describe: Callable[[list[Digest]], Record]) -> Record:
+    def put_made(
+        self,
+        pngs: Iterable[bytes],
+        describe: Callable[[list[Digest]], Record],
+        allowance: Allowance | None = None,
+    ) -> Record:
         """Store PNGs and the record that `describe` returns for their ids, indexed in one transaction.
 
         If storing the record fails, the images may remain stored. Raises as `put_record`.
@@ -98,19 +121,37 @@ class Repository(Components):
         given = list(pngs)
 
         def put() -> Record:
-            with self._writing() as pending:
+            with self._writing(allowance) as pending:
+                self.refuse_if_over(allowance, sum(map(len, given)))
                 record = describe([self._put_image(png, pending) for png in given])
+                self.refuse_if_over(allowance, sum(map(len, given)) + len(record.canonical))
                 self._put_record(record, pending)
             return record
 
         return self.with_index_repair(put)
 
-    def find(self, digits: str) -> list[ImageRow]:
+    def refuse_if_over(self, allowance: Allowance | None, more: int) -> None:
+        """Raise OverQuota if `more` bytes do not fit into what a principal may store."""
+        if allowance is None:
+            return
+        with self.index.reading() as db:
+            used = owners.totals(db, allowance.principal)[1]
+        if used + more > allowance.bytes:
+            raise OverQuota(
+                f"Your images and records take {used:,} of the {allowance.bytes:,} bytes that each user may "
+                f"store; this needs {more:,} more. Nothing was stored.",
+                "Ask the host to run `omnigen2-mcp store gc`, or to allow more with --max-stored-bytes.",
+            )
+
+    def find(self, digits: str, viewer: str = EVERYONE) -> list[ImageRow]:
         """Up to two images whose ids begin with these hex digits; two mean that the prefix is ambiguous.
 
-        For a complete id, a stored image that is missing in the index is indexed first.
+        For a complete id, a stored image that is missing in the index is indexed first; but not for a
+        principal, who could tell from the time it takes that somebody else has the image.
         """
-        found = self.query(lambda db: search.images_with_prefix(db, digits))
+        found = self.query(lambda db: search.images_with_prefix(db, digits, viewer))
+        if viewer != EVERYONE:
+            return found
         if not found and len(digits) == 64 and self._index_existing(Digest(bytes.fromhex(digits))):
             found = self.query(lambda db: search.images_with_prefix(db, digits))
         return found
@@ -174,7 +215,7 @@ class Repository(Components):
 
     def is_readable(self, body: bytes) -> bool:
         """Whether an indexed record, given as its bytes, and all its output images can be read."""
-        outputs = tables.indexed_record(body).outputs
+        outputs = indexed_record(body).outputs
         if not self.query(lambda db: all(tables.has_image(db, image) for image in outputs)):
             return False
         try:
@@ -186,14 +227,14 @@ class Repository(Components):
         return True
 
     @contextlib.contextmanager
-    def _writing(self) -> Generator["_Pending"]:
+    def _writing(self, allowance: Allowance | None = None) -> Generator["_Pending"]:
         """Hold the shared write lock as a registered writer; with a quota, also the exclusive quota lock.
 
         On exit, even after an exception, everything stored in the block is indexed in one transaction.
         """
         with (
             self.locks.shared(),
-            self.locks.quota() if self.quota is not None else contextlib.nullcontext(),
+            self.locks.quota() if self.quota is not None or allowance else contextlib.nullcontext(),
         ):
             self.register_writer()
             pending = _Pending()

@@ -24,7 +24,7 @@ from storage.results import StoredImage
 from storage.safe_files import open_file, write_file
 
 if TYPE_CHECKING:
-    from storage.store import ImageStore
+    from storage.view import StoreView
 
 _NAME_DIGITS = 16
 
@@ -47,7 +47,7 @@ class Imported:
 
 
 def export(
-    store: "ImageStore", digests: Sequence[Digest], folder: Path, progress: Progress | None
+    store: "StoreView", digests: Sequence[Digest], folder: Path, progress: Progress | None
 ) -> tuple[Path, ...]:
     """Write images to `folder` and their ancestors to `folder/lineage`; returns the paths of the former.
 
@@ -64,7 +64,7 @@ def export(
 
 
 def import_folder(
-    store: "ImageStore", repository: Repository, folder: Path, progress: Progress | None
+    store: "StoreView", repository: Repository, folder: Path, progress: Progress | None
 ) -> Imported:
     """Store every image below `folder`, then every record whose images are all stored, the others as claims.
 
@@ -125,7 +125,7 @@ def _join(repository: Repository, taken: Sequence[_Taken]) -> tuple[list[Digest]
 
 
 def _keep_claims(
-    store: "ImageStore", file: _Taken, claims: Sequence[Record]
+    store: "StoreView", file: _Taken, claims: Sequence[Record]
 ) -> tuple[list[Digest], tuple[str, ...]]:
     """Record an import with what its file claims; the record, and reasons for what is left out."""
     origin = store.origin(file.image.id).record
@@ -138,7 +138,7 @@ def _keep_claims(
     return [], (f"{len(claims)} records in it refer to images that are not stored.",)
 
 
-def with_history(store: "ImageStore", digest: Digest, *, ancestors: bool = False) -> bytes:
+def with_history(store: "StoreView", digest: Digest, *, ancestors: bool = False) -> bytes:
     """The PNG of an image with its records embedded, as in an export; with those of its ancestors, if asked.
 
     Raises as `ImageStore.read`.
@@ -146,7 +146,7 @@ def with_history(store: "ImageStore", digest: Digest, *, ancestors: bool = False
     return embed(store.read(digest), digest, history_of(store, digest, ancestors=ancestors))
 
 
-def history_of(store: "ImageStore", digest: Digest, *, ancestors: bool) -> list[Record]:
+def history_of(store: "StoreView", digest: Digest, *, ancestors: bool) -> list[Record]:
     """The record that made an image, and those of its label and pin; then those that made its ancestors.
 
     The nearest come first, `MAX_RECORDS` at most.
@@ -157,7 +157,7 @@ def history_of(store: "ImageStore", digest: Digest, *, ancestors: bool) -> list[
     return [record for record in (own, *store.notes(digest), *makers.values()) if record][:MAX_RECORDS]
 
 
-def _write(store: "ImageStore", digest: Digest, folder: Path) -> Path:
+def _write(store: "StoreView", digest: Digest, folder: Path) -> Path:
     data = with_history(store, digest)
     path = folder / f"{digest.hex[:_NAME_DIGITS]}.png"
     try:
@@ -172,7 +172,7 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _store_file(store: "ImageStore", repository: Repository, path: Path) -> _Taken:
+def _store_file(store: "StoreView", repository: Repository, path: Path) -> _Taken:
     """Store the image in a file.
 
     Raises:

@@ -243,7 +243,8 @@ def _schema_objects(db: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
     statement = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'"
     # The shadow tables of a virtual table may differ between versions of SQLite.
     return frozenset(
-        (kind, name, "" if name.startswith("words_") else sql) for kind, name, sql in db.execute(statement)
+        (kind, name, "" if name.startswith(("words_", "owned_words_")) else sql)
+        for kind, name, sql in db.execute(statement)
     )
 
 

@@ -1,6 +1,9 @@
 """Read-only queries: find by id prefix, list, full-text search, lineage.
 
 Uses the tables of `storage/index/tables.py`. Each query is one SQL statement, a lineage one per ancestor.
+
+A query is made for a viewer: `EVERYONE`, or a principal for whom only its own images, records and labels
+exist. What others have is not even read for a principal, but for the terms of a full-text query.
 """
 
 import re
@@ -13,7 +16,9 @@ from datetime import datetime
 from storage.digest import Digest
 from storage.errors import InvalidArgument
 from storage.index import tokenizer
-from storage.index.tables import IMAGE_COLUMNS, ImageRow, first_key, image_row, indexed_record, tool_token
+from storage.index.keys import TIE_BITS, first_key
+from storage.index.tables import IMAGE_COLUMNS, ImageRow, image_row
+from storage.index.texts import EVERYONE, indexed_record, owner_token, tool_token
 from storage.records import Record
 
 MAX_TERMS = 256
@@ -21,12 +26,25 @@ MAX_TERMS = 256
 _CURSOR = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
 
 
-def images_with_prefix(db: sqlite3.Connection, prefix: str) -> list[ImageRow]:
+_OWNED = f"""(SELECT owners.key, owners.image AS digest, width, height, bytes,
+    (owners.record >> {TIE_BITS}) * 1000 AS created
+    FROM owners CROSS JOIN images AS stored ON stored.digest = owners.image
+    WHERE owners.principal = :viewer) AS images"""
+"""The images of one principal; CROSS JOIN keeps the order, so that no row of another is read."""
+
+
+def _images(viewer: str) -> str:
+    """The images that a viewer sees, as a table `images`."""
+    return _OWNED if viewer else "images"
+
+
+def images_with_prefix(db: sqlite3.Connection, prefix: str, viewer: str = EVERYONE) -> list[ImageRow]:
     """Up to two images whose digest begins with these hex digits, enough to detect ambiguity."""
     low, high = prefix.ljust(64, "0"), prefix.ljust(64, "f")
-    statement = f"SELECT {IMAGE_COLUMNS} FROM images WHERE digest BETWEEN ? AND ? ORDER BY digest LIMIT 2"
-    rows = db.execute(statement, (bytes.fromhex(low), bytes.fromhex(high))).fetchall()
-    return [image_row(row) for row in rows]
+    statement = f"""SELECT {IMAGE_COLUMNS} FROM {_images(viewer)}
+        WHERE images.digest BETWEEN :low AND :high ORDER BY images.digest LIMIT 2"""
+    given = {"viewer": viewer, "low": bytes.fromhex(low), "high": bytes.fromhex(high)}
+    return [image_row(row) for row in db.execute(statement, given)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +63,34 @@ class Query:
     """The cursor of the previous page; None for the first page."""
 
 
-def list_images(db: sqlite3.Connection, query: Query) -> tuple[list[ImageRow], str | None]:
+def list_images(
+    db: sqlite3.Connection, query: Query, viewer: str = EVERYONE
+) -> tuple[list[ImageRow], str | None]:
     """A page of images, newest first, and the cursor of the next page, None on the last page.
 
     Raises:
         InvalidArgument: the cursor is invalid, the query has too many terms, or `since` has no time zone.
     """
-    match = _match_expression(query)
+    match = _match_expression(query, viewer)
     if match == "":
         return [], None
+    words = "owned_words" if viewer else "words"
     source, key = (
-        ("words JOIN images ON key = words.rowid", "words.rowid") if match else ("images", "images.key")
+        (f"{words} JOIN {_images(viewer)} ON images.key = {words}.rowid", f"{words}.rowid")
+        if match
+        else (_images(viewer), "images.key")
     )
-    conditions = [
-        (f"{key} < ?", _cursor_key(query.cursor)),
-        (f"{key} >= ?", _first_key(query.since)),
-        ("words MATCH ?", match),
-    ]
-    given = [(text, value) for text, value in conditions if value is not None]
-    where = " AND ".join(text for text, _ in given) or "TRUE"
+    values = {"before": _cursor_key(query.cursor), "first": _first_key(query.since), "match": match}
+    conditions = {"before": f"{key} < :before", "first": f"{key} >= :first", "match": f"{words} MATCH :match"}
+    where = " AND ".join(text for name, text in conditions.items() if values[name] is not None) or "TRUE"
     # One more than the limit, to see whether there is a next page.
-    statement = f"SELECT {IMAGE_COLUMNS} FROM {source} WHERE {where} ORDER BY {key} DESC LIMIT ?"
-    rows = db.execute(statement, (*(value for _, value in given), query.limit + 1)).fetchall()
+    statement = f"SELECT {IMAGE_COLUMNS} FROM {source} WHERE {where} ORDER BY {key} DESC LIMIT :most"
+    rows = db.execute(statement, values | {"viewer": viewer, "most": query.limit + 1}).fetchall()
     images = [image_row(row) for row in rows[: query.limit]]
     return images, f"{images[-1].key:x}" if len(rows) > query.limit else None
 
 
-def _match_expression(query: Query) -> str | None:
+def _match_expression(query: Query, viewer: str) -> str | None:
     """The full-text expression; None without a condition, empty if no image can match."""
     terms: list[str] = []
     if query.text is not None and query.text.strip():
@@ -86,6 +105,8 @@ def _match_expression(query: Query) -> str | None:
         terms += [f'text : "{term}"' for term in asked]
     if query.tool is not None:
         terms.append(f'tools : "{tool_token(query.tool)}"')
+    if terms and viewer:
+        terms.append(f'owner : "{owner_token(viewer)}"')
     return " AND ".join(terms) or None
 
 
@@ -119,18 +140,20 @@ class Origin:
     record: Record | None
 
 
-_ORIGIN = f"""SELECT {IMAGE_COLUMNS}, records.digest, records.body FROM images
-LEFT JOIN records ON records.key = (
-    SELECT made.record FROM edges AS made WHERE made.image = images.digest AND made.output = 1
-    AND NOT EXISTS (SELECT 1 FROM edges AS used
-        WHERE used.record = made.record AND used.output = 0 AND used.image = images.digest)
-    ORDER BY made.record LIMIT 1)
-WHERE images.digest = ?"""
+def _origin_statement(viewer: str) -> str:
+    by = "JOIN records AS by ON by.key = made.record AND by.principal = :viewer" if viewer else ""
+    return f"""SELECT {IMAGE_COLUMNS}, records.digest, records.body FROM {_images(viewer)}
+        LEFT JOIN records ON records.key = (
+            SELECT made.record FROM edges AS made {by} WHERE made.image = images.digest AND made.output = 1
+            AND NOT EXISTS (SELECT 1 FROM edges AS used
+                WHERE used.record = made.record AND used.output = 0 AND used.image = images.digest)
+            ORDER BY made.record LIMIT 1)
+        WHERE images.digest = :image"""
 
 
-def origin(db: sqlite3.Connection, image: Digest) -> Origin | None:
+def origin(db: sqlite3.Connection, image: Digest, viewer: str = EVERYONE) -> Origin | None:
     """An image and the earliest record that has it as output and not as input; None if not indexed."""
-    row = db.execute(_ORIGIN, (image.raw,)).fetchone()
+    row = db.execute(_origin_statement(viewer), {"image": image.raw, "viewer": viewer}).fetchone()
     if row is None:
         return None
     digest, body = row[-2:]
@@ -139,14 +162,14 @@ def origin(db: sqlite3.Connection, image: Digest) -> Origin | None:
 
 
 def origins(
-    db: sqlite3.Connection, images: Iterable[Digest], limit: int | None = None
+    db: sqlite3.Connection, images: Iterable[Digest], limit: int | None = None, viewer: str = EVERYONE
 ) -> dict[Digest, Origin]:
     """Images and all their ancestors, or the first `limit` of them in breadth-first order."""
     found: dict[Digest, Origin] = {}
     ahead = deque(images)
     met = set(ahead)
     while ahead and (limit is None or len(found) < limit):
-        if one := origin(db, ahead.popleft()):
+        if one := origin(db, ahead.popleft(), viewer):
             found[one.image.digest] = one
             fresh = [digest for digest in (one.record.inputs if one.record else ()) if digest not in met]
             ahead.extend(dict.fromkeys(fresh))
@@ -171,10 +194,17 @@ def oldest_first(found: dict[Digest, Origin], image: Digest) -> list[Origin]:
     return ordered
 
 
-def records_of_request(db: sqlite3.Connection, key: Digest) -> list[bytes]:
+def records_of_request(db: sqlite3.Connection, key: Digest, viewer: str = EVERYONE) -> list[bytes]:
     """The bodies of the oldest 100 records with this request key, oldest first."""
-    statement = "SELECT body FROM records WHERE memo = ? ORDER BY key LIMIT 100"
-    return [body for (body,) in db.execute(statement, (key.raw,))]
+    statement = f"""SELECT body FROM records WHERE memo = :memo {"AND principal = :viewer" if viewer else ""}
+        ORDER BY key LIMIT 100"""
+    return [body for (body,) in db.execute(statement, {"memo": key.raw, "viewer": viewer})]
+
+
+def has_record(db: sqlite3.Connection, digest: Digest, viewer: str) -> bool:
+    """Whether a principal has this record."""
+    statement = "SELECT 1 FROM records WHERE digest = ? AND principal = ?"
+    return db.execute(statement, (digest.raw, viewer)).fetchone() is not None
 
 
 def roots(db: sqlite3.Connection, stored_since: int, accessed_since: int) -> set[Digest]:

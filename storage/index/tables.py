@@ -1,43 +1,39 @@
 """The schema of the index, writes, and lookups. All functions run in the caller's transaction.
 
-Rows are keyed by time: microseconds since 1970 times 2048, plus 11 bits of the digest. The key defines the
-order of images in their table and in the full-text index, so pages are range scans and cursors survive a
-rebuild.
+Rows are keyed by time, see `storage/index/keys.py`. The tables of what each principal sees are in
+`storage/index/owners.py`; changes of records are passed on to them.
 """
 
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from storage.blobs import Blob
 from storage.digest import Digest
-from storage.errors import IndexDamaged, InvalidArgument
-from storage.index import tokenizer
-from storage.records import LABEL, PIN, Record, parse_record
+from storage.errors import IndexDamaged
+from storage.index import owners
+from storage.index.keys import unused_key
+from storage.index.texts import EVERYONE, indexed_record, text_of
+from storage.records import LABEL, PIN, Record
 
-SCHEMA_VERSION = 3
-_TIE_BITS = 11
-_LAST = (1 << 63 - _TIE_BITS) - (1 << 20)
-"""Maximum time in a key; the range above it is for rows whose key is already taken."""
-_MAX_RECORDS = 20
-"""Maximum number of records whose text is indexed for one image."""
-SCHEMA = """
+SCHEMA_VERSION = 4
+SCHEMA = (
+    """
 CREATE TABLE images (
     key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, width INTEGER NOT NULL, height INTEGER NOT NULL,
     bytes INTEGER NOT NULL, created INTEGER NOT NULL);
 CREATE TABLE records (
-    key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, memo BLOB NOT NULL, bytes INTEGER NOT NULL,
-    body BLOB NOT NULL);
-CREATE INDEX records_memo ON records (memo);
+    key INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, memo BLOB NOT NULL, principal TEXT,
+    bytes INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX records_memo ON records (memo, principal);
 CREATE TABLE edges (
     record INTEGER NOT NULL, output INTEGER NOT NULL, place INTEGER NOT NULL, image BLOB NOT NULL,
     PRIMARY KEY (record, output, place)) WITHOUT ROWID;
 CREATE INDEX edges_image ON edges (image, output, record);
 CREATE TABLE notes (
-    image BLOB NOT NULL, tool TEXT NOT NULL, record INTEGER NOT NULL, value TEXT, PRIMARY KEY (image, tool)
-    ) WITHOUT ROWID;
+    image BLOB NOT NULL, tool TEXT NOT NULL, viewer TEXT NOT NULL, record INTEGER NOT NULL, value TEXT,
+    PRIMARY KEY (image, tool, viewer)) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5 (text, tools, tokenize = 'porter unicode61');
 CREATE TABLE totals (images INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0);
@@ -50,15 +46,17 @@ CREATE TRIGGER record_added AFTER INSERT ON records
 CREATE TRIGGER record_removed AFTER DELETE ON records
     BEGIN UPDATE totals SET bytes = bytes - old.bytes; END;
 """
+    + owners.SCHEMA
+)
 # Not derived from blobs and records, so a rebuild keeps it: the time of the last access to each image.
 ACCESS_SCHEMA = """
 CREATE TABLE IF NOT EXISTS accesses (image BLOB PRIMARY KEY, time INTEGER NOT NULL) WITHOUT ROWID;
 """
-DERIVED = ("images", "records", "edges", "notes", "words", "totals")
+DERIVED = ("images", "records", "edges", "notes", "words", "totals", *owners.TABLES)
 
 IMAGE_COLUMNS = """images.key, images.digest, images.width, images.height, images.bytes, images.created,
-    (SELECT value FROM notes WHERE image = images.digest AND tool = 'label_image'),
-    (SELECT value FROM notes WHERE image = images.digest AND tool = 'pin_image')"""
+    (SELECT value FROM notes WHERE image = images.digest AND tool = 'label_image' AND viewer = :viewer),
+    (SELECT value FROM notes WHERE image = images.digest AND tool = 'pin_image' AND viewer = :viewer)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +85,6 @@ def _digest(raw: Any) -> Digest:
     return Digest(raw)
 
 
-def indexed_record(body: bytes) -> Record:
-    """The record in an indexed body.
-
-    Raises:
-        IndexDamaged: `body` is not a valid record.
-    """
-    try:
-        return parse_record(body)
-    except InvalidArgument as error:
-        raise IndexDamaged("The index of the image store contains an invalid record.") from error
-
-
-def key_of(microseconds: int, digest: Digest) -> int:
-    """The key of an image or record created at a time since 1970."""
-    return _shifted(microseconds) | (int.from_bytes(digest.raw[:2], "big") >> (16 - _TIE_BITS))
-
-
-def first_key(moment: datetime) -> int:
-    """The smallest key of an image stored at `moment` or later."""
-    return _shifted(round(moment.timestamp() * 1_000_000))
-
-
-def _shifted(microseconds: int) -> int:
-    # Times outside 1827 to 2112 do not fit and are clamped.
-    return max(-_LAST, min(microseconds, _LAST)) << _TIE_BITS
-
-
 def has_image(db: sqlite3.Connection, digest: Digest) -> bool:
     """Whether the image is indexed."""
     return db.execute("SELECT 1 FROM images WHERE digest = ?", (digest.raw,)).fetchone() is not None
@@ -133,7 +104,7 @@ def add_image(db: sqlite3.Connection, blob: Blob, size: tuple[int, int]) -> None
     """Index a durable blob; `size` is width and height in pixels. No effect if already indexed."""
     if has_image(db, blob.digest):
         return
-    key = _unused_key(db, "images", blob.created // 1000, blob.digest)
+    key = unused_key(db, "images", blob.created // 1000, blob.digest)
     values = (key, blob.digest.raw, *size, blob.size, blob.created)
     db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", values)
     _index_text(db, key, blob.digest)
@@ -143,15 +114,17 @@ def add_record(db: sqlite3.Connection, digest: Digest, record: Record, body: byt
     """Index a durable record. No effect if already indexed."""
     if db.execute("SELECT 1 FROM records WHERE digest = ?", (digest.raw,)).fetchone():
         return
-    key = _unused_key(db, "records", _microseconds(record), digest)
-    values = (key, digest.raw, record.request_key.raw, len(body), body)
-    db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", values)
+    key = unused_key(db, "records", _microseconds(record), digest)
+    values = (key, digest.raw, record.request_key.raw, record.owner, len(body), body)
+    db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", values)
     edges = [(key, 0, place, image.raw) for place, image in enumerate(record.inputs)]
     edges += [(key, 1, place, image.raw) for place, image in enumerate(record.outputs)]
     db.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", edges)
     _apply_annotation(db, key, record)
     for image in {*record.outputs, *(record.inputs if record.tool == LABEL else ())}:
         _reindex_text(db, image)
+        if record.owner:
+            owners.refresh(db, image, record.owner)
 
 
 def remove_images(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
@@ -164,16 +137,24 @@ def remove_images(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
 
 
 def remove_records(db: sqlite3.Connection, digests: Iterable[Digest]) -> None:
-    """Remove deleted records, and the labels, pins and search text that came from them."""
+    """Remove deleted records, and the labels, pins, owners and search text that came from them."""
     touched: set[bytes] = set()
+    owned: set[tuple[bytes, str]] = set()
     for digest in digests:
-        row = db.execute("DELETE FROM records WHERE digest = ? RETURNING key", (digest.raw,)).fetchone()
+        row = db.execute(
+            "DELETE FROM records WHERE digest = ? RETURNING key, principal", (digest.raw,)
+        ).fetchone()
         if row:
-            touched.update(raw for (raw,) in db.execute("SELECT image FROM edges WHERE record = ?", row))
-            db.execute("DELETE FROM edges WHERE record = ?", row)
+            key, principal = row
+            images = {raw for (raw,) in db.execute("SELECT image FROM edges WHERE record = ?", (key,))}
+            touched |= images
+            owned |= {(raw, principal) for raw in images if principal}
+            db.execute("DELETE FROM edges WHERE record = ?", (key,))
     for raw in touched:
         _reapply_annotations(db, raw)
         _reindex_text(db, _digest(raw))
+    for raw, principal in owned:
+        owners.refresh(db, _digest(raw), principal)
 
 
 def totals(db: sqlite3.Connection) -> tuple[int, int]:
@@ -201,10 +182,11 @@ def dangling_records(db: sqlite3.Connection) -> list[Digest]:
     return [_digest(raw) for (raw,) in db.execute(statement)]
 
 
-def annotations_of(db: sqlite3.Connection, image: Digest) -> list[Record]:
+def annotations_of(db: sqlite3.Connection, image: Digest, viewer: str = EVERYONE) -> list[Record]:
     """The records of the current label and pin of an image."""
-    statement = "SELECT body FROM notes JOIN records ON key = record WHERE image = ? AND value IS NOT NULL"
-    return [indexed_record(body) for (body,) in db.execute(statement, (image.raw,))]
+    statement = """SELECT body FROM notes JOIN records ON key = record
+        WHERE image = ? AND viewer = ? AND value IS NOT NULL"""
+    return [indexed_record(body) for (body,) in db.execute(statement, (image.raw, viewer))]
 
 
 def touch(db: sqlite3.Connection, digests: Iterable[Digest], time: int) -> None:
@@ -225,14 +207,6 @@ def last_touched(db: sqlite3.Connection, digest: Digest) -> int:
     return row[0] if row else 0
 
 
-def _unused_key(db: sqlite3.Connection, table: str, microseconds: int, digest: Digest) -> int:
-    key = key_of(microseconds, digest)
-    step = 1 + int.from_bytes(digest.raw[2:4], "big")  # depends on the digest, to avoid long probe sequences
-    while db.execute(f"SELECT 1 FROM {table} WHERE key = ?", (key,)).fetchone():
-        key += step
-    return key
-
-
 def _microseconds(record: Record) -> int:
     return round(record.time.timestamp() * 1_000_000)
 
@@ -244,10 +218,11 @@ def _apply_annotation(db: sqlite3.Connection, key: int, record: Record) -> None:
     value = (
         record.parameters.get("label") if record.tool == LABEL else record.parameters.get("pinned") or None
     )
-    statement = """INSERT INTO notes VALUES (?, ?, ?, ?) ON CONFLICT (image, tool)
+    statement = """INSERT INTO notes VALUES (?, ?, ?, ?, ?) ON CONFLICT (image, tool, viewer)
         DO UPDATE SET record = excluded.record, value = excluded.value WHERE excluded.record > record"""
     for image in record.inputs:
-        db.execute(statement, (image.raw, record.tool, key, value))
+        for viewer in (EVERYONE, *([record.owner] if record.owner else [])):
+            db.execute(statement, (image.raw, record.tool, viewer, key, value))
 
 
 def _reapply_annotations(db: sqlite3.Connection, image: bytes) -> None:
@@ -266,18 +241,6 @@ def _reindex_text(db: sqlite3.Connection, image: Digest) -> None:
 
 
 def _index_text(db: sqlite3.Connection, key: int, image: Digest) -> None:
-    """Write the search text of an image: its label, and the text and tools of the records that made it."""
-    statement = """SELECT body FROM records JOIN edges ON record = key WHERE image = ? AND output = 1
-        ORDER BY key LIMIT ?"""
-    records = [indexed_record(body) for (body,) in db.execute(statement, (image.raw, _MAX_RECORDS))]
-    label = db.execute("SELECT value FROM notes WHERE image = ? AND tool = ?", (image.raw, LABEL)).fetchone()
-    texts = [record.searched_text() for record in records] + [label[0] if label and label[0] else ""]
-    tools = " ".join(sorted({tool_token(record.tool) for record in records}))
-    if records or texts[-1]:
-        text = tokenizer.indexed("\n".join(texts))
-        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, text, tools))
-
-
-def tool_token(tool: str) -> str:
-    """The name of a tool as one token of the full-text index, whatever characters it contains."""
-    return "t" + tool.encode().hex()
+    """Write the search text of an image."""
+    if found := text_of(db, image, EVERYONE):
+        db.execute("INSERT INTO words (rowid, text, tools) VALUES (?, ?, ?)", (key, *found))
