@@ -99,9 +99,8 @@ class StoreView:
     ) -> StoredImage:
         """Store an image durably. Equal pixels have the same id.
 
-        It becomes the principal's by a record of the import, with `source`, where it came from, and the
-        history in the file, as claims. There is no record if it is the principal's already, or if the principal
-        owns nothing.
+        It becomes the principal's by a record of the import with `source`, where it came from, and the claims
+        of the file. There is no record if it is the principal's already, or if the principal owns nothing.
 
         The `notes` of the result say what was dropped, reduced or converted. Bytes are decoded in a worker
         process; `checkpoint` is called regularly while this waits, and may raise to cancel.

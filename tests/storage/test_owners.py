@@ -181,14 +181,8 @@ def test_a_rebuilt_index_knows_whose_is_whose(ann: StoreView, bob: StoreView, st
     bob.record(tool="compose", parameters={"prompt": "old hydra"}, outputs=[first], time=late)
 
     def answers() -> list[object]:
-        return [
-            (
-                *(view.list(query=word) for word in (None, "hydra", "wyvern")),
-                view.usage(),
-                view.lineage(first),
-            )
-            for view in (ann, bob)
-        ]
+        found = [view.list(query=word) for view in (ann, bob) for word in (None, "hydra", "wyvern")]
+        return [*found, *((view.usage(), view.lineage(first)) for view in (ann, bob))]
 
     before = answers()
     assert bob.get(first).created == late and bob.get(first).pinned and not ann.get(first).pinned
