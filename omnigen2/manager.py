@@ -71,6 +71,8 @@ class Manager:
         self._lock = threading.Lock()
         self._loading = threading.Lock()  # one model at a time: two would race for the memory
         self._closed = threading.Event()
+        self._proven: set[str] = set()
+        """Models whose last loading succeeded."""
         if idle_unload_s is not None:
             threading.Thread(target=self._watch, name="unload idle models", daemon=True).start()
 
@@ -135,6 +137,16 @@ class Manager:
         backend = resident.backend.result() if resident is not None and resident.ready else None
         return backend.cost(task) if isinstance(backend, Estimating) else cost(task)
 
+    def has_loaded(self, model: str | None = None) -> bool:
+        """Whether the last loading of a model succeeded. If it was unloaded since, the next task loads it."""
+        return (model or self.default_model) in self._proven
+
+    def memory_bytes(self) -> int:
+        """Bytes that the loaded models keep on their devices."""
+        with self._lock:
+            backends = [each.backend.result() for each in self._residents.values() if each.ready]
+        return sum(backend.memory_bytes() for backend in backends)
+
     def stalled_s(self) -> float:
         """The longest `Watched.stalled_s` of the loaded models; one that is not `Watched` counts as 0.0."""
         with self._lock:
@@ -169,10 +181,12 @@ class Manager:
         except BaseException as error:  # also SystemExit: nobody else would resolve the future
             log.warning("model %s could not be loaded: %r", name, error)
             failure = error if isinstance(error, Exception) else RuntimeError(f"it ended with {error!r}")
+            self._proven.discard(name)
             resident.backend.set_exception(failure)
             return
         log.info("model %s loaded in %.1f s", name, time.monotonic() - started)
         resident.last_used = time.monotonic()
+        self._proven.add(name)
         resident.backend.set_result(backend)
 
     def _unload_replaced(self, resident: _Resident) -> None:

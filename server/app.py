@@ -14,6 +14,7 @@ from omnigen2.manager import Manager
 from server.arguments import read_arguments
 from server.caller import READ, WRITE, Caller, insufficient
 from server.context import CallContext, Shown
+from server.counts import Counts
 from server.dispatcher import Dispatcher, not_loaded, stopping
 from server.errors import answering, without_folders
 from server.hookspecs import AnyTool
@@ -45,7 +46,8 @@ class App:
         self.store = store
         self.manager = manager
         self.references = References(store, _fetcher(store) if settings.allow_fetch else None)
-        self.dispatcher = Dispatcher(manager, store, settings.queue_size)
+        self.counts = Counts()
+        self.dispatcher = Dispatcher(manager, store, settings.queue_size, self.counts)
         self._model_wanted = anyio.Event()
         self._calls: set[anyio.CancelScope] = set()
         self._stopped = False
@@ -82,7 +84,7 @@ class App:
         Raises:
             ToolError: whatever went wrong; an unforeseen error is logged and has the code `internal`.
         """
-        with answering(tool.name, caller.client):
+        with answering(tool.name, caller.client, self.counts):
             return await self._run(tool, arguments, CallContext(self, caller))
 
     async def answer(
@@ -96,7 +98,7 @@ class App:
 
         `render` runs on a worker thread if the result names images that it may have to look up.
         """
-        with answering(tool.name, caller.client):
+        with answering(tool.name, caller.client, self.counts):
             context = CallContext(self, caller)
             result = await self._run(tool, arguments, context)
             if {*result.linked(), *result.previewed()} <= context.shown.keys():

@@ -22,13 +22,14 @@ from omnigen2.manager import Manager
 from omnigen2.params import InvalidTask
 from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, Task
 from server.caller import Caller
+from server.counts import Counts
 from server.errors import as_tool_error, without_folders
 from server.jobs import Job
 from server.journal import Journal, interrupted
 from server.lanes import Lane
 from server.log import get_logger
 from storage import ImageStore
-from tools.base import Result, ToolError, Work
+from tools.base import JobState, Result, ToolError, Work
 
 KEPT_JOBS = 256
 """Jobs that have ended and are still kept in memory; the journal remembers more."""
@@ -50,14 +51,16 @@ log = get_logger(__name__)
 class Dispatcher:
     """The queue and the jobs of a server. Use it on one event loop, while it is entered."""
 
-    def __init__(self, manager: Manager, store: ImageStore, queue_size: int) -> None:
+    def __init__(self, manager: Manager, store: ImageStore, queue_size: int, counts: Counts) -> None:
         self._manager = manager
         self._store = store
         self._queue_size = queue_size
+        self._counts = counts
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         self._lanes: dict[tuple[str, bool], Lane] = {}
-        self._closing = False
+        self.closing = False
+        """Whether the server stops, and nothing more is taken on."""
         self._decoded_pixels = 0
         # Threads of their own, so that jobs go on while requests keep all other threads busy.
         self._admitting = anyio.CapacityLimiter(8)
@@ -97,6 +100,7 @@ class Dispatcher:
             raise
         if found is not None:
             self._forget(job)
+            self._counts.add("equal_results")
             return found
         self._tasks.start_soon(self._run, job, work, name=job.id)
         return job
@@ -105,6 +109,15 @@ class Dispatcher:
         """The job with this id, if it is the principal's and still in memory."""
         job = self._jobs.get(job_id)
         return job if job is not None and job.principal == principal else None
+
+    def count(self, state: JobState) -> int:
+        """Number of jobs in a state."""
+        return sum(job.state == state for job in self._jobs.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether not even a client that has nothing waiting can queue a job."""
+        return self.count("queued") >= self._queue_size
 
     def lane(self, job: Job) -> Lane:
         """The lane of a job."""
@@ -147,6 +160,8 @@ class Dispatcher:
         if job.state != "done":
             with anyio.CancelScope(shield=True):
                 await self._thread(self._close, job, None)
+        self._counts.add("jobs", job.tool, job.state)
+        self._counts.add("job_steps", amount=job.status.step)
         log.info("job ended", job=job.id, tool=job.tool, state=job.state, queued_s=round(job.queued_s, 3))
         job.ended.set()
         job.touch()
@@ -156,7 +171,11 @@ class Dispatcher:
 
     def _complete(self, job: Job, work: Work, outcome: Outcome) -> Result:
         """Store an outcome, and journal that the job is done. Runs on a worker thread."""
+        started = time.monotonic()
         result = work.store(outcome, job.id, job.waited())
+        stored_ms = 1000 * (time.monotonic() - started)
+        for phase, ms in {**outcome.timings, **job.waited(), "store_ms": stored_ms}.items():
+            self._counts.add("job_seconds", phase.removesuffix("_ms"), amount=ms / 1000)
         self._close(job, result)
         return result
 
@@ -318,7 +337,7 @@ class Dispatcher:
 
     def _refusal(self, client: str) -> ToolError | None:
         """Why no job of this client can be queued now, if so."""
-        if self._closing:
+        if self.closing:
             return stopping()
         waiting = [job for job in self._jobs.values() if job.state == "queued"]
         own = sum(job.client == client for job in waiting)
@@ -337,7 +356,7 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """End all jobs: running ones may finish for `GRACE_S` seconds, those that wait are handed back."""
-        self._closing = True
+        self.closing = True
         for job in list(self._jobs.values()):
             if job.state == "queued":
                 job.stop("interrupted")
@@ -357,7 +376,7 @@ class Dispatcher:
 
 def stopping() -> ToolError:
     """Why nothing more is taken on."""
-    return ToolError("busy", "The server is stopping.", "Send the request again in a minute.", 60)
+    return ToolError("not_ready", "The server is stopping.", "Send the request again in a minute.", 60)
 
 
 def not_loaded(model: str, error: BaseException) -> ToolError:

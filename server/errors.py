@@ -10,6 +10,7 @@ from typing import cast
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from omnigen2.task import Cancelled, OutOfMemory
+from server.counts import Counts
 from server.log import get_logger
 from storage.errors import StoreError
 from tools.base import Code, ToolError
@@ -20,14 +21,15 @@ log = get_logger(__name__)
 
 
 @contextmanager
-def answering(what: str, client: str) -> Generator[None]:
+def answering(what: str, client: str, counts: Counts | None = None) -> Generator[None]:
     """Turn every exception of the block into a `ToolError`. Every surface answers inside of one.
 
-    Logs how the call of `what`, a tool or a method of a protocol, ended. All lines logged in the block have
-    the same request number.
+    Logs and counts how the call of `what`, a tool or a method of a protocol, ended. All lines logged in the
+    block have the id of the request.
     """
     started = time.monotonic()
-    with bound_contextvars(request=secrets.token_hex(4), tool=what, client=client):
+    request = get_contextvars().get("request") or secrets.token_hex(8)
+    with bound_contextvars(request=request, tool=what, client=client):
         code = "cancelled"
         try:
             yield
@@ -37,6 +39,8 @@ def answering(what: str, client: str) -> Generator[None]:
             code = failure.code
             raise failure from error
         finally:
+            if counts is not None:
+                counts.add("calls", what, code)
             log.info("answered", code=code, ms=round(1000 * (time.monotonic() - started), 1))
 
 

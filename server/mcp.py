@@ -98,7 +98,7 @@ class Studio:
 
         async def handle(ctx: RequestContext, params: P) -> R:
             try:
-                with answering(method, self._caller(ctx).client):
+                with answering(method, self._caller(ctx).client, self.app.counts):
                     return await handler(ctx, params)
             except ToolError as error:
                 number = types.INTERNAL_ERROR if error.code == "internal" else types.INVALID_PARAMS

@@ -16,7 +16,10 @@ from tests.conftest import SLOW, TESTS
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("server", "tools", "omnigen2", "storage")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples", "docs", "packaging", ".ci")
-PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "CHANGELOG.md", "docs/plugins.md")
+PAGES = (
+    *("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "CHANGELOG.md"),
+    *("docs/plugins.md", "docs/operating.md"),
+)
 
 
 def normalized(name: str) -> str:

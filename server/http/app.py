@@ -15,16 +15,25 @@ from starlette.requests import Request
 
 from server.app import App
 from server.caller import Caller
-from server.http import health, images, mcp, openai, openapi, rest
+from server.http import health, images, mcp, metrics, openai, openapi, rest
 from server.http.addresses import Addresses, signing_key
 from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
 from server.http.guard import Guard
 from server.http.mcp import MCP, McpEndpoint
+from server.http.observe import Observed
 from server.http.refusals import JsonRefusals, refused
 from storage.errors import StoreError
 from tools.base import ToolError
 
+ROUTED = (
+    rest,
+    images,
+    openai,
+    health,
+    metrics,
+)
+"""The modules of routes, beside that of MCP."""
 EXPOSED = (
     "Mcp-Session-Id",
     "X-Request-Id",
@@ -60,7 +69,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
     endpoint = McpEndpoint(app, caller, max_body)
-    parts = [module.described(app) for module in (mcp, rest, images, openai, health)]
+    parts = [module.described(app) for module in (mcp, *ROUTED)]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -70,15 +79,13 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
 
     own = [
         *endpoint.routes(),
-        *rest.routes(app, caller),
-        *images.routes(app, caller),
-        *openai.routes(app, caller),
-        *health.routes(app),
+        *(route for module in ROUTED for route in module.routes(app, caller)),
         *openapi.routes(openapi.document(app, parts, secured=bool(verifiers))),
     ]
     return Starlette(
         routes=[*own, *app.plugins.routes(app, caller, own)],
         middleware=[
+            Middleware(Observed, app.counts),
             Middleware(JsonRefusals),
             *_cors(app.settings.allow_origin),
             Middleware(
@@ -86,7 +93,7 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
                 verifiers,
                 any_host=bool(verifiers) or not loopback,
                 origins=app.settings.allow_origin,
-                is_open={health.HEALTH},
+                is_open={health.HEALTH, health.READY},
                 reads={MCP, *(rest.path(tool) for tool in app.tools.values() if tool.read_only)},
             ),
             Middleware(WholeBody, max_body),

@@ -79,7 +79,7 @@ class JsonRefusals:
             if begun:
                 raise
             with anyio.CancelScope(shield=True):
-                await refusal(stopping(), 503)(scope, receive, send)
+                await refusal(stopping())(scope, receive, send)
 
 
 def _in_json(start: Message, words: str) -> Response:

@@ -3,7 +3,6 @@
 import socket
 from types import FrameType
 
-import anyio
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,8 +17,8 @@ log = structlog.get_logger()
 
 BACKLOG = 128
 """Listen backlog: connections that wait in the kernel until they are accepted."""
-SHUTDOWN_S = 6
-"""Seconds that requests under way may take to finish once the server is asked to stop: jobs, and answers."""
+SHUTDOWN_S = 2
+"""Seconds for answers to be read once all jobs have ended; a request that is not done by then is refused."""
 
 
 async def serve_http(app: App) -> None:
@@ -54,10 +53,12 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End jobs and calls, so that what waits for them is answered before connections are closed."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._app.stop)
-            await super().shutdown(sockets)
+        """End jobs and calls, so that what waits for them is answered; only then close the connections.
+
+        Until then the server listens, says at /readyz that it stops, and refuses new jobs.
+        """
+        await self._app.stop()
+        await super().shutdown(sockets)
 
 
 def uvicorn_config(asgi: ASGIApp) -> uvicorn.Config:

@@ -91,7 +91,7 @@ async def test_waiting_callers_have_the_documented_refusal_when_the_server_stops
     assert last.startswith("event: error\n")
     assert json.loads(last.partition("data: ")[2])["error"]["code"] == "cancelled"
     assert answers["poll"].json()["status"] == "interrupted"
-    assert halves[0].startswith(b"HTTP/1.1 503 ") and b'"code":"busy"' in halves[0]
+    assert halves[0].startswith(b"HTTP/1.1 503 ") and b'"code":"not_ready"' in halves[0]
 
 
 async def test_a_call_that_is_no_job_is_refused_when_the_server_stops(
@@ -114,7 +114,7 @@ async def test_a_call_that_is_no_job_is_refused_when_the_server_stops(
         clients.start_soon(ask, url)
         await begun.wait()
         server.should_exit = True
-    assert answers[0].status_code == 429 and answers[0].json()["error"]["code"] == "busy"
+    assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "not_ready"
 
 
 HANGING = """
