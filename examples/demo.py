@@ -49,7 +49,7 @@ class Conversation:
     async def image(self, caption: str, tool: str, **arguments: Any) -> str:
         """Call a tool that makes one picture, keep the picture, and return its id."""
         (made,) = (await self.call(tool, **arguments))["images"]
-        resource = await self.client.read_resource(made["uri"])
+        resource = await self.client.read_resource(made["id"].replace("sha256:", "image://sha256/"))
         picture = Image.open(io.BytesIO(base64.b64decode(resource.contents[0].blob)))  # type: ignore[union-attr]
         self.pictures.append((caption, picture.convert("RGB")))
         return made["id"]

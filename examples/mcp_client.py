@@ -15,7 +15,8 @@ async def main() -> None:
             "edit_image", {"image": circle["id"], "instruction": "make the circle blue"}
         )
         image = edited.structured_content["images"][0]
-        full = await studio.read_resource(image["uri"])
+        link = next(block for block in edited.content if block.type == "resource_link")
+        full = await studio.read_resource(link.uri)
         Path("blue.png").write_bytes(base64.b64decode(full.contents[0].blob))
         print("blue.png", image["id"])
 

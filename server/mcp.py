@@ -28,7 +28,8 @@ from server.caller import LOCAL, Caller
 from server.ending import leave, leave_soon
 from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
-from server.http.sessions import Sessions
+from server.hosts import is_structured
+from server.http.sessions import Sessions, client_name
 from server.offered import OfferedPrompts, OfferedResources
 from server.resources import Resources, link
 from server.status import progress_line
@@ -46,6 +47,8 @@ WARM_UP_AFTER_S = 0.2
 """Pause between the list of tools and loading the model: the first answers must not compete with it."""
 STABLE = CacheHint(ttl_ms=300_000, scope="public")
 """For lists that stay as they are while the server runs."""
+OWN = CacheHint(ttl_ms=300_000, scope="private")
+"""For lists that are not the same for every client."""
 INSTRUCTIONS = """\
 An image studio. The model at work is {title}: {about}
 Every image has an id, sha256:<hex>. Name an image by its id (or the first 8 digits or more) wherever a tool \
@@ -79,7 +82,7 @@ class Studio:
             version=version(NAME),
             title="OmniGen2 image studio",
             instructions=instructions(self.app),
-            cache_hints={"tools/list": STABLE, "prompts/list": STABLE, "resources/templates/list": STABLE},
+            cache_hints={"tools/list": OWN, "prompts/list": STABLE, "resources/templates/list": STABLE},
             get_tool_input_schema=self._input_schemas.get,
             on_list_tools=self._guarded("tools/list", self._list_tools),
             on_call_tool=self._call_tool,
@@ -109,20 +112,27 @@ class Studio:
         return handle
 
     @cached_property
-    def _tools(self) -> list[types.Tool]:
+    def _input_schemas(self) -> dict[str, dict[str, Any]]:
         card = self.app.card()
         tools = self.app.tools.values()
-        return [describe(tool, schema.input_schema(tool, card, inline=False)) for tool in tools]
+        return {tool.name: schema.input_schema(tool, card, inline=False) for tool in tools}
 
     @cached_property
-    def _input_schemas(self) -> dict[str, dict[str, Any]]:
-        return {tool.name: tool.input_schema for tool in self._tools}
+    def _tools(self) -> dict[str, types.Tool]:
+        return {tool.name: describe(tool, self._input_schemas[tool.name]) for tool in self.app.tools.values()}
+
+    def _structured(self, tool: AnyTool, ctx: RequestContext) -> bool:
+        return is_structured(tool, _client(ctx), self.app.settings.structured)
 
     async def _list_tools(self, ctx: RequestContext, params: Any) -> types.ListToolsResult:
         if self._cold:
             self._cold = False
             asyncio.get_running_loop().call_later(WARM_UP_AFTER_S, self.app.warm_up)
-        return types.ListToolsResult(tools=self._tools)
+        tools = [
+            self._tools[name] if self._structured(tool, ctx) else _without_schema(self._tools[name])
+            for name, tool in self.app.tools.items()
+        ]
+        return types.ListToolsResult(tools=tools)
 
     async def _call_tool(
         self, ctx: RequestContext, params: types.CallToolRequestParams
@@ -133,11 +143,19 @@ class Studio:
             raise MCPError(
                 types.INVALID_PARAMS, f"There is no tool {params.name[:100]!r}. The tools are: {known}."
             )
+        result = await self._called(tool, params.arguments or {}, ctx)
+        return (
+            result if self._structured(tool, ctx) else result.model_copy(update={"structured_content": None})
+        )
+
+    async def _called(
+        self, tool: AnyTool, arguments: dict[str, Any], ctx: RequestContext
+    ) -> types.CallToolResult:
         try:
             with self._cancellable(ctx):
                 caller = self._reporting(ctx)
                 render = partial(self._answer, caller)
-                return await self.app.answer(tool, params.arguments or {}, caller, render)
+                return await self.app.answer(tool, arguments, caller, render)
             raise Cancelled  # by the client, which has stopped listening
         except Exception as error:
             return failure(as_tool_error(error))
@@ -179,7 +197,7 @@ class Studio:
                 *links,
                 *map(content_block, result.blocks()),
             ],
-            structured_content=schema.dump(result, address_of),
+            structured_content=schema.dump(result, address_of, lean=True),
         )
 
 
@@ -232,7 +250,7 @@ def describe(tool: AnyTool, input_schema: dict[str, Any]) -> types.Tool:
         title=tool.title,
         description=tool.description,
         input_schema=input_schema,
-        output_schema=schema.output_schema(tool),
+        output_schema=schema.output_schema(tool, lean=True),
         annotations=types.ToolAnnotations(
             title=tool.title,
             read_only_hint=tool.read_only,
@@ -250,6 +268,17 @@ def failure(error: ToolError) -> types.CallToolResult:
         structured_content=schema.dump_error(error),
         is_error=True,
     )
+
+
+def _without_schema(tool: types.Tool) -> types.Tool:
+    return tool.model_copy(update={"output_schema": None})
+
+
+def _client(ctx: RequestContext) -> str:
+    """The name of the client; empty if it gave none."""
+    if ctx.session.client_params is not None:
+        return ctx.session.client_params.client_info.name
+    return client_name(ctx.request) if ctx.request is not None else ""
 
 
 def instructions(app: App) -> str:

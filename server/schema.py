@@ -7,10 +7,12 @@ schemas are ready before the model is.
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from pydantic import BaseModel
+
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.explain import nullable, resolved
 from storage.digest import SCHEME
-from tools.base import Result, Tool, ToolError
+from tools.base import DETAIL, Result, Tool, ToolError
 
 Schema = dict[str, Any]
 
@@ -24,6 +26,10 @@ ERROR: Schema = {
     },
     "required": ["code", "message", "advice"],
 }
+LEAN_ERROR: Schema = {"type": "object"}
+"""The same where it would be repeated with every tool of a list."""
+WORDS = ("description", "default")
+"""Parts of a schema that check nothing."""
 
 
 def input_schema(tool: Tool[Any, Any], card: ModelCard | None, *, inline: bool = True) -> Schema:
@@ -41,26 +47,35 @@ def input_schema(tool: Tool[Any, Any], card: ModelCard | None, *, inline: bool =
     return schema
 
 
-def output_schema(tool: Tool[Any, Any]) -> Schema:
+def output_schema(tool: Tool[Any, Any], *, lean: bool = False) -> Schema:
     """What a tool answers: its result, or an error.
 
     The error is part of the schema, as one widespread client (version 1 of the TypeScript SDK) holds the
-    structured content of failures to it too.
+    structured content of failures to it too. `lean` as for `dump`; a lean schema explains nothing.
     """
     schema = plain(tool.result.model_json_schema(mode="serialization"))
+    schema = _without_details(schema, drop=lean and not tool.result.detailed)
     required = schema.pop("required", [])
-    schema["properties"] = schema.get("properties", {}) | {"error": ERROR}
-    return schema | {"anyOf": [{"required": required}, {"required": ["error"]}]}
+    schema["properties"] = schema.get("properties", {}) | {"error": LEAN_ERROR if lean else ERROR}
+    schema |= {"anyOf": [{"required": required}, {"required": ["error"]}]}
+    return _without_words(schema) if lean else schema
 
 
-def dump(result: Result, address_of: Callable[[str], str] | None = None) -> dict[str, Any]:
+def dump(
+    result: Result, address_of: Callable[[str], str] | None = None, *, lean: bool = False
+) -> dict[str, Any]:
     """A result as its schema describes it: what is None is left out, and images have their addresses.
 
-    `address_of` gives the address of an image from its id; without it there are none.
+    `address_of` gives the address of an image from its id; without it there are none. If `lean`, details
+    (`tools.base.Detail`) are left out.
     """
     fields = result.model_dump(mode="json", exclude_none=True)
     fields["notes"] = fields.pop("notes")  # what matters most comes first
-    return _addressed(fields, address_of) if address_of else fields
+    if address_of:
+        fields = _addressed(fields, address_of)
+    if lean and not result.detailed:
+        _drop_details(result, fields)
+    return fields
 
 
 def _addressed(node: Any, address_of: Callable[[str], str]) -> Any:
@@ -113,4 +128,50 @@ def _node(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
     if "required" in made:
         optional = {name for name, field in node["properties"].items() if nullable(field)}
         made["required"] = [name for name in made["required"] if name not in optional]
+    return made
+
+
+def _drop_details(value: BaseModel, fields: dict[str, Any]) -> None:
+    """Remove the details of `value`, at any depth, from the `fields` that were made of it."""
+    for name, field in type(value).model_fields.items():
+        inner: object = getattr(value, name)
+        if DETAIL in cast("dict[str, Any]", field.json_schema_extra or {}):
+            fields.pop(name, None)
+        elif isinstance(inner, BaseModel):
+            _drop_details(inner, fields[name])
+        elif isinstance(inner, list | tuple):
+            for place, one in enumerate(cast("list[object]", inner)):
+                if isinstance(one, BaseModel):
+                    _drop_details(one, fields[name][place])
+
+
+def _without_details(schema: Schema, *, drop: bool) -> Schema:
+    """`schema` without the marks of details, and if `drop`, without the details."""
+
+    def pruned(node: Schema) -> Schema:
+        fields: Schema = node.get("properties", {})
+        details = {name for name, field in fields.items() if field.get(DETAIL)} if drop else set[str]()
+        kept = {name: field for name, field in fields.items() if name not in details}
+        made = {key: value for key, value in node.items() if key != DETAIL}
+        made |= {"properties": kept} if fields else {}
+        required = [name for name in node.get("required", ()) if name not in details]
+        return made | ({"required": required} if "required" in node else {})
+
+    return _everywhere(schema, pruned)
+
+
+def _without_words(schema: Schema) -> Schema:
+    return _everywhere(schema, lambda node: {key: node[key] for key in node if key not in WORDS})
+
+
+def _everywhere(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
+    """`schema` with `change` made to it and to every schema inside it."""
+    made = change(schema)
+    for key, value in made.items():
+        if key == "properties":
+            made[key] = {name: _everywhere(field, change) for name, field in value.items()}
+        elif key in ("items", "additionalProperties") and isinstance(value, dict):
+            made[key] = _everywhere(cast(Schema, value), change)
+        elif key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+            made[key] = [_everywhere(option, change) for option in value]
     return made

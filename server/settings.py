@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from omnigen2.checkpoints.locate import NANO
+from server.hosts import Structured
 from storage import default_store_path
 from storage.safe_files import real_folder
 
@@ -78,6 +79,9 @@ class Settings(BaseSettings):
     public_url: str | None = None
     """Where clients reach the server over HTTP, if not by the name they give: for example
     `https://studio.example` of a proxy. Addresses of images in results begin with it."""
+    structured: Structured = "auto"
+    """Whether MCP clients get results as structured content beside text and pictures. `auto`: all but those
+    that then drop the pictures, where there are some."""
     token_file: Path | None = None
     """File of `name:token` lines: who may connect over HTTP, and what to call them."""
     allow_origin: Annotated[tuple[str, ...], NoDecode] = ()

@@ -7,7 +7,7 @@ asks which tool it has in hand. This module knows no tool, no server and no mode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Generic, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, BinaryIO, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, WithJsonSchema
@@ -54,6 +54,12 @@ OUTLIVES_THE_CALL = "outlives the call"
 """Mark of a parameter that makes sense only where the server outlives the call."""
 
 
+DETAIL = "detail"
+"""Mark in the JSON schema of a field of a result that an agent in a conversation is not sent."""
+Detail = Field(json_schema_extra={DETAIL: True})
+"""Marks such a field: `uri: Annotated[str, Detail]`. Programs get it, and it can be asked for."""
+
+
 class Request(Params):
     """What was asked. Image references are strings; `None` means that the model decides."""
 
@@ -92,16 +98,19 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    detailed: ClassVar[bool] = False
+    """Whether the details (`DETAIL`) are what this result is asked for: then agents are sent them, too."""
+
     notes: tuple[str, ...] = ()
     """What you should know about this result: what was cut, reduced, replaced or ignored."""
 
     def summary(self) -> str:
-        """The result and its notes, for models that read only text."""
+        """The result and its notes: every fact a model needs, as many hosts show it only this text."""
         line = self.line()
         return ("\n" if "\n" in line else " ").join([line, *self.notes])
 
     def line(self) -> str:
-        """The result in a sentence or two, without its notes."""
+        """The result without its notes: ids (`short_id`), sizes, seeds, states."""
         raise NotImplementedError
 
     def linked(self) -> tuple[str, ...]:
@@ -124,6 +133,12 @@ class Result(BaseModel):
         """Further content for the model, after summary, pictures and links."""
         return ()
 
+    @classmethod
+    def brings_content(cls) -> bool:
+        """Whether results of this kind come with pictures or other content beside their text."""
+        kinds = ("previewed", "pictures", "blocks")
+        return any(getattr(cls, name) is not getattr(Result, name) for name in kinds)
+
     def to_journal(self) -> str:
         """JSON from which `from_journal` gives this result again, also to later versions."""
         return self.model_dump_json()
@@ -137,6 +152,11 @@ class Result(BaseModel):
             StoreError: what it refers to cannot be read.
         """
         return cls.model_validate_json(text)
+
+
+def short_id(image: str) -> str:
+    """The first 12 digits of an image's id: as good as all of them in a later call, and shorter."""
+    return image.removeprefix("sha256:")[:12]
 
 
 Q = TypeVar("Q", bound=Request)
@@ -204,9 +224,9 @@ class JobStatus(Result):
 
     def line(self) -> str:
         if self.result is not None:
-            return self.result.summary()
+            return f"Job {self.job_id} is {self.status}. {self.result.summary()}"
         if self.error is not None:
-            return f"Job {self.job_id} {self.status}: {self.error.message} {self.error.advice}".rstrip()
+            return f"Job {self.job_id} is {self.status}: {self.error.message} {self.error.advice}".rstrip()
         where = f", {self.position} ahead of it" if self.status == "queued" and self.position else ""
         if self.status == "running" and self.stage:
             where = f", {self.stage} {self.step} of {self.steps}" if self.steps else f", {self.stage}"

@@ -1,14 +1,17 @@
 """The images there are: take one in, find some, look at one, ask how one came about."""
 
+import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
+from typing import ClassVar
 
 from anyio import to_thread
 from pydantic import AwareDatetime, Field, JsonValue
 
 from storage import Ancestor, ImageStore, Record, StoredImage
-from tools.base import Context, Picture, Request, Result, Tool, ToolError
+from tools.base import Context, Picture, Request, Result, Tool, ToolError, short_id
 from tools.fields import ImageIn
 from tools.references import names_stored, source_of
 from tools.results import Facts, ImageInfo, effective
@@ -16,6 +19,9 @@ from tools.results import Facts, ImageInfo, effective
 IMPORT = "import_image"
 EXCERPT = 200
 """Characters of a prompt that a list repeats."""
+IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
+WORDS = ("prompt", "instruction")
+"""Arguments that say what a picture is of."""
 MAX_STEPS = 100
 """Most images of a lineage in one answer."""
 
@@ -37,7 +43,7 @@ class ImportResult(Result):
     label: str | None
 
     def line(self) -> str:
-        return f"Image {self.image.id}, {self.image.width}x{self.image.height}{_named(self.label)}."
+        return f"Image {_sized(self.image)}{_named(self.label)}."
 
     def linked(self) -> tuple[str, ...]:
         return (self.image.id,)
@@ -121,7 +127,7 @@ class ImageList(Result):
     def line(self) -> str:
         if not self.images:
             return "No images."
-        lines = [f"{image.id} {image.width}x{image.height}{_about(image)}" for image in self.images]
+        lines = [f"{_sized(image)}, {image.created:%Y-%m-%d %H:%M}{_about(image)}" for image in self.images]
         more = [f"More: cursor {self.cursor}"] if self.cursor else []
         return "\n".join([*lines, *more])
 
@@ -153,6 +159,10 @@ def _listed_image(store: ImageStore, image: StoredImage) -> ListedImage:
 def _about(image: ListedImage) -> str:
     made = f", {image.tool}" if image.tool else ""
     return f"{made}: {image.words}{_named(image.label)}" if image.words else f"{made}{_named(image.label)}"
+
+
+def _sized(image: ImageInfo) -> str:
+    return f"{short_id(image.id)}, {image.width}x{image.height}"
 
 
 def _named(label: str | None) -> str:
@@ -199,7 +209,7 @@ class ViewResult(Result):
         x, y, width, height = self.region
         whole = (width, height) == (self.image.width, self.image.height)
         part = "all of it" if whole else f"the {width}x{height} pixels at ({x}, {y})"
-        return f"Image {self.image.id}, {self.image.width}x{self.image.height}: {part}."
+        return f"Image {_sized(self.image)}: {part}."
 
     def pictures(self) -> tuple[Picture, ...]:
         return (self.shown,)
@@ -271,6 +281,8 @@ class Step(Facts):
 class History(Result):
     """The lineage of an image, oldest first; the image itself is last."""
 
+    detailed: ClassVar[bool] = True
+
     steps: list[Step]
 
     def line(self) -> str:
@@ -322,11 +334,19 @@ def replay(record: Record) -> Call | None:
 
 
 def _line(step: Step) -> str:
-    words = ""
-    if step.replay:
-        given = (step.replay.arguments.get(name) for name in ("prompt", "instruction"))
-        words = next((f": {text}" for text in given if isinstance(text, str)), "")
-    return f"{step.image.id} {step.tool or 'from outside'}{words}{_named(step.label)}"
+    made = f"{_sized(step.image)}{_named(step.label)}"
+    if step.replay is None:
+        return f"{made}, from outside"
+    words_first = sorted(step.replay.arguments.items(), key=lambda one: one[0] not in WORDS)
+    arguments = {name: _shortened(value) for name, value in words_first}
+    return f"{made}, by {step.replay.tool} {json.dumps(arguments, ensure_ascii=False)}"
+
+
+def _shortened(value: JsonValue) -> JsonValue:
+    """An argument with short ids in the place of ids."""
+    if isinstance(value, list):
+        return [_shortened(one) for one in value]
+    return short_id(value) if isinstance(value, str) and IMAGE_ID.fullmatch(value) else value
 
 
 IMAGE_HISTORY = Tool(

@@ -5,12 +5,12 @@ Fields of the last base come first, as in requests.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from storage import ImageStore, Record, StoredImage
-from tools.base import Result
+from tools.base import Detail, Result, short_id
 
 
 class Facts(BaseModel):
@@ -24,7 +24,7 @@ class ImageInfo(Facts):
 
     id: str
     """sha256:<64 hex digits>: names the image in every later call."""
-    uri: str
+    uri: Annotated[str, Detail]
     """Resource URI of the full image."""
     url: str | None = None
     """Address at which a browser opens the full image, for the user; only over HTTP."""
@@ -32,8 +32,8 @@ class ImageInfo(Facts):
     """Pixels."""
     height: int
     """Pixels."""
-    mime_type: str
-    bytes: int
+    mime_type: Annotated[str, Detail]
+    bytes: Annotated[int, Detail]
     """Size of the full image."""
 
     @classmethod
@@ -96,9 +96,9 @@ class Made(Result):
     """`queued`: it is made in the background; ask get_job."""
     model: str
     """Name of the model."""
-    parameters: dict[str, JsonValue]
+    parameters: Annotated[dict[str, JsonValue], Detail]
     """Every effective value; the same call with these values gives the same result."""
-    record: str | None = None
+    record: Annotated[str | None, Detail] = None
     """Id of the provenance record."""
     cached: bool = False
     """Whether an equal request was answered before and this is its result."""
@@ -171,7 +171,7 @@ class WithImages(Result):
 class ImagesResult(Made, WithImages):
     """Pictures that a model made."""
 
-    timings: ImageTimings = ImageTimings()
+    timings: Annotated[ImageTimings, Detail] = ImageTimings()
 
     @classmethod
     def _made(cls, record: Record, images: Sequence[StoredImage]) -> dict[str, object]:
@@ -187,8 +187,8 @@ class ImagesResult(Made, WithImages):
         count, first = len(self.images), self.images[0]
         what = "1 image" if count == 1 else f"{count} images"
         how = "from the store" if self.cached else f"made by {self.model}"
-        ids = ", ".join(image.id for image in self.images)
-        return f"{what}, {first.width}x{first.height}, {how}, seed {first.seed}: {ids}."
+        named = "; ".join(f"id {short_id(image.id)}, seed {image.seed}" for image in self.images)
+        return f"{what}, {first.width}x{first.height}, {how}: {named}."
 
 
 class WithText(Result):
@@ -201,11 +201,13 @@ class WithText(Result):
 class TextResult(Made, WithText):
     """Text that a model wrote."""
 
-    timings: TextTimings = TextTimings()
+    seed: int | None = None
+    """The seed with which the same question has this answer again; absent at temperature 0."""
+    timings: Annotated[TextTimings, Detail] = TextTimings()
 
     @classmethod
     def _made(cls, record: Record, images: Sequence[StoredImage]) -> dict[str, object]:
-        return {"text": record.text or ""}
+        return {"text": record.text or "", "seed": record.seed}
 
     @classmethod
     def accepted(cls, job_id: str, model: str, parameters: dict[str, JsonValue]) -> Self:
@@ -213,4 +215,4 @@ class TextResult(Made, WithText):
         return cls(status="queued", text="", model=model, parameters=parameters, job_id=job_id)
 
     def _summary(self) -> str:
-        return self.text
+        return self.text if self.seed is None else f"{self.text}\n(seed {self.seed})"

@@ -40,7 +40,7 @@ def test_typescript_sdk(node_modules: Path, environment: dict[str, str], version
     kinds = [block["type"] for block in answers["generated"]["content"]]
     assert kinds == ["text", "image", "resource_link"]
     picture = base64.b64decode(answers["picture"]["contents"][0]["blob"])
-    assert len(picture) == answers["generated"]["structuredContent"]["images"][0]["bytes"]
+    assert len(picture) == answers["history"]["structuredContent"]["steps"][0]["image"]["bytes"]
     assert answers["progress"]
     assert answers["refused"]["isError"]
     assert answers["refused"]["structuredContent"]["error"]["code"] == "invalid_argument"

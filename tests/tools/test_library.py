@@ -12,7 +12,7 @@ from storage import Digest, ImageStore
 from storage.errors import Corrupt
 from tests.tools.studio import Studio
 from tests.tools.test_studio import QUICK, picture
-from tools.base import ToolError
+from tools.base import ToolError, short_id
 from tools.library import MAX_STEPS
 from tools.references import source_of
 
@@ -99,7 +99,7 @@ async def test_a_history_is_the_calls_that_make_the_image_again(studio: Studio) 
         again = await studio.call(step.replay.tool, **step.replay.arguments)
         assert again.cached and step.image.id in [image.id for image in again.images]
         assert again.record == step.record
-    assert history.line().splitlines()[-1].startswith("4. " + both.images[0].id)
+    assert history.line().splitlines()[-1].startswith(f"4. {short_id(both.images[0].id)}, ")
 
 
 def chain(store: ImageStore, length: int) -> list[Digest]:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from omnigen2.params import MAX_SEED
 from storage.errors import ImageNotFound, InvalidArgument
 from tests.tools.studio import BY_NAME, Studio
-from tools.base import ToolError
+from tools.base import ToolError, short_id
 
 pytestmark = pytest.mark.anyio
 QUICK: dict[str, Any] = {"steps": 2, "width": 32, "height": 32, "seed": 7}
@@ -39,7 +39,7 @@ async def test_a_result_says_what_was_made_and_every_effective_value(studio: Stu
     assert result.timings.denoise_ms > 0 and result.timings.queued_ms == 1.0
     assert result.timings.total_ms >= result.timings.denoise_ms
     assert result.linked() == result.previewed() == (image.id,)
-    assert image.id in result.line()
+    assert f"id {short_id(image.id)}, seed 7" in result.line()
     assert type(result).model_validate_json(result.model_dump_json()) == result
 
 
@@ -234,7 +234,7 @@ async def test_a_background_job_answers_at_once_and_is_followed_by_its_id(studio
     done = await studio.call("get_job", job_id=accepted.job_id, wait_seconds=5)
     assert done.status == "done" and done.linked() == done.previewed() == done.result.linked()
     assert done.model_dump(mode="json")["result"]["images"][0]["seed"] == 7
-    assert done.line() == done.result.summary()
+    assert done.line() == f"Job {accepted.job_id} is done. {done.result.summary()}"
 
 
 async def test_a_cancelled_job_stores_nothing(studio: Studio) -> None:

@@ -24,10 +24,10 @@ def connect(tmp_path: Path) -> Connect:
     """Enter an app and connect a client to it in process."""
 
     @asynccontextmanager
-    async def connected(app: App, mode: str = "auto") -> AsyncGenerator[Client]:
+    async def connected(app: App, mode: str = "auto", **more: Any) -> AsyncGenerator[Client]:
         server = Studio(app, lambda _: Caller("ann", "test", (tmp_path,))).server()
         with anyio.fail_after(120):
-            async with app, Client(server, mode=mode) as client:  # type: ignore[arg-type]
+            async with app, Client(server, mode=mode, **more) as client:  # type: ignore[arg-type]
                 yield client
 
     return connected

@@ -70,7 +70,7 @@ async def test_mcp_over_http_makes_and_reads_images_with_progress(app: App, mode
         arguments = {"prompt": "x", **SMALL}
         made = await client.call_tool("generate_image", arguments, progress_callback=listen)
         image = made.structured_content["images"][0]
-        await client.read_resource(image["uri"])
+        await client.read_resource(made.content[-1].uri)
         edited = await succeeded(client, "edit_image", image=image["id"], instruction="y", **SMALL)
     assert edited["images"]
     assert any(message and message.startswith("denoise") for message in heard)

@@ -32,7 +32,7 @@ async def test_a_conversation_from_words_to_lineage_and_back(app: App, connect: 
         made = await succeeded(client, "generate_image", prompt="a red circle", **SMALL)
         first = made["images"][0]["id"]
         edited = await succeeded(client, "edit_image", image=first, instruction="make it blue", **SMALL)
-        both = [first, edited["images"][0]["uri"]]
+        both = [first, f"image://sha256/{edited['images'][0]['id'].removeprefix('sha256:')}"]
         composed = await succeeded(
             client, "compose_from_references", images=both, instruction="side by side", **SMALL
         )

@@ -86,7 +86,8 @@ async def test_a_blob_that_cannot_be_read_is_a_documented_error_over_mcp_and_a_r
         job = (await succeeded(client, "generate_image", **ASKED, background=True))["job_id"]
         done = await succeeded(client, "get_job", job_id=job, wait_seconds=50)
         image = done["result"]["images"][0]
-        path, uri, name = blob(app, image["id"]), image["uri"], image["id"]
+        path, name = blob(app, image["id"]), image["id"]
+        uri = Digest.parse(name).uri
         spoil(path)
         calls = [
             ("view_image", {"image": name}),
@@ -128,10 +129,13 @@ async def test_a_blob_that_cannot_be_read_is_a_documented_error_over_rest_and_a_
 
 async def test_a_record_that_is_damaged_is_not_given_out_again(app: App, connect: Connect) -> None:
     async with connect(app) as client:
-        record = Digest.parse((await succeeded(client, "generate_image", **ASKED))["record"])
+        made = (await succeeded(client, "generate_image", **ASKED))["images"][0]["id"]
+        record = app.store.origin(Digest.parse(made)).record_id
+        assert record is not None
         damage(app.store.path / "records" / "sha256" / record.hex[:2] / record.hex[2:])
         again = await succeeded(client, "generate_image", **ASKED)
-        assert not again["cached"] and app.store.get_record(again["record"]).seed == 7
+        restored = app.store.origin(Digest.parse(again["images"][0]["id"])).record
+        assert not again["cached"] and restored is not None and restored.seed == 7
 
 
 async def test_a_full_store_says_so_on_every_surface_that_writes(
