@@ -38,7 +38,7 @@ async function main() {
   });
   const history = await call("image_history", { image: id(composed) });
   const replayed = await call("generate_image", { prompt: "a red circle", ...small });
-  const picture = await client.readResource({ uri: generated.structuredContent.images[0].uri });
+  const picture = await client.readResource({ uri: generated.content.at(-1).uri });
   const refused = await ask("generate_image", { prompt: "a red circle", steps: 0 });
   await client.close();
   return { tools, generated, edited, composed, described, history, replayed, picture, progress, refused };
