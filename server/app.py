@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -18,12 +18,13 @@ from server.counts import Counts
 from server.dispatcher import Dispatcher, not_loaded, stopping
 from server.errors import answering, without_folders
 from server.hookspecs import AnyTool
-from server.journal import Journal
+from server.idempotency import Idempotency, read_key
+from server.journal import Journal, Keyed
 from server.plugins import Plugins
 from server.references import References
 from server.settings import Settings
 from storage import ImageStore
-from tools.base import Result, ToolError
+from tools.base import Request, Result, ToolError
 
 if TYPE_CHECKING:
     from server.fetch import Fetcher
@@ -48,6 +49,7 @@ class App:
         self.references = References(store, _fetcher(store) if settings.allow_fetch else None)
         self.counts = Counts()
         self.dispatcher = Dispatcher(manager, store, settings.queue_size, self.counts)
+        self._idempotency = Idempotency()
         self._model_wanted = anyio.Event()
         self._calls: set[anyio.CancelScope] = set()
         self._stopped = False
@@ -115,11 +117,31 @@ class App:
             self._calls.add(scope)
             try:
                 request, notes = read_arguments(tool.request, arguments)
-                result = await tool.run(request, context)
+                result = await self._made(tool, request, context)
                 return result.model_copy(update={"notes": (*notes, *result.notes)}) if notes else result
             finally:
                 self._calls.discard(scope)
         raise stopping()  # only `stop` cancels the scope
+
+    async def _made(self, tool: AnyTool, request: Request, context: CallContext) -> Result:
+        """The result of a tool; of one that changes something, once for each idempotency key."""
+        text = context.idempotency_key
+        if text is None or tool.read_only:
+            return await tool.run(request, context)
+        context.key = key = await to_thread.run_sync(read_key, context.principal, text, tool.name, request)
+
+        async def join(before: Keyed) -> Result | None:
+            if before.job is not None:
+                return await context.join(before.job)
+            with suppress(ToolError):  # it cannot be read any more: the call is made again
+                return await to_thread.run_sync(
+                    context.journaled_result, tool, before.result or "", "this key"
+                )
+            return None
+
+        return await self._idempotency.once(
+            key, self.dispatcher.journal, lambda: tool.run(request, context), join
+        )
 
     async def stop(self) -> None:
         """End all jobs, as `Dispatcher.stop` does, and then cancel all other calls."""

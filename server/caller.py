@@ -30,6 +30,8 @@ class Caller:
     """Called on the event loop, at most once per step."""
     partial_images: int = 0
     """Previews of the picture so far that come with the progress of one job."""
+    idempotency_key: str | None = None
+    """Calls with the same key and arguments are one call, which goes on when its caller goes away."""
     timeout_s: float | None = None
     """Seconds after which the client gives up waiting; None waits for ever."""
     scopes: frozenset[str] = SCOPES

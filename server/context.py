@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,7 @@ from PIL.Image import Image
 from omnigen2.checkpoints.card import ModelCard
 from server.caller import Caller
 from server.hookspecs import AnyTool
+from server.idempotency import Key
 from server.jobs import Job
 from server.references import open_allowed
 from server.watching import preview, watch
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 TIMEOUT_USED = 0.9
 """Share of a client's timeout after which it is given a job id, and the work goes on without it."""
 GOES_ON = "It takes longer than a call may last, and goes on in the background."
+
+ELSEWHERE_S = 1.0
+"""Seconds between two looks at a job of another process."""
 
 
 class Shown(NamedTuple):
@@ -49,6 +53,9 @@ class CallContext:
         self.principal = caller.principal
         self.scopes = caller.scopes
         self.own_addresses = caller.own_addresses
+        self.idempotency_key = caller.idempotency_key
+        self.key: Key | None = None
+        """The idempotency key of the call."""
         self.shown: dict[str, Shown] = {}
         """New images by id."""
         self._cards: dict[str | None, ModelCard] = {}
@@ -105,24 +112,43 @@ class CallContext:
         if work.model not in self._cards:
             await to_thread.run_sync(self.card, work.model)  # a model that is not offered gets no lane
         work = replace(work, model=self._app.other(work.model))
-        taken = await self._app.dispatcher.submit(work, self._caller)
+        taken = await self._app.dispatcher.submit(work, self._caller, self.key)
         if isinstance(taken, Result):
             return taken
-        if background:
-            return work.accepted(taken.id)
+        taken.background = background
+        return await self._outcome(taken)
+
+    async def join(self, job_id: str) -> Result | None:
+        """What a call was answered, or is being answered, whose job this is; None if it failed."""
+        job = self._app.dispatcher.find(job_id, self.principal)
+        if job is not None:
+            failed = job.ended.is_set() and job.status.result is None
+            return None if failed else await self._outcome(job)
+        with suppress(ToolError):  # it is forgotten, or cannot be read
+            status = await self.job(job_id)
+            while status.status in ("queued", "running"):  # in another process
+                await anyio.sleep(ELSEWHERE_S)
+                status = await self.job(job_id)
+            return status.result
+        return None
+
+    async def _outcome(self, job: Job) -> Result:
+        """What the caller of a job is answered. Without a key, the job ends when its caller goes away."""
+        if job.background:
+            return job.accepted(job.id)
         handed_over = False
         try:
-            handed_over = not await self._follow(taken)
+            handed_over = not await self._follow(job)
         finally:
-            if not handed_over:
-                taken.stop("cancelled")
+            if not handed_over and self.key is None:
+                job.stop("cancelled")
         if handed_over:
-            queued = work.accepted(taken.id)
+            queued = job.accepted(job.id)
             return queued.model_copy(update={"notes": (*queued.notes, GOES_ON)})
-        if taken.status.error is not None:
-            raise taken.status.error.raised()
-        assert taken.status.result is not None
-        return taken.status.result
+        if job.status.error is not None:
+            raise job.status.error.raised()
+        assert job.status.result is not None
+        return job.status.result
 
     async def job(self, job_id: str, wait_seconds: float = 0) -> JobStatus:
         job = self._app.dispatcher.find(job_id, self.principal)
@@ -175,11 +201,12 @@ class CallContext:
                 "Give the job_id of an earlier answer; old jobs are forgotten.",
             )
         tool = self._app.tools.get(entry.tool)
-        result = self._journaled_result(tool, entry.result, job_id) if tool and entry.result else None
+        result = self.journaled_result(tool, entry.result, job_id) if tool and entry.result else None
         error = JobError.of(entry.error) if entry.error else None
         return JobStatus.new(job_id).changed(status=entry.state, result=result, error=error)
 
-    def _journaled_result(self, tool: AnyTool, text: str, job_id: str) -> Result:
+    def journaled_result(self, tool: AnyTool, text: str, job_id: str) -> Result:
+        """A result from what the journal has of it. Reads the store. Raises ToolError: it cannot be read."""
         try:
             return tool.result.from_journal(text, self.store, job_id)
         except InvalidArgument as error:  # its record is gone

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -24,8 +25,9 @@ from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, Ta
 from server.caller import Caller
 from server.counts import Counts
 from server.errors import as_tool_error, without_folders
+from server.idempotency import Key
 from server.jobs import Job
-from server.journal import Journal, interrupted
+from server.journal import Journal, Keyed, interrupted
 from server.lanes import Lane
 from server.log import get_logger
 from storage import ImageStore
@@ -81,8 +83,8 @@ class Dispatcher:
 
     # -- for callers ----------------------------------------------------------------------------------
 
-    async def submit(self, work: Work, caller: Caller) -> Job | Result:
-        """Queue a piece of work, or give the result of an equal earlier request.
+    async def submit(self, work: Work, caller: Caller, key: Key | None = None) -> Job | Result:
+        """Queue a piece of work, or give the result of an equal earlier request. `key` will name its job.
 
         Raises:
             ToolError: `busy`: too much waits already; it says when to come back.
@@ -94,7 +96,8 @@ class Dispatcher:
         if refusal is None:
             self._jobs[job.id] = job
         try:
-            found = await to_thread.run_sync(self._admit, job, work, refusal, limiter=self._admitting)
+            admitting = partial(self._admit, job, work, refusal, key)
+            found = await to_thread.run_sync(admitting, limiter=self._admitting)
         except BaseException:
             self._forget(job)
             raise
@@ -103,6 +106,9 @@ class Dispatcher:
             self._counts.add("equal_results")
             return found
         self._tasks.start_soon(self._run, job, work, name=job.id)
+        if key is not None:
+            key.job_id = job.id
+            key.kept.set()
         return job
 
     def find(self, job_id: str, principal: str) -> Job | None:
@@ -125,7 +131,7 @@ class Dispatcher:
 
     # -- one job, from begin to end -------------------------------------------------------------------
 
-    def _admit(self, job: Job, work: Work, refusal: ToolError | None) -> Result | None:
+    def _admit(self, job: Job, work: Work, refusal: ToolError | None, key: Key | None) -> Result | None:
         """The result of an equal earlier request; without one, hold the inputs and journal the new job."""
         found = work.recall()
         if found is not None:
@@ -135,6 +141,8 @@ class Dispatcher:
         with ExitStack() as holds:
             if work.inputs:
                 holds.enter_context(self._store.hold([image.id for image in work.inputs]))
+            if key is not None:
+                self.journal.keep_key(*key.names, Keyed(key.call, job.id, None))
             self.journal.begin(job.id, job.principal, work.tool)
             job.holds = holds.pop_all()
         return None

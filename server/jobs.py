@@ -40,11 +40,13 @@ class Job:
     """The model that has room for it."""
     failure: Exception | None = None
     """Why it could not be started."""
+    background: bool = False
+    """Whether its caller did not want to wait."""
     stopped: Literal["cancelled", "interrupted", None] = None
     """The final state that `stop` asked for; None if it was not asked to stop."""
 
     def __post_init__(self, work: Work) -> None:
-        self.tool, self.task = work.tool, work.task
+        self.tool, self.task, self.accepted = work.tool, work.task, work.accepted
         self.pixels = input_pixels(work.task)
         self.is_text = isinstance(work.task, TextTask)
         self.status = JobStatus.new(self.id)

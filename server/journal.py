@@ -38,12 +38,22 @@ UNUSABLE = {
 }
 """What SQLite says of a damaged file, and of one with tables that are not ours."""
 
+KEPT_KEYS = 1_000
+"""Number of newest idempotency keys of a principal that are kept."""
+KEY_S = 24 * 3600
+"""Seconds for which they are kept."""
+
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS jobs (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, principal TEXT NOT NULL, tool TEXT NOT NULL,
         owner TEXT NOT NULL, state TEXT NOT NULL, result TEXT, code TEXT, message TEXT, advice TEXT
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS keys (
+        number INTEGER PRIMARY KEY, principal TEXT NOT NULL, key TEXT NOT NULL, call TEXT NOT NULL,
+        created INTEGER NOT NULL, job TEXT, result TEXT, UNIQUE (principal, key)
     ) STRICT
 """
+_COLUMNS = "number, id, tool, owner, state, result, code, message, advice, created"
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,20 @@ class Entry:
     result: str | None
     """What `Result.to_journal` gave."""
     error: ToolError | None
+    created: int | None = None
+    """When it was queued, in seconds of Unix time; None if an earlier version wrote it."""
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """What an idempotency key stands for."""
+
+    call: str
+    """Digest of the call."""
+    job: str | None
+    """Id of its job."""
+    result: str | None
+    """Of a call without a job: what `Result.to_journal` gave."""
 
 
 class Journal:
@@ -93,8 +117,9 @@ class Journal:
     def begin(self, job_id: str, principal: str, tool: str) -> None:
         """Add a new job. Raises StoreError if that is not possible."""
         self._do(
-            "INSERT INTO jobs (id, principal, tool, owner, state) VALUES (?, ?, ?, ?, 'running')",
-            job_id, principal, tool, self._owner,
+            "INSERT INTO jobs (id, principal, tool, owner, state, created)"
+            " VALUES (?, ?, ?, ?, 'running', ?)",
+            job_id, principal, tool, self._owner, int(time.time()),
         )  # fmt: skip
         self._do("DELETE FROM jobs WHERE number <= (SELECT max(number) FROM jobs) - ?", KEPT)
 
@@ -108,21 +133,52 @@ class Journal:
 
     def find(self, job_id: str, principal: str) -> Entry | None:
         """The job with this id, if it is the principal's."""
+        rows = self._do(f"SELECT {_COLUMNS} FROM jobs WHERE id = ? AND principal = ?", job_id, principal)
+        return self._entry(*rows[0][1:]) if rows else None
+
+    def newest(self, principal: str, limit: int, before: str | None = None) -> list[Entry]:
+        """The newest jobs of a principal, newest first; with `before`, only those older than that job."""
+        older = "AND number < (SELECT number FROM jobs WHERE id = ?)" if before else "AND ? IS NULL"
         rows = self._do(
-            "SELECT tool, owner, state, result, code, message, advice FROM jobs"
-            " WHERE id = ? AND principal = ?",
-            job_id, principal,
+            f"SELECT {_COLUMNS} FROM jobs WHERE principal = ? {older} ORDER BY number DESC LIMIT ?",
+            principal, before, limit,
         )  # fmt: skip
-        if not rows:
-            return None
-        tool, owner, state, result, code, message, advice = rows[0]
-        if state not in get_args(JobState):  # not written by us
+        return [entry for row in rows if (entry := self._entry(*row[1:])) is not None]
+
+    def _entry(
+        self, job_id: str, tool: str, owner: str, state: str, result: str | None,
+        code: str | None, message: str | None, advice: str | None, created: int | None,
+    ) -> Entry | None:  # fmt: skip
+        """A row as an entry; None if it was not written by us."""
+        if state not in get_args(JobState):
             return None
         known = code if code in get_args(Code) else "internal"
         error = ToolError(cast(Code, known), message or "", advice or "") if code else None
         if state == "running" and not self._lives(owner):
-            return Entry(job_id, tool, "interrupted", None, interrupted())
-        return Entry(job_id, tool, state, result, error)
+            return Entry(job_id, tool, "interrupted", None, interrupted(), created)
+        return Entry(job_id, tool, cast(JobState, state), result, error, created)
+
+    def keep_key(self, principal: str, key: str, kept: Keyed) -> None:
+        """Keep what a key stands for, in the place of what it stood for. Raises StoreError."""
+        now = int(time.time())
+        self._do(
+            "INSERT OR REPLACE INTO keys (principal, key, call, created, job, result)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            principal, key, kept.call, now, kept.job, kept.result,
+        )  # fmt: skip
+        self._do(
+            "DELETE FROM keys WHERE created < ? OR (principal = ? AND number <="
+            " (SELECT number FROM keys WHERE principal = ? ORDER BY number DESC LIMIT 1 OFFSET ?))",
+            now - KEY_S, principal, principal, KEPT_KEYS,
+        )  # fmt: skip
+
+    def find_key(self, principal: str, key: str) -> Keyed | None:
+        """What a principal's key stands for, if it is known and not too old."""
+        rows = self._do(
+            "SELECT call, job, result FROM keys WHERE principal = ? AND key = ? AND created >= ?",
+            principal, key, int(time.time()) - KEY_S,
+        )  # fmt: skip
+        return Keyed(*rows[0]) if rows else None
 
     def _do(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         try:
@@ -201,13 +257,18 @@ def _database(file: Path | str) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = OFF")
-        database.execute(_SCHEMA)
+        database.executescript(_SCHEMA)
+        if "created" not in [row[1] for row in database.execute("PRAGMA table_info(jobs)")]:
+            database.execute("ALTER TABLE jobs ADD COLUMN created INTEGER")  # an earlier version wrote it
         database.execute("BEGIN IMMEDIATE")
         database.execute(
             "INSERT INTO jobs (id, principal, tool, owner, state, result, code, message, advice)"
             " VALUES ('', '', '', '', 'running', NULL, NULL, NULL, NULL)"
         )
-        database.execute("SELECT max(number) FROM jobs").fetchall()
+        database.execute(f"SELECT {_COLUMNS}, max(number) FROM jobs").fetchall()
+        database.execute(
+            "INSERT INTO keys (principal, key, call, created, job, result) VALUES ('', '', '', 0, NULL, NULL)"
+        )
         database.execute("ROLLBACK")
     except BaseException:
         database.close()

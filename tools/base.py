@@ -26,6 +26,7 @@ Code = Literal[
     "cancelled",
     "not_ready",
     "forbidden",
+    "conflict",
     "internal",
 ]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]

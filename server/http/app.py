@@ -6,6 +6,7 @@ they are. Every request passes the guard (`server.http.guard`) first.
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 from starlette.applications import Starlette
@@ -15,7 +16,7 @@ from starlette.requests import Request
 
 from server.app import App
 from server.caller import Caller
-from server.http import health, images, mcp, metrics, openai, openapi, rest
+from server.http import health, images, jobs, mcp, metrics, openai, openapi, rest
 from server.http.addresses import Addresses, signing_key
 from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
@@ -30,6 +31,7 @@ ROUTED = (
     rest,
     images,
     openai,
+    jobs,
     health,
     metrics,
 )
@@ -64,11 +66,15 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
             scopes=identity.scopes,
             address_of=partial(addresses.url, addresses.base(request)),
             own_addresses=addresses.own(request),
+            idempotency_key=request.headers.get(rest.KEY),
         )
+
+    def mcp_caller(request: Request) -> Caller:  # MCP has no such header: there, it stands for no call
+        return replace(caller(request), idempotency_key=None)
 
     # One full-size image as base64, and the words around it.
     max_body = app.store.limits.bytes * 4 // 3 + 1_000_000
-    endpoint = McpEndpoint(app, caller, max_body)
+    endpoint = McpEndpoint(app, mcp_caller, max_body)
     parts = [module.described(app) for module in (mcp, *ROUTED)]
 
     @asynccontextmanager

@@ -32,7 +32,7 @@ REFUSALS = {
     413: "The body is too large.",
     415: "The body is of a type that this route does not take; the message says which it takes.",
     421: "The Host header names another machine.",
-    422: "The picture cannot be taken in; the message says why.",
+    422: "The picture cannot be taken in, or the Idempotency-Key came before with other arguments.",
     429: "Too much waits already, or is asked for at once. `Retry-After` says when to come back.",
     500: "The server failed in a way that it did not foresee.",
     503: "No model is ready, there is no memory for it, or the server stops. See `Retry-After`.",

@@ -19,6 +19,7 @@ STATUS: dict[Code, int] = {
     "image_not_found": 404,
     "cancelled": 409,
     "image_rejected": 422,
+    "conflict": 422,
     "busy": 429,
     "internal": 500,
     "not_ready": 503,

@@ -20,11 +20,21 @@ from server.app import App, NewImages
 from server.caller import Caller
 from server.hookspecs import AnyTool
 from server.http.media import taking
-from server.http.openapi import JSON, Paths, answer, operation
+from server.http.openapi import JSON, Paths, answer, operation, parameter
 from server.http.refusals import refusal
 from server.http.streams import EVENTS, EventStream, while_connected
+from server.idempotency import MAX_KEY
 from server.status import progress_event
 from tools.base import JobStatus, Result, ToolError
+
+KEY = "Idempotency-Key"
+KEYED = parameter(
+    KEY,
+    "header",
+    "The same call under the same key is made once: sent again within a day, it has the same answer. It goes "
+    "on when its client hangs up.",
+    maxLength=MAX_KEY,
+)
 
 
 def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
@@ -107,6 +117,7 @@ def _described(tool: AnyTool, card: ModelCard) -> dict[str, Any]:
         {200: result},
         about=tool.description,
         body={JSON: asked},
+        parameters=() if tool.read_only else [KEYED],
         refusals=(404, 409, 422),
     )
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 import pytest
@@ -70,6 +71,10 @@ def test_pictures_are_made_in_number_size_and_format(client: OpenAI) -> None:
     extra = made.model_extra or {}
     assert extra["parameters"]["steps"] == 2 and extra["parameters"]["seed"] == 1
     assert any(note.startswith("style has no effect") for note in extra["notes"])
+    addressed = client.images.generate(prompt="x", size="32x32", response_format="url", extra_body=SMALL)
+    assert addressed.data and addressed.data[0].url and addressed.data[0].b64_json is None
+    with urlopen(addressed.data[0].url) as picture:  # without the token
+        assert Image.open(io.BytesIO(picture.read())).size == (32, 32)
     webp = client.images.generate(prompt="x", size="32x32", output_format="webp", extra_body=SMALL)
     assert webp.data and opened(webp.data[0]).format == "WEBP"
 

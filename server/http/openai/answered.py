@@ -4,7 +4,6 @@ import base64
 import io
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -12,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from server import schema
 from server.app import App
+from server.caller import Caller
 from server.http.openai.asked import NAMES, Asked
 from server.http.refusals import refusal
 from storage import codec
@@ -26,16 +26,14 @@ FINAL = {"cancelled", "out_of_memory"}
 _FIELD = re.compile(r"([a-z_]+)(?:\.\d+)*: ")
 
 
-def answer(result: Result, asked: Asked, app: App, address: Callable[[str], str]) -> dict[str, Any]:
+def answer(result: Result, asked: Asked, app: App, caller: Caller) -> dict[str, Any]:
     """The document that answers a request. Reads the pictures: not for the event loop."""
-    made = schema.dump(result)
+    as_url = asked.options.response_format == "url"
+    made = schema.dump(result, caller.address_of if as_url else None)
     images: list[dict[str, Any]] = made.pop("images")
     made["notes"] = [*asked.notes, *made["notes"]]
-    as_url = asked.options.response_format == "url"
     data = [
-        {"url": address(image["id"])} | image
-        if as_url
-        else {"b64_json": encoded(app.store.read(image["id"]), asked)} | image
+        image if as_url else {"b64_json": encoded(app.store.read(image["id"]), asked)} | image
         for image in images
     ]
     size = f"{images[0]['width']}x{images[0]['height']}" if images else None

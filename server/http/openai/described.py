@@ -7,6 +7,7 @@ from server.app import App
 from server.http.openai.asked import MULTIPART, NAMES, WITHOUT_EFFECT, EditOptions, Options
 from server.http.openai.routes import EDITS, GENERATIONS, MODELS
 from server.http.openapi import JSON, REFUSALS, Paths, answer, operation, parameter
+from server.http.rest import KEYED
 from server.http.streams import EVENTS
 from server.schema import Schema
 
@@ -59,7 +60,7 @@ def _making(name: str, summary: str, body: dict[str, Schema]) -> dict[str, Any]:
     answers[200]["content"][EVENTS] = {"schema": TEXT}
     answers[202] = answer("The job was taken on.", {JSON: _IMAGES})
     about = "As OpenAI's images API has it, with the parameters of the tools as further fields."
-    return operation(name, summary, answers, about=about, body=body)
+    return operation(name, summary, answers, about=about, body=body, parameters=[KEYED])
 
 
 def _answers(result: Schema) -> dict[int, dict[str, Any]]:

@@ -93,7 +93,7 @@ class Endpoint:
                 await self._stream(asked, request, EventStream(send))
                 return
             try:
-                document = await self._document(asked, request, self._caller(request))
+                document = await self._document(asked, self._caller(request))
                 response: Response = JSONResponse(document, 200 if document["data"] else 202)
             except ToolError as error:
                 response = failed(error)
@@ -101,15 +101,11 @@ class Endpoint:
 
         await while_connected(receive, respond)
 
-    async def _document(self, asked: Asked, request: Request, caller: Caller) -> dict[str, Any]:
+    async def _document(self, asked: Asked, caller: Caller) -> dict[str, Any]:
         """The answer to a request. Raises ToolError."""
-
-        def address(image: str) -> str:
-            return f"{str(request.base_url).rstrip('/')}/images/{image.removeprefix('sha256:')}"
-
         result = await self._app.call(self._app.tools[asked.tool], asked.arguments, caller)
         try:
-            return await to_thread.run_sync(answer, result, asked, self._app, address)
+            return await to_thread.run_sync(answer, result, asked, self._app, caller)
         except Exception as error:
             raise as_tool_error(error) from error
 
@@ -133,7 +129,7 @@ class Endpoint:
         )
         await stream.begin()
         try:
-            document = await self._document(asked, request, caller)
+            document = await self._document(asked, caller)
             for image in document["data"]:
                 await send("completed", completed(document, image, asked))
             await stream.end()
