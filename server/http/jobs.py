@@ -53,7 +53,7 @@ def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
             return refusal(error)
 
     async def job(request: Request) -> Response:
-        who, name = caller(request), request.path_params["job_id"]
+        who, name = caller(request), request.path_params["job"]
         try:
             with answering("job", who.client):
                 context = CallContext(app, who)
@@ -66,8 +66,8 @@ def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
 
     return [
         Route(JOBS, jobs),
-        Route(f"{JOBS}/{{job_id}}", job, methods=["GET", "DELETE"]),
-        Route(f"{JOBS}/{{job_id}}/events", Events(app, caller), methods=["GET"]),
+        Route(f"{JOBS}/{{job}}", job, methods=["GET", "DELETE"]),
+        Route(f"{JOBS}/{{job}}/events", Events(app, caller), methods=["GET"]),
     ]
 
 
@@ -85,7 +85,7 @@ class Events:
         try:
             with answering("job events", who.client):
                 previews = _number(request, "previews", PREVIEWS, MOST_PREVIEWS, least=0)
-                status = await context.job(request.path_params["job_id"])
+                status = await context.job(request.path_params["job"])
         except ToolError as error:
             await _refused(error)(scope, receive, send)
             return
@@ -177,11 +177,11 @@ def _refused(error: ToolError) -> Response:
 def described(_: App) -> Paths:
     """The paths of jobs."""
     status = schema.plain(JobStatus.model_json_schema(mode="serialization"))
+    status["required"] = []  # what is None is left out
     status["properties"]["preview"] = TEXT | {"description": "The picture so far, as a data: URI."}
-    status["required"] = ["job_id", "status"]
     listed = status | {"properties": status["properties"] | {"tool": TEXT, "created": {"type": "integer"}}}
     jobs = {"type": "object", "properties": {"jobs": {"type": "array", "items": listed}}}
-    name = parameter("job_id", "path", "The job_id of an earlier answer.", maxLength=100)
+    name = parameter("job", "path", "The job_id of an earlier answer.", maxLength=100)
     number = {"type": "integer", "minimum": 1, "maximum": MOST, "default": MOST}
     some = {"type": "integer", "minimum": 0, "maximum": MOST_PREVIEWS, "default": PREVIEWS}
     paging = [
@@ -198,11 +198,11 @@ def described(_: App) -> Paths:
     one = {200: answer("Where it stands; its result when it is done.", {JSON: status})}
     return {
         JOBS: {"get": operation("list_jobs", "Your jobs, newest first", every, parameters=paging)},
-        f"{JOBS}/{{job_id}}": {
+        f"{JOBS}/{{job}}": {
             "get": operation("read_job", "A job", one, parameters=[name]),
             "delete": operation("end_job", "Cancel a job, unless it has ended", one, parameters=[name]),
         },
-        f"{JOBS}/{{job_id}}/events": {
+        f"{JOBS}/{{job}}/events": {
             "get": operation(
                 "follow_job",
                 "What happens to a job",
