@@ -1,11 +1,11 @@
 """A real server process for clients of all kinds; those from npm are installed once beside these tests."""
 
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,24 +21,32 @@ INSTALL_S = 180
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """A store of its own, and the tiny checkpoint with random weights as the model."""
-    return os.environ | {"OMNIGEN2_STORE": str(tmp_path / "store"), "OMNIGEN2_MODEL": str(CHECKPOINT)}
+    return settings(tmp_path)
+
+
+def settings(folder: Path) -> dict[str, str]:
+    """The environment of a server whose store and log are in `folder`."""
+    return os.environ | {"OMNIGEN2_STORE": str(folder / "store"), "OMNIGEN2_MODEL": str(CHECKPOINT)}
+
+
+def log_of(environment: dict[str, str]) -> Path:
+    """The log of a server with this environment."""
+    return Path(environment["OMNIGEN2_STORE"]).with_name("server.log")
 
 
 @contextmanager
 def listening(environment: dict[str, str], *options: str) -> Iterator[str]:
     """A server process over HTTP; its address."""
     command = [*COMMAND, "--transport", "http", "--port", "0", *options]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        line = next((line for line in server.stderr if '"listening"' in line), None)
-        assert line is not None, "the server did not start"
-        drain = threading.Thread(target=server.stderr.read)  # a full pipe would stop the server
-        drain.start()
+    path = log_of(environment)
+    with path.open("w") as log, subprocess.Popen(command, env=environment, stderr=log) as server:
         try:
-            yield json.loads(line)["url"]
+            while not (said := re.search(r'"listening".*?"url": "([^"]+)"', path.read_text("utf-8"))):
+                assert server.poll() is None, path.read_text("utf-8")
+                time.sleep(0.05)
+            yield said[1]
         finally:
             server.terminate()
-            drain.join()
 
 
 @pytest.fixture(scope="session")
