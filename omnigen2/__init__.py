@@ -10,19 +10,20 @@ if TYPE_CHECKING:
     from omnigen2.model import OmniGen2
 
 
-def load(source: str = "nano", device: str = "auto", dtype: str = "auto") -> "OmniGen2":
+def load(source: str = "nano", device: str = "auto", dtype: str = "auto", memory: str = "auto") -> "OmniGen2":
     """Load a model: `nano`, a folder in the published layout, or the id of a downloaded repository.
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` (bfloat16 on a GPU, float32 on a CPU),
-    `float32`, `bfloat16` or `float16`.
+    `float32`, `bfloat16` or `float16`. `memory` is `resident` (all weights stay on the device), `offload`
+    (the large parts take turns), `stream` (the blocks come one by one), or `auto`: the quickest that fits.
 
     Raises:
         FileNotFoundError: no such model is on this machine; the message says how to get it.
-        ValueError: a weight is missing, surplus or misshapen, or `device` or `dtype` is unknown.
+        ValueError: a weight is missing, surplus or misshapen, or `device`, `dtype` or `memory` unknown.
     """
     from omnigen2.model import OmniGen2
 
-    return OmniGen2.load(source, device=device, dtype=dtype)
+    return OmniGen2.load(source, device=device, dtype=dtype, memory=memory)
 
 
 # The same product of matrices gives the same bits, whatever the threads and the place in memory (Intel MKL,

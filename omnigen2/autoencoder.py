@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omnigen2.device import isolated
 from omnigen2.params import InvalidTask
+from omnigen2.weights import HERE, with_weights
 
 PREVIEW_SIDE = 32  # latent pixels; 256 px for an autoencoder that reduces by 8
 
@@ -28,6 +29,7 @@ class Autoencoder:
         self.multiple = self.factor * patch_size
         self.shift: float = vae.config.get("shift_factor") or 0.0
         self.scale: float = vae.config["scaling_factor"]
+        self.weights = HERE
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +55,7 @@ class Autoencoder:
         return fitted[0], fitted[1]
 
     @isolated
+    @with_weights
     def encode(self, image: Image.Image, max_pixels: int, max_side: int) -> Tensor:
         """Latents (C, h, w) float32 of a picture."""
         size = self.fit(*image.size, max_pixels, max_side)
@@ -62,6 +65,7 @@ class Autoencoder:
         return (mode.float() - self.shift) * self.scale
 
     @isolated
+    @with_weights
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
         """The picture of latents (C, h, w), stretched bilinearly to `size` (width, height) if it differs."""
         latents = (latents / self.scale + self.shift).to(self.vae.device, self.vae.dtype)

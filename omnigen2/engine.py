@@ -25,8 +25,8 @@ from omnigen2.cost import cost
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import is_out_of_memory
 from omnigen2.model import OmniGen2
-from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Progress, Task, TextTask, Ticket
-from omnigen2.tickets import Kind, Tickets
+from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask, Ticket
+from omnigen2.tickets import Kind, Tickets, explained, too_big
 
 TOKENS_IN_FLIGHT = 24_000
 """Tokens per step up to which further tasks are admitted: enough for a large GPU; more only adds delay."""
@@ -195,7 +195,7 @@ class Engine:
             samples, notes = self._survive(prepare, prepare)
         except BaseException as error:
             if not (is_out_of_memory(error) and self._in_company()):
-                self._tickets.answer(ticket, _explained(error))
+                self._tickets.answer(ticket, explained(error))
                 return
         else:
             timings = {"encode_ms": 1000 * (time.perf_counter() - started)}
@@ -221,7 +221,7 @@ class Engine:
         if entry in self._preempted:
             self._preempted.remove(entry)
         self._remove(entry)
-        self._tickets.answer(entry.ticket, _explained(error))
+        self._tickets.answer(entry.ticket, explained(error))
 
     def _preempt(self, entry: _Running) -> None:
         """Suspend a running task until there is memory for it."""
@@ -252,14 +252,19 @@ class Engine:
         self._shrink(moving[-1])
 
     def _shrink(self, youngest: _Running) -> None:
-        """After a step ran out of memory: free caches; suspend the youngest task, or retry a lone one."""
+        """After a step ran out of memory: free caches; suspend the youngest task, or retry a lone one.
+
+        If that does not help, less of the model stays on the device.
+        """
         self._free_memory()
         if len(self._running) > 1 or self._writing:
             self._preempt(youngest)
         elif not youngest.retrying:
             youngest.retrying = True
+        elif self._pipeline.residency.can_lower:
+            self._lower()
         else:
-            self._fail(youngest, _too_big())
+            self._fail(youngest, too_big())
 
     def _report(self, entry: _Running) -> None:
         """Report the progress of a task, with a preview if one is wanted."""
@@ -301,7 +306,7 @@ class Engine:
             pictures = self._survive(decode, decode)
         except BaseException as error:
             if not (is_out_of_memory(error) and self._in_company()):
-                self._tickets.answer(entry.ticket, _explained(error))
+                self._tickets.answer(entry.ticket, explained(error))
                 return
         else:
             timings["decode_ms"] = 1000 * (time.perf_counter() - started)
@@ -327,7 +332,7 @@ class Engine:
             notes = tuple(self._pipeline.text_notes(task))
             answer = Outcome(text=text, notes=notes, timings=timings, card=self.card)
         except BaseException as error:
-            answer = _explained(error)
+            answer = explained(error)
         self._writing = False
         self._tickets.answer(ticket, answer)
 
@@ -348,15 +353,28 @@ class Engine:
         return self._pipeline.write(task, on_token)
 
     def _survive(self, attempt: Callable[[], T], again: Callable[[], T]) -> T:
-        """The result of `attempt` or, if memory ran out, of `again` after every cache was freed."""
+        """The result of `attempt` or, if memory ran out, of `again` once caches and weights made room."""
         try:
             return attempt()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside the handler, where no traceback keeps the tensors of the attempt alive.
+        # Outside the handlers, where no traceback keeps the tensors of the attempt alive.
         self._free_memory()
-        return again()
+        while True:
+            try:
+                return again()
+            except Exception as error:
+                if not (is_out_of_memory(error) and self._pipeline.residency.can_lower):
+                    raise
+            self._lower()
+
+    def _lower(self) -> None:
+        """Keep less of the model on the device."""
+        self._free_memory()
+        self._pipeline.residency.lower()
+        log.warning("out of memory: the model goes on with memory %s", self._pipeline.residency.mode)
+        self._free_memory()
 
     def _free_memory(self) -> None:
         """Free every cache. Not to be called while an exception is handled."""
@@ -368,22 +386,3 @@ class Engine:
 
 def _tokens(running: Iterable[_Running]) -> int:
     return sum(entry.tokens for entry in running)
-
-
-def _explained(error: BaseException) -> Exception:
-    """The error that answers a task: running out of memory becomes `OutOfMemory`.
-
-    The traceback is logged and removed, as it keeps tensors alive for as long as the error is kept.
-    """
-    if is_out_of_memory(error):
-        return _too_big()
-    if not isinstance(error, Cancelled | ValueError | OSError):
-        log.error("a task failed", exc_info=error)
-    traceback.clear_frames(error.__traceback__)
-    if not isinstance(error, Exception):  # such as SystemExit, which must not end the waiting thread
-        return RuntimeError(f"the task ended with {error!r}")
-    return error.with_traceback(None)
-
-
-def _too_big() -> OutOfMemory:
-    return OutOfMemory("the device has too little memory for this request; ask for a smaller picture")

@@ -12,6 +12,18 @@ from omnigen2.checkpoints.card import ModelCard
 from omnigen2.task import Backend
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where and how models run, as the host has set it."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: str = "auto"
+    """`auto`, `float32`, `bfloat16` or `float16`."""
+    memory: str = "auto"
+    """`auto`, `resident`, `offload` or `stream`."""
+
+
 class BackendFactory(Protocol):
     """Models of one kind: their names, their cards, and how one of them is loaded."""
 
@@ -36,7 +48,7 @@ class BackendFactory(Protocol):
         """
         ...
 
-    def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
+    def load(self, model: str, placement: Placement, evict: Callable[[], bool]) -> Backend:
         """Load a model. `evict` unloads another one that is idle, and says whether it found one.
 
         Raises:
@@ -65,8 +77,8 @@ class OneModel:
     def identify(self, model: str) -> ModelCard | None:
         return self.card(model)
 
-    def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
-        return self.make(device, dtype)
+    def load(self, model: str, placement: Placement, evict: Callable[[], bool]) -> Backend:
+        return self.make(placement.device, placement.dtype)
 
 
 class Checkpoints:
@@ -82,11 +94,12 @@ class Checkpoints:
         checkpoint = locate.find(model).recognized()
         return checkpoint.identity if checkpoint.digest else None
 
-    def load(self, model: str, device: str, dtype: str, evict: Callable[[], bool]) -> Backend:
+    def load(self, model: str, placement: Placement, evict: Callable[[], bool]) -> Backend:
         checkpoint = locate.find(model)
         from omnigen2.checkpoints.fit import make_room
         from omnigen2.engine import Engine
         from omnigen2.model import OmniGen2
 
-        make_room(checkpoint, device, dtype, evict)
-        return Engine(OmniGen2.of(checkpoint, device=device, dtype=dtype))
+        memory = make_room(checkpoint, placement.device, placement.dtype, placement.memory, evict)
+        device, dtype = placement.device, placement.dtype
+        return Engine(OmniGen2.of(checkpoint, device=device, dtype=dtype, memory=memory))

@@ -24,6 +24,7 @@ from transformers import (
 from omnigen2.autoencoder import flatten
 from omnigen2.device import isolated
 from omnigen2.params import Decoding, InvalidTask
+from omnigen2.weights import HERE, with_weights
 
 SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
 STOPS = ("<|im_end|>", "<|img|>", "<|endoftext|>")
@@ -61,6 +62,7 @@ class LanguageModel:
         self.mllm = mllm
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.weights = HERE
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +75,7 @@ class LanguageModel:
         return normalizer.normalize_str(text) if normalizer else text
 
     @isolated
+    @with_weights
     def encode(self, prompt: str, max_tokens: int) -> Caption:
         """The last hidden state (after the final norm) of the chat string, cut after `max_tokens` tokens."""
         ids = self.tokenizer(generation_chat(prompt))["input_ids"]
@@ -117,6 +120,7 @@ class LanguageModel:
         new = self.continue_ids(inputs, decoding, on_token)
         return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
+    @with_weights
     def continue_ids(
         self,
         inputs: dict[str, Tensor],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.cost import cost
-from omnigen2.factory import BackendFactory, Checkpoints
+from omnigen2.factory import BackendFactory, Checkpoints, Placement
 from omnigen2.task import Backend, Estimating, Task, Watched
 
 IN_HAND_S = 10.0
@@ -58,13 +58,13 @@ class Manager:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        memory: str = "auto",
         factories: Iterable[BackendFactory] = (Checkpoints(),),
         idle_unload_s: float | None = None,
     ):
         """`idle_unload_s`: unload a model that many seconds after its last task; None keeps it."""
         self.default_model = default_model
-        self.device = device
-        self.dtype = dtype
+        self.placement = Placement(device, dtype, memory)
         self._factories = list(factories)
         self._idle_unload_s = idle_unload_s
         self._residents: dict[str, _Resident] = {}
@@ -177,7 +177,7 @@ class Manager:
         try:
             self._unload_replaced(resident)
             with self._loading:
-                backend = self._factory(name).load(name, self.device, self.dtype, self._evict)
+                backend = self._factory(name).load(name, self.placement, self._evict)
         except BaseException as error:  # also SystemExit: nobody else would resolve the future
             log.warning("model %s could not be loaded: %r", name, error)
             failure = error if isinstance(error, Exception) else RuntimeError(f"it ended with {error!r}")

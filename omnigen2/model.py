@@ -18,6 +18,7 @@ from omnigen2 import threads
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
+from omnigen2.checkpoints.fit import pick_memory, resting_dtype
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
@@ -25,6 +26,7 @@ from omnigen2.device import pick_device, pick_dtype
 from omnigen2.explain import explain
 from omnigen2.params import Adapters, Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
 from omnigen2.pipeline import Pipeline, readable
+from omnigen2.residency import Residency
 from omnigen2.sizes import Size
 from omnigen2.task import ImageTask, TextTask
 
@@ -53,27 +55,36 @@ class OmniGen2:
         self.card = pipeline.card
 
     @classmethod
-    def load(cls, source: str, *, device: str = "auto", dtype: str = "auto") -> "OmniGen2":
+    def load(
+        cls, source: str, *, device: str = "auto", dtype: str = "auto", memory: str = "auto"
+    ) -> "OmniGen2":
         """See `omnigen2.load`."""
-        return cls.of(locate.find(source), device=device, dtype=dtype)
+        return cls.of(locate.find(source), device=device, dtype=dtype, memory=memory)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> "OmniGen2":
+    def of(
+        cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", memory: str = "auto"
+    ) -> "OmniGen2":
         """Load a checkpoint. Raises ValueError as `omnigen2.load`."""
         folder = checkpoint.folder
         load.check_layout(folder)
         place = pick_device(device)
         kind = pick_dtype(dtype, place)
+        mode = pick_memory(checkpoint, place, kind, memory)
         checkpoint = checkpoint.verified()
-        transformer = load.load_transformer(folder, kind).eval()
-        autoencoder = load.load_autoencoder(folder, kind, transformer.config["patch_size"])
-        language = load.load_language_model(folder, kind)
+
+        def resting(part: str) -> torch.dtype:
+            return kind if mode == "resident" else resting_dtype(checkpoint, part, kind)
+
+        transformer = load.load_transformer(folder, resting("transformer")).eval()
+        autoencoder = load.load_autoencoder(folder, resting("vae"), transformer.config["patch_size"])
+        language = load.load_language_model(folder, resting("mllm"))
         load.check_fit(transformer, autoencoder, language)
-        for part in (transformer, autoencoder.vae, language.mllm):
-            load.place(part, place)
+        check = load.unchanged(folder) if mode != "resident" else lambda: None  # what is resident was copied
+        residency = Residency(transformer, language, autoencoder, place, kind, mode, check=check)
         if locate.weights_digest(folder) != checkpoint.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
-        return cls(Pipeline(transformer, autoencoder, language, checkpoint.identity))
+        return cls(Pipeline(transformer, autoencoder, language, checkpoint.identity, residency))
 
     @cached_property
     def threads(self) -> int:

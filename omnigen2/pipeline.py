@@ -24,6 +24,7 @@ from omnigen2.language import Caption, LanguageModel
 from omnigen2.lru_cache import LruCache
 from omnigen2.notes import about_inputs, about_prompt, about_result
 from omnigen2.params import InvalidTask
+from omnigen2.residency import Residency
 from omnigen2.schedule import plan
 from omnigen2.sizes import Size, reduced
 from omnigen2.task import HasSize, ImageTask, TextTask
@@ -42,7 +43,9 @@ class Pipeline:
         autoencoder: Autoencoder,
         language: LanguageModel,
         card: ModelCard,
+        residency: Residency,
     ):
+        self.residency = residency
         self.transformer = transformer
         self.autoencoder = autoencoder
         self.language = language
@@ -110,9 +113,8 @@ class Pipeline:
             return 0
 
     def memory_bytes(self) -> int:
-        """Bytes of the weights on their device."""
-        parts = (self.transformer, self.autoencoder.vae, self.language.mllm)
-        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+        """Bytes of the weights that are on the device now."""
+        return self.residency.bytes
 
     def forget(self) -> None:
         """Drop the remembered prompts and reference images, and adapters not in use, to free memory."""

@@ -7,10 +7,12 @@ runs outside of it.
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from types import UnionType
 
-from omnigen2.task import Cancelled, ImageTask, Outcome, Task, TextTask, Ticket
+from omnigen2.device import is_out_of_memory
+from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Task, TextTask, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -112,3 +114,22 @@ class Tickets:
         with self._changed:
             busy = self._waiting or self._taken
             return time.monotonic() - self._last_progress if busy else 0.0
+
+
+def explained(error: BaseException) -> Exception:
+    """The error that answers a task: running out of memory becomes `OutOfMemory`.
+
+    The traceback is logged and removed, as it keeps tensors alive for as long as the error is kept.
+    """
+    if is_out_of_memory(error):
+        return too_big()
+    if not isinstance(error, Cancelled | ValueError | OSError):
+        log.error("a task failed", exc_info=error)
+    traceback.clear_frames(error.__traceback__)
+    if not isinstance(error, Exception):  # such as SystemExit, which must not end the waiting thread
+        return RuntimeError(f"the task ended with {error!r}")
+    return error.with_traceback(None)
+
+
+def too_big() -> OutOfMemory:
+    return OutOfMemory("the device has too little memory for this request; ask for a smaller picture")

@@ -10,7 +10,7 @@ LoRA come from diffusers.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -30,6 +30,7 @@ from omnigen2.attention import Segments
 from omnigen2.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.positions import Grid, rotations, sample_positions, text_positions
+from omnigen2.weights import HERE, with_weights
 
 MAX_TIME_CHANNELS = 1024
 
@@ -141,6 +142,12 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.norm_out = OutputLayer(hidden_size, time_channels, patch * (out_channels or in_channels))
         self.image_index_embedding = nn.Parameter(0.02 * torch.randn(MAX_REFERENCES, hidden_size))
         self.gradient_checkpointing = False
+        self.weights = HERE
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block."""
+        for stack in (self.noise_refiner, self.ref_image_refiner, self.context_refiner, self.layers):
+            yield from stack  # pyright: ignore[reportReturnType]
 
     def condition(
         self,
@@ -159,6 +166,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         return self.pack(self.conditions(text, references, sizes, adapters))
 
+    @with_weights
     def conditions(
         self,
         text: Sequence[Tensor],
@@ -227,6 +235,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         of_pictures = layer.startswith(f"layers.{len(self.layers) - 1}.feed_forward.")
         return joint if stage == "layers" and not of_pictures else pictures
 
+    @with_weights
     def forward(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         """Velocity of every picture of the batch.
 

@@ -233,6 +233,7 @@ def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> Ap
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
+        memory=settings.memory,
         factories=loaded.backends().values(),
         idle_unload_s=settings.idle_unload,
     )

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     """Where models run: `auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    memory: Literal["auto", "resident", "offload", "stream"] = "auto"
+    """Where weights rest: on the device (`resident`), on the host until a whole part (`offload`) or a block
+    (`stream`) is used; `auto` takes the quickest that fits."""
     idle_unload: float | None = Field(default=None, gt=0)
     """Seconds without work after which a model leaves the memory. Without it, it stays."""
     queue_size: int = Field(default=64, ge=1)

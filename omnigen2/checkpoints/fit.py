@@ -1,29 +1,65 @@
-"""The memory a checkpoint needs, the memory its device has, and eviction of other models to fit it."""
+"""The memory a checkpoint needs in each mode, the memory its device has, and eviction of others to fit it."""
 
 import gc
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import psutil
 import torch
 
-from omnigen2.checkpoints.headers import read_headers
+from omnigen2.checkpoints.headers import TensorInfo, read_headers
 from omnigen2.checkpoints.locate import PARTS, Checkpoint
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.residency import MODES, Mode
 from omnigen2.task import OutOfMemory
 
 WORKING_SHARE = 0.15
 """Assumed memory for activations, as a share of that for the weights; a lower bound."""
+SLOTS = 2
+"""Blocks that are on the device at once while they are streamed."""
+
+_BLOCK = re.compile(r".*?(?:layers|blocks|_refiner)\.\d+\.")
 
 
-def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes of a checkpoint's weights once loaded in `dtype`, and a floor of working memory.
+def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype, memory: Mode = "resident") -> int:
+    """Bytes that a checkpoint takes on the device: its weights in `dtype`, and a floor of working memory.
 
     Raises:
         ValueError: a file is damaged.
     """
-    headers = (read_headers(checkpoint.folder / part) for part in PARTS)
-    values = sum(tensor.values for part in headers for tensor in part.values())
-    return int(values * dtype.itemsize * (1 + WORKING_SHARE))
+    headers = {part: read_headers(checkpoint.folder / part) for part in PARTS}
+    values = {part: sum(tensor.values for tensor in header.values()) for part, header in headers.items()}
+    whole = sum(values.values())
+    if memory == "resident":
+        present = whole
+    elif memory == "offload":
+        present = max(values["transformer"], values["mllm"]) + values["vae"]
+    else:
+        blocks = {part: _block_values(headers[part]) for part in ("transformer", "mllm")}
+        rest = {part: values[part] - sum(of.values()) for part, of in blocks.items()}
+        largest = max((*blocks["transformer"].values(), *blocks["mllm"].values()), default=0)
+        present = SLOTS * largest + rest["transformer"] + max(rest["mllm"], values["vae"])
+    return int((present + whole * WORKING_SHARE) * dtype.itemsize)
+
+
+def _block_values(header: Mapping[str, TensorInfo]) -> Counter[str]:
+    """Number of values in each block of a part, by the block's prefix."""
+    counted: Counter[str] = Counter()
+    for name, tensor in header.items():
+        if block := _BLOCK.match(name):
+            counted[block[0]] += tensor.values
+    return counted
+
+
+def resting_dtype(checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> torch.dtype:
+    """The precision in which a part rests that is not resident: the stored one, if it is narrower."""
+    stored = Counter[str]()
+    for tensor in read_headers(checkpoint.folder / part).values():
+        stored[tensor.dtype] += tensor.values
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    own = names.get(stored.most_common(1)[0][0], dtype)
+    return own if own.itemsize < dtype.itemsize else dtype
 
 
 def free_bytes(device: torch.device) -> int:
@@ -33,25 +69,51 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def make_room(checkpoint: Checkpoint, device: str, dtype: str, evict: Callable[[], bool]) -> None:
-    """Unload other models with `evict`, which returns whether it found one, until the checkpoint fits.
+def pick_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: str) -> Mode:
+    """The mode that `memory` names or, if it is `auto`, the quickest that fits now; `stream` if none does.
+
+    Raises:
+        ValueError: `memory` is unknown, or a file is damaged.
+    """
+    modes, free = _modes(memory), free_bytes(device)
+    return next((mode for mode in modes if needed_bytes(checkpoint, dtype, mode) <= free), modes[-1])
+
+
+def make_room(
+    checkpoint: Checkpoint, device: str, dtype: str, memory: str, evict: Callable[[], bool]
+) -> Mode:
+    """The mode to load a checkpoint in; other models are unloaded until it is the quickest there is.
+
+    `evict` unloads another model, and returns whether it found one.
 
     Raises:
         OutOfMemory: it does not fit even alone.
-        ValueError: `device` or `dtype` is unknown, or a file is damaged.
+        ValueError: `device`, `dtype` or `memory` is unknown, or a file is damaged.
     """
     place = pick_device(device)
-    needed = needed_bytes(checkpoint, pick_dtype(dtype, place))
-    while (free := free_bytes(place)) < needed:
-        if not evict():
-            raise OutOfMemory(
-                f"the model in {checkpoint.folder} needs {_gb(needed)} on {place.type}, "
-                f"where {_gb(free)} are free; "
-                "free memory, choose another device, or use a smaller model such as nano"
-            )
+    kind = pick_dtype(dtype, place)
+    quickest = _modes(memory)[0]
+    while needed_bytes(checkpoint, kind, quickest) > free_bytes(place) and evict():
         gc.collect()
         if place.type == "cuda":
             torch.cuda.empty_cache()
+    mode = pick_memory(checkpoint, place, kind, memory)
+    needed, free = needed_bytes(checkpoint, kind, mode), free_bytes(place)
+    if needed > free:
+        raise OutOfMemory(
+            f"the model in {checkpoint.folder} needs {_gb(needed)} on {place.type} (memory: {mode}), "
+            f"where {_gb(free)} are free; "
+            "free memory, choose another device, or use a smaller model such as nano"
+        )
+    return mode
+
+
+def _modes(memory: str) -> tuple[Mode, ...]:
+    """The modes that are allowed, the quickest first."""
+    found: tuple[Mode, ...] = MODES if memory == "auto" else tuple(filter(memory.__eq__, MODES))
+    if not found:
+        raise ValueError(f"memory: {memory!r} is unknown; allowed: auto, {', '.join(MODES)}")
+    return found
 
 
 def _gb(count: int) -> str:

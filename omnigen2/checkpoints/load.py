@@ -5,10 +5,11 @@ and the code that a checkpoint may carry is never executed. Names and shapes are
 loaded.
 """
 
-import itertools
 import json
 import math
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -115,16 +116,25 @@ def check_fit(
             raise ValueError(f"the parts of the model do not fit: {one} is {is_}, {other} is {should_be}")
 
 
-def place(part: nn.Module, device: torch.device) -> None:
-    """Move a part to its device, and away from its files.
+def unchanged(folder: Path) -> Callable[[], None]:
+    """A function that raises OSError if a weight file of `folder` has been written to since.
 
-    What was read on the CPU may still be mapped from them: whoever overwrites a file would change the model
-    that is running, or end the process.
+    Files that were replaced by others of the same name do not count: what is mapped from them stays.
     """
-    part.to(device)
-    if device.type == "cpu":
-        for tensor in itertools.chain(part.parameters(), part.buffers()):
-            tensor.data = tensor.data.clone()
+    paths = [path for part in PARTS for path in sorted((folder / part).glob("*.safetensors"))]
+    files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+
+    def stamps() -> list[tuple[int, int]]:
+        return [(state.st_mtime_ns, state.st_size) for state in map(os.fstat, files)]
+
+    before = stamps()
+
+    def check() -> None:
+        if stamps() != before:
+            raise OSError(f"the weights in {folder} were overwritten while they were in use; ask again")
+
+    weakref.finalize(check, lambda: [os.close(file) for file in files])
+    return check
 
 
 def check_layout(folder: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import omnigen2
+from omnigen2.residency import Residency
 
 PROJECT = Path(__file__).parents[2]
 KEPT = PROJECT / "tests" / "data" / "golden"
@@ -63,7 +64,18 @@ def error(ours: Tensor, golden: Tensor) -> float:
 
 
 @lru_cache(maxsize=2)
-def model(folder: Path) -> Any:
-    """The checkpoint in `folder`, loaded once per test run."""
+def model(folder: Path, memory: str = "resident") -> Any:
+    """The checkpoint in `folder`, loaded once per test run.
+
+    `memory` is a mode, or `ahead`: as `stream`, with the next block copied early, as on a GPU.
+    """
     torch.manual_seed(0)
-    return omnigen2.load(str(folder), device="cpu", dtype="float32")
+    if memory != "ahead":
+        return omnigen2.load(str(folder), device="cpu", dtype="float32", memory=memory)
+    omnigen = omnigen2.load(str(folder), device="cpu", dtype="float32", memory="resident")
+    parts = omnigen.pipeline
+    parts.residency = Residency(
+        parts.transformer, parts.language, parts.autoencoder, torch.device("cpu"), torch.float32, "stream",
+        ahead=True,
+    )  # fmt: skip
+    return omnigen
