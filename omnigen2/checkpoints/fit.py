@@ -108,9 +108,9 @@ def make_room(
     return mode
 
 
-def _modes(memory: str) -> tuple[Mode, ...]:
+def _modes(memory: str) -> list[Mode]:
     """The modes that are allowed, the quickest first."""
-    found: tuple[Mode, ...] = MODES if memory == "auto" else tuple(filter(memory.__eq__, MODES))
+    found = [mode for mode in MODES if memory in ("auto", str(mode))]
     if not found:
         raise ValueError(f"memory: {memory!r} is unknown; allowed: auto, {', '.join(MODES)}")
     return found
