@@ -76,7 +76,8 @@ def pick_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
         ValueError: `memory` is unknown, or a file is damaged.
     """
     modes, free = _modes(memory), free_bytes(device)
-    return next((mode for mode in modes if needed_bytes(checkpoint, dtype, mode) <= free), modes[-1])
+    fitting: list[Mode] = [mode for mode in modes if needed_bytes(checkpoint, dtype, mode) <= free]
+    return fitting[0] if fitting else modes[-1]
 
 
 def make_room(
@@ -110,7 +111,7 @@ def make_room(
 
 def _modes(memory: str) -> list[Mode]:
     """The modes that are allowed, the quickest first."""
-    found = [mode for mode in MODES if memory in ("auto", str(mode))]
+    found: list[Mode] = [mode for mode in MODES if memory in ("auto", str(mode))]
     if not found:
         raise ValueError(f"memory: {memory!r} is unknown; allowed: auto, {', '.join(MODES)}")
     return found
