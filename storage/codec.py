@@ -121,12 +121,26 @@ def preview(image: Image.Image, max_side: int = 512, max_bytes: int = 150_000) -
         image = image.reduce(shrink)  # cheap, and before the copy
     small = normal(image)
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    kind, mime = ("WEBP", "image/webp") if small.mode == "RGBA" else ("JPEG", "image/jpeg")
     while True:
         for quality in (90, 80, 65, 50):
-            out = io.BytesIO()
-            small.save(out, kind, quality=quality)
-            if out.tell() <= max_bytes or small.size == (1, 1):
-                return out.getvalue(), mime
+            data, mime_type = _compressed(small, quality)
+            if len(data) <= max_bytes or small.size == (1, 1):
+                return data, mime_type
         smaller = (max(1, small.width * 3 // 4), max(1, small.height * 3 // 4))
         small = small.resize(smaller, Image.Resampling.LANCZOS)
+
+
+def resized(image: Image.Image, width: int) -> tuple[bytes, str]:
+    """A copy that is `width` pixels wide, as `(bytes, MIME type)`: JPEG, or WebP if not opaque."""
+    height = max(1, round(image.height * width / image.width))
+    if image.mode in ("RGB", "RGBA") and (shrink := image.width // (2 * width)) > 1:
+        image = image.reduce(shrink)  # cheap, and before the copy
+    return _compressed(normal(image).resize((width, height), Image.Resampling.LANCZOS), 90)
+
+
+def _compressed(image: Image.Image, quality: int) -> tuple[bytes, str]:
+    """A normalised image as JPEG, or as WebP if any pixel is not opaque; and the MIME type."""
+    kind, mime_type = ("WEBP", "image/webp") if image.mode == "RGBA" else ("JPEG", "image/jpeg")
+    out = io.BytesIO()
+    image.save(out, kind, quality=quality)
+    return out.getvalue(), mime_type

@@ -171,6 +171,12 @@ class StoreView:
                 image = image.crop((x, y, x + width, y + height))
             return codec.preview(image, max_side)
 
+    def resized(self, ref: Reference, width: int) -> tuple[bytes, str]:
+        """A copy that is `width` pixels wide: bytes and MIME type, see `codec.resized`. Raises as `open`."""
+        png = self.read(ref)
+        with decoder.budget_for(codec.size_of(png)):
+            return codec.resized(codec.open_stored(png, self.limits), width)
+
     def label(self, ref: Reference, text: str | None) -> StoredImage:
         """Set the label of an image, or remove it with None. `collect` keeps labelled images."""
         if text is not None:

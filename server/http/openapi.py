@@ -31,6 +31,7 @@ REFUSALS = {
     409: "The work was cancelled.",
     413: "The body is too large.",
     415: "The body is of a type that this route does not take; the message says which it takes.",
+    416: "The range of bytes begins after the end of the content.",
     421: "The Host header names another machine.",
     422: "The picture cannot be taken in, or the Idempotency-Key came before with other arguments.",
     429: "Too much waits already, or is asked for at once. `Retry-After` says when to come back.",

@@ -5,7 +5,7 @@ and the result as the last one. A client that goes away cancels its call.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -40,7 +40,12 @@ KEYED = parameter(
 def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
     """A route per tool."""
     return [
-        Route(path(tool), ToolEndpoint(app, tool, caller), methods=["POST"], middleware=taking(JSON))
+        Route(
+            path(tool),
+            ToolEndpoint(app, tool, caller, json_object),
+            methods=["POST"],
+            middleware=taking(JSON),
+        )
         for tool in app.tools.values()
     ]
 
@@ -53,16 +58,24 @@ def path(tool: AnyTool) -> str:
 class ToolEndpoint:
     """The ASGI application behind the route of one tool."""
 
-    def __init__(self, app: App, tool: AnyTool, caller: Callable[[Request], Caller]) -> None:
+    def __init__(
+        self,
+        app: App,
+        tool: AnyTool,
+        caller: Callable[[Request], Caller],
+        read: Callable[[Request], Awaitable[dict[str, Any]]],
+    ) -> None:
+        """`read` gives the arguments that a request has for the tool."""
         self._app = app
         self._tool = tool
         self._caller = caller
+        self._read = read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the arguments, run the tool, answer; stop when the client goes away."""
         request = Request(scope, receive)
         try:
-            arguments = await json_object(request)
+            arguments = await self._read(request)
         except ToolError as error:
             await refusal(error)(scope, receive, send)
             return

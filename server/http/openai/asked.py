@@ -4,26 +4,21 @@ What only OpenAI has is a field of `Options`; everything else is passed on to th
 parameters itself.
 """
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
-from anyio import to_thread
 from pydantic import ConfigDict, Field
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from server.arguments import read_arguments
+from server.http.forms import MULTIPART, FormField, form_fields
 from server.http.rest import json_object
 from tools.base import Request, ToolError
 from tools.fields import Reference
 
-MULTIPART = "multipart/form-data"
 MAX_FILES = 16
 """Pictures in a form, as many as OpenAI takes; the model takes fewer, and says so itself."""
-MAX_FIELDS = 100
 Quality = Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
 SPEED: Mapping[str, str] = {"low": "fast", "medium": "balanced", "high": "exact", "hd": "exact",
                                 "xhigh": "exact", "max": "exact"}  # fmt: skip
@@ -114,34 +109,20 @@ async def fields(request: HttpRequest) -> dict[str, Any]:
     if not request.headers.get("content-type", "").lower().startswith(MULTIPART):
         body = await json_object(request)
         return {name: _references(value) for name, value in body.items()}
-    try:
-        async with request.form(max_files=MAX_FILES + 1, max_fields=MAX_FIELDS) as form:
-            return await _read(form.multi_items())
-    except HTTPException as error:  # it is no form, or too large
-        raise ToolError(
-            "invalid_argument", f"The form cannot be read: {error.detail}", "Send multipart/form-data."
-        ) from error
+    return _read(await form_fields(request, MAX_FILES + 1))
 
 
-async def _read(items: list[tuple[str, UploadFile | str]]) -> dict[str, Any]:
+def _read(fields: list[FormField]) -> dict[str, Any]:
     """The fields of a form: `name[]`, or a name that comes twice, is a list."""
     read: dict[str, Any] = {}
-    for given, value in items:
+    for given, text, _ in fields:
         name = given.removesuffix("[]")
-        text = value if isinstance(value, str) else await _data_uri(value)
         if name != given or name in read:
             before = read.get(name, [])
             read[name] = [*(cast("list[str]", before) if isinstance(before, list) else [before]), text]
         else:
             read[name] = text
     return read
-
-
-async def _data_uri(file: UploadFile) -> str:
-    """A file of a form as a reference that the tools take."""
-    data = await file.read()
-    encoded = await to_thread.run_sync(base64.b64encode, data)
-    return f"data:image/png;base64,{encoded.decode()}"  # what it really is, its bytes say
 
 
 def _references(value: Any) -> Any:

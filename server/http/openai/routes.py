@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 from server.app import App
 from server.caller import Caller
 from server.errors import as_tool_error
+from server.http.forms import MULTIPART
 from server.http.media import taking
 from server.http.openai.answered import answer, completed, failed, failure, partial
-from server.http.openai.asked import MULTIPART, Asked, edit, generation
+from server.http.openai.asked import Asked, edit, generation
 from server.http.openapi import JSON
 from server.http.refusals import STATUS
 from server.http.streams import EventStream, while_connected
