@@ -22,6 +22,7 @@ SLOW = {
     "cli/test_terminal.py": "every command with every encoding",
     "clients/": "servers as processes, and clients in other languages",
     "examples/test_examples.py": "every example as a process of its own",
+    "examples/test_plugin.py": "processes with plugins",
     "omnigen2/test_auxiliary.py": "trains",
     "omnigen2/test_engine_failures.py": "engines that fail in every way",
     "omnigen2/test_finetune.py": "trains",

@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def with_plugins(environment: Mapping[str, str], folder: Path, *modules: str) -> dict[str, str]:
-    """The environment of a process that finds these modules as plugins; `folder` holds what declares them."""
+    """The environment of a process that finds these modules as plugins.
+
+    They are in `folder`, where what declares them is written, or belong to the tests.
+    """
     described = folder / "plugins-1.dist-info"
     described.mkdir(parents=True)
     (described / "METADATA").write_text(
@@ -18,5 +21,4 @@ def with_plugins(environment: Mapping[str, str], folder: Path, *modules: str) ->
     )
     entries = "".join(f"{module.rpartition('.')[2]} = {module}\n" for module in modules)
     (described / "entry_points.txt").write_text(f"[{PROJECT}]\n{entries}", encoding="utf-8")
-    places = (folder, ROOT, ROOT / "examples" / "plugin")
-    return {**environment, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    return {**environment, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
