@@ -17,6 +17,8 @@ MAX_WORDS = 8000
 Words = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
 # Room for a picture inside the request, as base64; what the store takes is for the store to say.
 Reference = Annotated[str, Field(min_length=1, max_length=100_000_000)]
+Region = tuple[int, int, int, int]
+"""x, y, width and height in pixels, from the upper left corner."""
 
 
 class ImageIn(Request):
@@ -31,6 +33,20 @@ class ImagesIn(Request):
 
     images: list[Reference] = Field(min_length=1, max_length=MAX_REFERENCES)
     """Ids from earlier results, in the order in which the words speak of them; or URIs, files, https URLs."""
+
+
+class PartIn(Request):
+    """A part of the image, which an edit is held to."""
+
+    region: Region | None = None
+    """Change only this part, [x, y, width, height] in pixels of the image; the rest keeps its pixels."""
+    mask: Reference | None = None
+    """Change only where this image of the same size is transparent, or white if all of it is opaque."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether a part is given."""
+        return self.region is not None or self.mask is not None
 
 
 class Worded(Request):

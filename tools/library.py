@@ -11,9 +11,10 @@ from anyio import to_thread
 from pydantic import AwareDatetime, Field, JsonValue
 
 from storage import Ancestor, ImageStore, Record, StoredImage
-from tools.base import Context, Picture, Request, Result, Tool, ToolError, short_id
-from tools.fields import ImageIn
+from tools.base import Context, Picture, Request, Result, Tool, short_id
+from tools.fields import ImageIn, Region
 from tools.references import names_stored, source_of
+from tools.region import check_region
 from tools.results import Facts, ImageInfo, effective
 
 IMPORT = "import_image"
@@ -191,7 +192,7 @@ LIST_IMAGES = Tool(
 class ViewImage(ImageIn):
     """What to look at."""
 
-    region: tuple[int, int, int, int] | None = None
+    region: Region | None = None
     """Part to look at, [x, y, width, height] in pixels of the full image; leave it out to see all of it."""
     max_side: int = Field(default=512, ge=16, le=1024)
     """Longest side in pixels of what you see; take a region instead to see details."""
@@ -201,7 +202,7 @@ class ViewResult(Result):
     """A look at an image. The picture is beside this, not in it."""
 
     image: ImageInfo
-    region: tuple[int, int, int, int]
+    region: Region
     """The part that is shown, [x, y, width, height] in pixels of the full image."""
     shown: Picture = Field(exclude=True)
 
@@ -218,13 +219,8 @@ class ViewResult(Result):
 async def view_image(request: ViewImage, context: Context) -> ViewResult:
     """Cut the region out and make it small enough to look at."""
     image = await context.resolve(request.image, "image")
-    x, y, width, height = region = request.region or (0, 0, image.width, image.height)
-    if min(x, y) < 0 or min(width, height) < 1 or x + width > image.width or y + height > image.height:
-        raise ToolError(
-            "invalid_argument",
-            f"region: {list(region)} given; the image has {image.width}x{image.height} pixels.",
-            "Give [x, y, width, height] that lies inside.",
-        )
+    region = request.region or (0, 0, image.width, image.height)
+    check_region(region, image)
     look = partial(context.store.preview, image.id, request.max_side, region=region)
     shown = Picture(*await to_thread.run_sync(look))
     return ViewResult(image=ImageInfo.of(image), region=region, shown=shown)

@@ -8,7 +8,7 @@ from functools import partial
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Decoding, ReferenceSampling, Sampling
 from tools.base import Context, Tool
-from tools.fields import Asked, ImageIn, ImageRequest, ImagesIn, Instructed, Prompted, TextRequest
+from tools.fields import Asked, ImageIn, ImageRequest, ImagesIn, Instructed, PartIn, Prompted, TextRequest
 from tools.recipe import make_recipe
 from tools.results import ImagesResult, TextResult
 from tools.studio import make_images, write_text
@@ -18,7 +18,7 @@ class GenerateImage(ImageRequest, Prompted):
     """What to make, and how."""
 
 
-class EditImage(ImageRequest, ReferenceSampling, Instructed, ImageIn):
+class EditImage(ImageRequest, ReferenceSampling, PartIn, Instructed, ImageIn):
     """What to change in which image, and how."""
 
 
@@ -76,7 +76,8 @@ EDIT_IMAGE = Tool(
     description=(
         "Change one image as an instruction says and keep the rest of it: recolour, add, remove or replace "
         "something, change the style or the background. Gives a new image of the same size; the input stays "
-        "as it was. Make one change per call and edit the result again: every image keeps its history."
+        "as it was. Make one change per call and edit the result again: every image keeps its history. To "
+        "keep everything outside a part exactly as it is, give that part as a region or a mask."
     ),
     request=EditImage,
     result=ImagesResult,

@@ -21,8 +21,9 @@ from omnigen2.sizes import Size
 from omnigen2.task import NUMERICS_VERSION, HasSize, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.base import Context, Request, ToolError
-from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, TextRequest
+from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, PartIn, TextRequest
 from tools.references import shown
+from tools.region import check_part
 
 PINNED = "@sha256:"
 """Stands between the path of an adapter and the digest that its file must have."""
@@ -70,8 +71,18 @@ class Recipe:
             **identity(self.card),
         }
 
+    @property
+    def seen(self) -> tuple[StoredImage, ...]:
+        """The inputs that the model sees."""
+        return _seen(self.request, self.inputs)
+
+    @property
+    def part(self) -> PartIn | None:
+        """The request, if it holds an edit to a part of its image."""
+        return self.request if isinstance(self.request, PartIn) and self.request.holds else None
+
     def task(self, pictures: Sequence[HasSize]) -> Task:
-        """The task for the model; `pictures` are the inputs, or have their sizes."""
+        """The task for the model; `pictures` are the inputs that it sees, or have their sizes."""
         words, images = self.request.words, tuple(pictures)
         if isinstance(self.params, Decoding):
             return TextTask(words, images, self.params)
@@ -97,6 +108,8 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
         request.model, _references(request), wait=not request.background
     )
     named = _with_ids(request, inputs)
+    if isinstance(named, PartIn) and named.holds:
+        await anyio.to_thread.run_sync(check_part, named, inputs, context.store)
     if isinstance(named, ImageRequest):
         recipe = await _image_recipe(tool, named, inputs, card, context)
     else:
@@ -107,17 +120,23 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
 def _references(request: Request) -> dict[str, str]:
     """The image references of a request, by field."""
     if isinstance(request, ImageIn):
-        return {"image": request.image}
+        mask = request.mask if isinstance(request, PartIn) else None
+        return {"image": request.image} | ({"mask": mask} if mask else {})
     if isinstance(request, ImagesIn):
         return {f"images.{place}": reference for place, reference in enumerate(request.images)}
     return {}
+
+
+def _seen(request: Request, inputs: tuple[StoredImage, ...]) -> tuple[StoredImage, ...]:
+    """The inputs that the model sees: all but a mask."""
+    return inputs[:1] if isinstance(request, PartIn) else inputs
 
 
 def _with_ids(request: Q, images: Sequence[StoredImage]) -> Q:
     """The request with ids in the place of references."""
     ids = [str(image.id) for image in images]
     if isinstance(request, ImageIn):
-        return request.model_copy(update={"image": ids[0]})
+        return request.model_copy(update=dict(zip(("image", "mask"), ids, strict=False)))
     return request.model_copy(update={"images": ids}) if isinstance(request, ImagesIn) else request
 
 
@@ -126,7 +145,7 @@ async def _image_recipe(
 ) -> Recipe:
     kind = ReferenceSampling if isinstance(request, ReferenceSampling) else Sampling
     with _refusing():
-        completed = complete_sampling(request.part(kind), _sizes(inputs), card)
+        completed = complete_sampling(request.part(kind), _sizes(_seen(request, inputs)), card)
     adapter, lora = await _adapter(request, context)
     return Recipe(
         tool,
@@ -135,7 +154,7 @@ async def _image_recipe(
         inputs,
         card,
         (WeightedAdapter(adapter),) if adapter else (),
-        notes=(*_taken_in(inputs), *completed.notes),
+        notes=(*_taken_in(_seen(request, inputs)), *completed.notes),
         fixed=completed.repeatable,
     )
 

@@ -16,6 +16,7 @@ from omnigen2.task import Outcome, Task
 from storage import Record
 from tools.base import Context, Result, Work
 from tools.recipe import Recipe, identity
+from tools.region import pasted_back
 from tools.results import ImagesResult, TextResult, effective
 
 R = TypeVar("R", ImagesResult, TextResult)
@@ -52,9 +53,11 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
         return kind.of(record, images, timings=timings, cached=True, notes=recipe.notes)
 
     def load() -> Task:
-        return recipe.task([store.open(image.id) for image in recipe.inputs])
+        return recipe.task([store.open(image.id) for image in recipe.seen])
 
     def store_outcome(outcome: Outcome, job_id: str, waited: Mapping[str, float]) -> Result:
+        if recipe.part is not None:
+            outcome = pasted_back(outcome, recipe.part, recipe.inputs, store)
         timings = {**waited, **outcome.timings, "total_ms": _ms_since(started)}
         timings = {phase: round(ms, 1) for phase, ms in timings.items()}
         record, new = _record(recipe, outcome, timings, context)
@@ -71,7 +74,7 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
     work = Work(
         tool=recipe.tool,
         model=recipe.request.model,
-        task=recipe.task(recipe.inputs),
+        task=recipe.task(recipe.seen),
         inputs=recipe.inputs,
         recall=recall,
         load=load,

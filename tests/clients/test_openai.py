@@ -99,6 +99,22 @@ def test_one_picture_is_edited_and_two_are_composed(client: OpenAI, tmp_path: Pa
     assert again["parameters"]["images"] == [first, first]
 
 
+def test_a_mask_holds_an_edit_to_its_transparent_part(client: OpenAI) -> None:
+    mask = Image.new("RGBA", (32, 32), "black")
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    out = io.BytesIO()
+    mask.save(out, "PNG")
+    masked = client.images.edit(image=png(), mask=out.getvalue(), prompt="make it blue", extra_body=SMALL)
+    assert masked.data
+    made = opened(masked.data[0])
+    assert made.crop((16, 0, 32, 32)).getcolors() == [(16 * 32, (255, 0, 0))]
+    assert made.crop((0, 0, 16, 32)).getcolors() != [(16 * 32, (255, 0, 0))]
+    assert "only the masked part" in (masked.model_extra or {})["notes"][-1]
+    two = [png(), png(colour="blue")]
+    error = refused(openai.BadRequestError, client.images.edit, image=two, mask=out.getvalue(), prompt="x")
+    assert error.param == "mask"
+
+
 def test_a_stream_has_partial_images_and_the_pictures(client: OpenAI) -> None:
     events = list(
         client.images.generate(

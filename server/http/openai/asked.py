@@ -98,6 +98,10 @@ async def edit(request: HttpRequest) -> Asked:
     options, notes = read_arguments(EditOptions, await fields(request))
     assert isinstance(options, EditOptions)
     several = len(options.image) > 1
+    for part in ("mask", "region"):
+        if several and (options.model_extra or {}).get(part) is not None:
+            message = f"{part}: given for {len(options.image)} images."
+            raise ToolError("invalid_argument", message, "Send the one image that it belongs to.")
     asked = _asked("compose_from_references" if several else "edit_image", options, notes)
     images = {"images": options.image} if several else {"image": options.image[0]}
     asked.arguments.update(images, instruction=options.prompt)
