@@ -23,7 +23,7 @@ from server.journal import Journal, Keyed
 from server.plugins import Plugins
 from server.references import References
 from server.settings import Settings
-from storage import ImageStore
+from storage import ImageStore, StoreView
 from tools.base import Request, Result, ToolError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class App:
         self.tools: dict[str, AnyTool] = plugins.tools()
         self.store = store
         self.manager = manager
-        self.references = References(store, _fetcher(store) if settings.allow_fetch else None)
+        self.references = References(_fetcher(store) if settings.allow_fetch else None)
         self.counts = Counts()
         self.dispatcher = Dispatcher(manager, store, settings.queue_size, self.counts)
         self._idempotency = Idempotency()
@@ -149,6 +149,13 @@ class App:
         self._stopped = True
         for scope in self._calls:
             scope.cancel()
+
+    def store_of(self, principal: str) -> StoreView:
+        """The store as a principal may see it, storing on behalf of it. Whatever answers a call uses this."""
+        settings = self.settings
+        return self.store.for_principal(
+            principal, own=settings.sharing == "own", max_bytes=settings.max_stored_bytes
+        )
 
     def card(self, model: str | None = None) -> ModelCard:
         """The card of a model, None being the default one. Loads nothing.

@@ -4,10 +4,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage import LOCAL as LOCAL
 from tools.base import JobStatus, ToolError
 
-LOCAL = "local"
-"""The principal over stdio and on the command line: whoever runs the process."""
 READ = "studio:read"
 """The scope to see what is there: images, records, jobs."""
 WRITE = "studio:write"

@@ -49,7 +49,7 @@ class CallContext:
     def __init__(self, app: "App", caller: Caller) -> None:
         self._app = app
         self._caller = caller
-        self.store = app.store
+        self.store = app.store_of(caller.principal)
         self.principal = caller.principal
         self.scopes = caller.scopes
         self.own_addresses = caller.own_addresses
@@ -77,7 +77,7 @@ class CallContext:
             self.card(model)  # is it offered?
             known = self._app.identify(model)
             for field, reference in references.items():
-                if (image := self._app.references.look_up(reference, field, own)) is not None:
+                if (image := self._app.references.look_up(self.store, reference, field, own)) is not None:
                     found[field] = image
             return known
 
@@ -94,7 +94,7 @@ class CallContext:
 
     async def resolve(self, reference: str, field: str) -> StoredImage:
         folders, own = self._caller.folders, self.own_addresses
-        return await self._app.references.resolve(reference, field, folders, own)
+        return await self._app.references.resolve(self.store, reference, field, folders, own)
 
     def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
         return open_allowed(Path(path), field, self._caller.folders, pick)

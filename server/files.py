@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from storage import ImageStore
+from storage import StoreView
 from storage.safe_files import write_file
 from storage.transfer import with_history
 from tools.base import Result, ToolError
@@ -15,7 +15,7 @@ SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp"}
 """Of pictures that are only looked at, by their type; the others have `SUFFIX`."""
 
 
-def save(store: ImageStore, result: Result, output: Path) -> list[Path]:
+def save(store: StoreView, result: Result, output: Path) -> list[Path]:
     """Write the images of `result` to the file or into the folder `output`; the paths, in order.
 
     Several images for one FILE.png become FILE-1.png, FILE-2.png, ... A result that only shows pictures has

@@ -71,7 +71,7 @@ class Studio:
         self.app = app
         self._sessions = sessions
         self._caller = caller
-        self._resources = Resources(app.store, OfferedResources(app.plugins.resources()), caller)
+        self._resources = Resources(app.store_of, OfferedResources(app.plugins.resources()), caller)
         self._prompts = OfferedPrompts(app.plugins.prompts())
         self._cold = True
 
@@ -176,7 +176,7 @@ class Studio:
         )
 
     def _answer(self, caller: Caller, result: Result, shown: NewImages) -> types.CallToolResult:
-        store, address_of = self.app.store, caller.address_of
+        store, address_of = self.app.store_of(caller.principal), caller.address_of
 
         def preview(image: str) -> Picture:
             made = shown[image].preview if image in shown else None

@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, from_thread, to_thread
 
 from server.errors import as_tool_error
-from storage import ImageStore, StoredImage
+from storage import StoredImage, StoreView
 from storage.errors import ImageRejected, StoreError
 from storage.safe_files import IsLink, NotRegular, names_in, open_file, real_folder
 from tools.base import OpenFile, Pick, ToolError
-from tools.references import DataRef, FileRef, StoredRef, UrlRef, names_stored, parse_reference, shown
+from tools.references import (
+    DataRef,
+    FileRef,
+    StoredRef,
+    UrlRef,
+    names_stored,
+    parse_reference,
+    shown,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from server.fetch import Fetcher
@@ -36,13 +45,14 @@ WAITING = 64
 class References:
     """How references of one server are resolved; without a fetcher, nothing is fetched."""
 
-    def __init__(self, store: ImageStore, fetcher: "Fetcher | None") -> None:
-        self._store = store
+    def __init__(self, fetcher: "Fetcher | None") -> None:
         self._fetcher = fetcher
         self._decoding = CapacityLimiter(WAITING)
 
-    def look_up(self, reference: str, field: str, own: Sequence[str] = ()) -> StoredImage | None:
-        """The image, if `reference` is the id of a stored one or its address; not for the event loop.
+    def look_up(
+        self, store: StoreView, reference: str, field: str, own: Sequence[str] = ()
+    ) -> StoredImage | None:
+        """The image, if `reference` is the id of one in `store` or its address; not for the event loop.
 
         `own` are the addresses of this server, as for `parse_reference`.
 
@@ -52,49 +62,35 @@ class References:
         if not names_stored(reference, own):
             return None
         try:
-            found = self._find(reference, field, (), own)
+            found = _find(store, reference, field, (), own)
         except StoreError as error:
             raise as_tool_error(error, field) from error
         return found if isinstance(found, StoredImage) else None
 
     async def resolve(
-        self, reference: str, field: str, folders: Sequence[Path], own: Sequence[str] = ()
+        self,
+        store: StoreView,
+        reference: str,
+        field: str,
+        folders: Sequence[Path],
+        own: Sequence[str] = (),
     ) -> StoredImage:
-        """The stored image that `reference` means; one from outside is stored first.
+        """The image in `store` that `reference` means; one from outside is stored first.
 
         Raises:
             ToolError: `image_not_found`, `image_rejected`, `forbidden` or `invalid_argument`, naming `field`.
         """
         try:
-            found = await to_thread.run_sync(self._find, reference, field, folders, own)
+            found = await to_thread.run_sync(_find, store, reference, field, folders, own)
             if isinstance(found, StoredImage):
                 return found
             data = found if isinstance(found, bytes) else await self._fetch(found, field)
             # A caller who has gone has its picture's decoding ended.
-            put = partial(self._store.put, data, checkpoint=from_thread.check_cancelled)
+            source, gone = source_of(reference), from_thread.check_cancelled
+            put = partial(store.put, data, source=source, checkpoint=gone)
             return await to_thread.run_sync(put, limiter=self._decoding)
         except StoreError as error:
             raise as_tool_error(error, field) from error
-
-    def _find(
-        self, reference: str, field: str, folders: Sequence[Path], own: Sequence[str]
-    ) -> StoredImage | bytes | UrlRef:
-        """The image or its bytes, if they are on this machine; else the address to fetch."""
-        most = self._store.limits.bytes
-        if len(reference) > most * 4 // 3 + 1024:  # before base64 is decoded
-            raise ImageRejected(
-                f"The reference has {len(reference):,} characters; an image may have {most:,} bytes.",
-                "Send a smaller picture.",
-            )
-        match parse_reference(reference, field, own):
-            case StoredRef(digits):
-                return self._store.get(digits)
-            case DataRef(data=data):
-                return data
-            case FileRef(path):
-                return _read(path, field, folders, most)
-            case UrlRef() as address:
-                return address
 
     async def _fetch(self, address: UrlRef, field: str) -> bytes:
         if self._fetcher is None:
@@ -102,6 +98,27 @@ class References:
                 "forbidden", f"{field}: {shown(address.url)}: this server fetches no addresses.", OTHERWISE
             )
         return await self._fetcher.fetch(address.url, field)
+
+
+def _find(
+    store: StoreView, reference: str, field: str, folders: Sequence[Path], own: Sequence[str]
+) -> StoredImage | bytes | UrlRef:
+    """The image or its bytes, if they are on this machine; else the address to fetch."""
+    most = store.limits.bytes
+    if len(reference) > most * 4 // 3 + 1024:  # before base64 is decoded
+        raise ImageRejected(
+            f"The reference has {len(reference):,} characters; an image may have {most:,} bytes.",
+            "Send a smaller picture.",
+        )
+    match parse_reference(reference, field, own):
+        case StoredRef(digits):
+            return store.get(digits)
+        case DataRef(data=data):
+            return data
+        case FileRef(path):
+            return _read(path, field, folders, most)
+        case UrlRef() as address:
+            return address
 
 
 def open_allowed(path: Path, field: str, folders: Sequence[Path], pick: Pick | None = None) -> OpenFile:

@@ -7,6 +7,7 @@ The caller of the handlers translates what they raise.
 
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -15,7 +16,7 @@ from mcp.server.context import ServerRequestContext
 
 from server.caller import Caller
 from server.offered import OfferedResources
-from storage import ImageStore, Record, StoredImage, codec
+from storage import Record, StoredImage, StoreView, codec
 from storage.digest import SCHEME
 from tools.references import address_digits
 
@@ -57,10 +58,13 @@ class Resources:
     """The resource handlers of an MCP server: images of a store, and what plugins offer."""
 
     def __init__(
-        self, store: ImageStore, offered: OfferedResources, caller: Callable[[RequestContext], Caller]
+        self,
+        store_of: Callable[[str], StoreView],
+        offered: OfferedResources,
+        caller: Callable[[RequestContext], Caller],
     ) -> None:
-        """`caller` says on whose behalf a request is made."""
-        self._store = store
+        """`caller` says on whose behalf a request is made, `store_of` what that principal may see."""
+        self._store_of = store_of
         self._offered = offered
         self._caller = caller
 
@@ -69,7 +73,7 @@ class Resources:
     ) -> types.ListResourcesResult:
         """What plugins offer, and recent images, newest first, page by page."""
         cursor = params.cursor if params else None
-        return await anyio.to_thread.run_sync(self._page, cursor)
+        return await anyio.to_thread.run_sync(self._page, self._store(ctx), cursor)
 
     async def list_templates(self, ctx: RequestContext, params: Any) -> types.ListResourceTemplatesResult:
         """The forms of an image, and the templates of plugins."""
@@ -83,7 +87,7 @@ class Resources:
         if not uri.startswith(SCHEME) and (found := await self._offered.read(uri)) is not None:
             return types.ReadResourceResult(contents=[found])
         own = self._caller(ctx).own_addresses
-        data, mime_type = await anyio.to_thread.run_sync(self._bytes, uri, own)
+        data, mime_type = await anyio.to_thread.run_sync(_bytes, self._store(ctx), uri, own)
         blob = b64encode(data).decode("ascii")
         contents = types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
         return types.ReadResourceResult(contents=[contents], ttl_ms=FOREVER_MS)
@@ -95,33 +99,35 @@ class Resources:
         template = isinstance(params.ref, types.ResourceTemplateReference)
         prefix = "" if template else "sha256:"
         known = params.argument.name == VARIABLE if template else params.argument.name.startswith("image")
-        values = await anyio.to_thread.run_sync(self._ids, params.argument.value, prefix) if known else []
+        ids = partial(_ids, self._store(ctx), params.argument.value, prefix)
+        values = await anyio.to_thread.run_sync(ids) if known else []
         shown = values[:MAX_COMPLETIONS]
         return types.CompleteResult(
             completion=types.Completion(values=shown, total=len(values), has_more=len(values) > len(shown))
         )
 
-    def _page(self, cursor: str | None) -> types.ListResourcesResult:
-        page = self._store.list(limit=RECENT, cursor=cursor)
-        records = (self._store.origin(image.id).record for image in page.images)
+    def _store(self, ctx: RequestContext) -> StoreView:
+        return self._store_of(self._caller(ctx).principal)
+
+    def _page(self, store: StoreView, cursor: str | None) -> types.ListResourcesResult:
+        page = store.list(limit=RECENT, cursor=cursor)
+        records = (store.origin(image.id).record for image in page.images)
         resources = [] if cursor else self._offered.resources()
         entries = zip(page.images, records, strict=True)
         resources += [types.Resource(**described(*entry)) for entry in entries]
         return types.ListResourcesResult(resources=resources, next_cursor=page.cursor)
 
-    def _bytes(self, uri: str, own: Sequence[str]) -> tuple[bytes, str]:
-        digits = address_digits(uri, own)
-        path = uri.partition("?")[0] if digits else uri
-        image = digits or path.removesuffix(PREVIEW)
-        return (
-            self._store.preview(image)
-            if path.endswith(PREVIEW)
-            else (self._store.read(image), codec.MIME_TYPE)
-        )
 
-    def _ids(self, typed: str, prefix: str) -> list[str]:
-        names = (prefix + image.id.hex for image in self._store.list(limit=SEARCHED).images)
-        return [name for name in names if name.startswith(typed.lower())]
+def _bytes(store: StoreView, uri: str, own: Sequence[str]) -> tuple[bytes, str]:
+    digits = address_digits(uri, own)
+    path = uri.partition("?")[0] if digits else uri
+    image = digits or path.removesuffix(PREVIEW)
+    return store.preview(image) if path.endswith(PREVIEW) else (store.read(image), codec.MIME_TYPE)
+
+
+def _ids(store: StoreView, typed: str, prefix: str) -> list[str]:
+    names = (prefix + image.id.hex for image in store.list(limit=SEARCHED).images)
+    return [name for name in names if name.startswith(typed.lower())]
 
 
 def described(image: StoredImage, record: Record | None) -> dict[str, Any]:

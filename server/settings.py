@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     """Seconds without work after which a model leaves the memory. Without it, it stays."""
     queue_size: int = Field(default=64, ge=1)
     """Requests that may wait at once; from one client at most as many as stay free for the others."""
+    sharing: Literal["shared", "own"] = "shared"
+    """What those who connect with tokens see: all images (`shared`), or only what they made or imported
+    themselves (`own`). Who runs the server, and every client without a token, sees all."""
+    max_stored_bytes: ByteSize | None = None
+    """Most bytes that the images and records of one token's name may take, for example `2GB`."""
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that clients may read images from. Over stdio the working directory is one, too, unless it is
     `/`, the home folder, or one that everybody shares."""

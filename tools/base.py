@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, WithJsonSchem
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Params
 from omnigen2.task import Outcome, Task
-from storage import ImageStore, Record, StoredImage
+from storage import Record, StoredImage, StoreView
 
 Code = Literal[
     "invalid_argument",
@@ -145,7 +145,7 @@ class Result(BaseModel):
         return self.model_dump_json()
 
     @classmethod
-    def from_journal(cls, text: str, store: ImageStore, job_id: str) -> Self:
+    def from_journal(cls, text: str, store: StoreView, job_id: str) -> Self:
         """The result of a job whose `to_journal` is `text`.
 
         Raises:
@@ -261,7 +261,7 @@ Pick = Callable[[Sequence[str]], str]
 class Context(Protocol):
     """All that a running tool may use. The server implements it; one is made for every call."""
 
-    store: ImageStore
+    store: StoreView
     principal: str
     """On whose behalf the call is made."""
     own_addresses: tuple[str, ...]

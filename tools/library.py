@@ -10,7 +10,7 @@ from typing import ClassVar
 from anyio import to_thread
 from pydantic import AwareDatetime, Field, JsonValue
 
-from storage import Ancestor, ImageStore, Record, StoredImage
+from storage import Ancestor, Record, StoredImage, StoreView
 from tools.base import Context, Picture, Request, Result, Tool, short_id
 from tools.fields import ImageIn, Region
 from tools.references import names_stored, source_of
@@ -141,12 +141,12 @@ async def list_images(request: ListImages, context: Context) -> ImageList:
     return await to_thread.run_sync(_listed, request, context.store)
 
 
-def _listed(request: ListImages, store: ImageStore) -> ImageList:
+def _listed(request: ListImages, store: StoreView) -> ImageList:
     page = store.list(**dict(request))
     return ImageList(images=[_listed_image(store, image) for image in page.images], cursor=page.cursor)
 
 
-def _listed_image(store: ImageStore, image: StoredImage) -> ListedImage:
+def _listed_image(store: StoreView, image: StoredImage) -> ListedImage:
     record = store.origin(image.id).record
     return ListedImage.of(
         image,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from storage import ImageStore, Record, StoredImage
+from storage import Record, StoredImage, StoreView
 from tools.base import Detail, Result, short_id
 
 
@@ -136,7 +136,7 @@ class Made(Result):
         return json.dumps({"record": self.record, "notes": self.notes})
 
     @classmethod
-    def from_journal(cls, text: str, store: ImageStore, job_id: str) -> Self:
+    def from_journal(cls, text: str, store: StoreView, job_id: str) -> Self:
         kept = json.loads(text)  # older versions wrote the whole result, which has these two fields as well
         record = store.get_record(kept["record"])
         images = [store.get(digest) for digest in record.outputs]

@@ -76,6 +76,8 @@ class Tokens:
             name, colon, rest = (part.strip() for part in line.partition(":"))
             if not (name and colon):
                 raise ValueError(f"line {number} is not `name:token`")
+            if name == LOCAL:
+                raise ValueError(f"line {number}: {LOCAL} is whoever runs the server; choose another name")
             token, scopes = _scopes(rest)
             if scopes - SCOPES:
                 raise ValueError(f"line {number}: a scope of {name} is none of {', '.join(sorted(SCOPES))}")

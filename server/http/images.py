@@ -15,7 +15,8 @@ from server import schema
 from server.app import App
 from server.caller import Caller
 from server.errors import answering
-from server.http.addresses import PATH, PREVIEW, SIGNATURE, WIDTH, expiry
+from server.http.addresses import BY_ADDRESS, PATH, PREVIEW, SIGNATURE, WIDTH, expiry
+from server.http.auth import Identity
 from server.http.content import content, is_known
 from server.http.forms import MULTIPART, data_uri, form_fields
 from server.http.media import taking
@@ -24,7 +25,7 @@ from server.http.refusals import refusal
 from server.http.renditions import Rendition, Renditions
 from server.http.rest import ToolEndpoint
 from server.http.streams import while_connected
-from storage import StoredImage, codec
+from storage import StoredImage, StoreView, codec
 from tools.base import ToolError
 from tools.fields import ImageIn
 from tools.library import IMPORT_IMAGE
@@ -78,14 +79,14 @@ class ImageEndpoint:
         await while_connected(receive, respond)
 
     async def _response(self, request: Request) -> Response:
-        store, name = self._app.store, request.path_params["digest"]
+        store, name = self._store(request), request.path_params["digest"]
         image = await to_thread.run_sync(store.get, name)
         form = _form(request, image)
         headers = _headers(request, image, form)
         if is_known(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         if form:
-            make = partial(self._made, image, form)
+            make = partial(_made, store, image, form)
             copy = partial(self._renditions.get, image.id, form, make)
             data, kind = await to_thread.run_sync(copy, limiter=self._making)
         elif request.method == "HEAD":
@@ -96,9 +97,14 @@ class ImageEndpoint:
         named = f'inline; filename="{image.id.hex[:12]}.{SUFFIXES[kind]}"'
         return content(request, data, kind, headers | {"Content-Disposition": named})
 
-    def _made(self, image: StoredImage, form: str) -> Rendition:
-        store = self._app.store
-        return store.preview(image.id) if form == PREVIEW else store.resized(image.id, int(form))
+    def _store(self, request: Request) -> StoreView:
+        """What the caller sees. A signed address was given to somebody who sees its image; it shows it."""
+        identity: Identity = request.state.identity
+        return self._app.store if identity == BY_ADDRESS else self._app.store_of(identity.principal)
+
+
+def _made(store: StoreView, image: StoredImage, form: str) -> Rendition:
+    return store.preview(image.id) if form == PREVIEW else store.resized(image.id, int(form))
 
 
 def _form(request: Request, image: StoredImage) -> str:

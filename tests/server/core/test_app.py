@@ -17,7 +17,7 @@ from omnigen2.task import Cancelled, OutOfMemory
 from server.app import App
 from server.errors import without_folders
 from server.hookspecs import AnyTool, hookimpl
-from storage import errors
+from storage import StoreView, errors
 from tests.server.core.conftest import ANN, CHECKPOINT, SMALL, HeldEngine, call
 from tests.server.core.test_plugins import Greeted, Greeting
 from tools.base import Context, Tool, ToolError
@@ -93,7 +93,7 @@ async def test_a_failure_to_store_the_result_is_told_and_the_next_call_works(
 
     async with app:
         with monkeypatch.context() as patch:
-            patch.setattr(app.store, "put_made", full)
+            patch.setattr(StoreView, "put_made", full)
             with pytest.raises(ToolError, match="quota") as error:
                 await call(app, "generate_image", prompt="x", **SMALL)
         assert error.value.code == "busy"

@@ -16,7 +16,7 @@ from omnigen2.task import Cancelled, Outcome, Progress, Task, Ticket
 from server import dispatcher
 from server.app import App
 from server.caller import Caller
-from storage import ImageStore
+from storage import StoreView
 from tests.server.core.conftest import ANN, BOB, SMALL, HeldEngine, call, settled
 from tools.base import ToolError
 
@@ -130,28 +130,28 @@ async def test_a_job_whose_backend_never_answers_is_cancelled_all_the_same(
 
 
 class Opened:
-    """Counts the pictures that a store decodes."""
+    """Counts the pictures that stores decode."""
 
-    def __init__(self, store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.alive = 0
         self.most = 0
-        lock, decode = threading.Lock(), store.open
+        lock, decode = threading.Lock(), StoreView.open
 
-        def counting(reference: Any) -> Image.Image:
-            image = decode(reference)
+        def counting(view: StoreView, reference: Any) -> Image.Image:
+            image = decode(view, reference)
             with lock:
                 self.alive += 1
                 self.most = max(self.most, self.alive)
             return image
 
-        monkeypatch.setattr(store, "open", counting)
+        monkeypatch.setattr(StoreView, "open", counting)
 
 
 async def test_pictures_are_decoded_when_the_model_takes_them_and_not_before(
     app: App, engine: HeldEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = app.store.put(Image.new("RGB", (64, 64), "red"))
-    opened = Opened(app.store, monkeypatch)
+    opened = Opened(monkeypatch)
     engine.hold_at = 1
     engine._budget = 1
     async with app:
@@ -173,7 +173,7 @@ async def test_models_have_no_more_decoded_pixels_at_once_than_are_allowed(
     monkeypatch.setattr(dispatcher, "DECODED_PIXELS", 2 * 64 * 64)
     monkeypatch.setattr(engine, "has_room", lambda task: True)
     image = app.store.put(Image.new("RGB", (64, 64), "red"))
-    opened = Opened(app.store, monkeypatch)
+    opened = Opened(monkeypatch)
     engine.hold_at = 1
     async with app:
         await call(app, "generate_image", prompt="x", background=True, **SMALL)

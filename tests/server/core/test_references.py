@@ -167,7 +167,7 @@ async def test_a_data_uri_is_measured_before_it_is_decoded(
     monkeypatch.setattr("base64.b64decode", decode)
     with ImageStore(tmp_path, limits=Limits(bytes=1000)) as store:
         with pytest.raises(ToolError) as error:
-            await References(store, None).resolve(f"data:image/png;base64,{'A' * 3000}", "image", ())
+            await References(None).resolve(store, f"data:image/png;base64,{'A' * 3000}", "image", ())
     assert error.value.code == "image_rejected" and "3,022" in str(error.value)
 
 
@@ -176,7 +176,7 @@ async def test_a_file_is_measured_before_it_is_read(home: Path, tmp_path: Path) 
         file.truncate(2**40)
     with ImageStore(tmp_path / "small", limits=Limits(bytes=1000)) as store:
         with pytest.raises(ToolError) as error:
-            await References(store, None).resolve("big.png", "image", (home,))
+            await References(None).resolve(store, "big.png", "image", (home,))
     assert error.value.code == "image_rejected"
 
 
@@ -210,7 +210,7 @@ async def test_an_ambiguous_prefix_lists_what_it_could_mean(
 ) -> None:
     images = [app.store.put(png(colour)) for colour in ("red", "blue")]
     rows = [app.store._row(image.id) for image in images]
-    monkeypatch.setattr(app.store._repository, "find", lambda digits: rows)
+    monkeypatch.setattr(app.store._repository, "find", lambda digits, viewer: rows)
     error = await refused(resolve, "01234567")
     assert error.code == "invalid_argument"
     assert all(str(image.id) in str(error) for image in images)
