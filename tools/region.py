@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from omnigen2.task import Outcome
-from storage import ImageStore, StoredImage
+from storage import StoredImage, StoreView
 from tools.base import ToolError
 from tools.fields import PartIn, Region
 
@@ -48,7 +48,7 @@ def check_region(region: Region, image: Sized) -> None:
         )
 
 
-def check_part(request: PartIn, inputs: Sequence[StoredImage], store: ImageStore) -> None:
+def check_part(request: PartIn, inputs: Sequence[StoredImage], store: StoreView) -> None:
     """Check the part that an edit is held to; its `inputs` are the image and the mask, if there is one.
 
     Reads the mask: not for the event loop.
@@ -79,7 +79,7 @@ def check_part(request: PartIn, inputs: Sequence[StoredImage], store: ImageStore
 
 
 def pasted_back(
-    outcome: Outcome, request: PartIn, inputs: Sequence[StoredImage], store: ImageStore
+    outcome: Outcome, request: PartIn, inputs: Sequence[StoredImage], store: StoreView
 ) -> Outcome:
     """An edit held to its part: the pictures of `outcome` inside it, the input everywhere else.
 
