@@ -92,6 +92,13 @@ class Settings(BaseSettings):
     that then drop the pictures, where there are some."""
     token_file: Path | None = None
     """File of `name:token` lines: who may connect over HTTP, and what to call them."""
+    oauth_issuer: str | None = None
+    """Authorization server (OAuth 2.1) whose access tokens are accepted, as their `iss` has it. Their scopes
+    are `studio:read` and `studio:write`."""
+    oauth_audience: str | None = None
+    """What these tokens must be for (`aud`): the address of MCP as clients reach it, `https://studio.example/mcp`."""
+    oauth_jwks: str | None = None
+    """Address of the issuer's public keys, if its metadata does not say it."""
     allow_origin: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages elsewhere that may call over HTTP (CORS), such as `https://studio.example`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -137,6 +144,19 @@ class Settings(BaseSettings):
             raise ValueError("give an address such as https://studio.example")
         return value and value.rstrip("/")
 
+    @field_validator("oauth_issuer", "oauth_audience", "oauth_jwks")
+    @classmethod
+    def _is_secure(cls, value: str | None) -> str | None:
+        if value is not None and not is_secure(value):
+            raise ValueError("give an https:// address; http:// is for this machine only")
+        return value
+
+    @model_validator(mode="after")
+    def _oauth_is_whole(self) -> Self:
+        if (self.oauth_issuer is None) != (self.oauth_audience is None):
+            raise ValueError("oauth_issuer and oauth_audience belong together")
+        return self
+
     @model_validator(mode="after")
     def _config_was_read(self) -> Self:
         if self.config is not None and not self.config.is_file():
@@ -164,3 +184,17 @@ def _working_directory() -> tuple[Path, ...]:
         return ()
     wide = here in SHARED_FOLDERS or any(home.is_relative_to(here) for home in homes)
     return () if wide else (here,)
+
+
+def is_secure(url: str) -> bool:
+    """Whether it is an address by https, or on this machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    here = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    return (
+        bool(parts.hostname)
+        and not parts.fragment
+        and parts.scheme in ("https", *(("http",) if here else ()))
+    )

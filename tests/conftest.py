@@ -50,6 +50,7 @@ SLOW = {
     "server/surfaces/test_ending.py": "server processes that end",
     "server/surfaces/test_http.py": "a server for each test",
     "server/surfaces/test_mcp.py": "conversations that make pictures",
+    "server/surfaces/test_oauth.py": "a server for each test, and an issuer",
     "server/surfaces/test_operating.py": "a server for each test",
     "server/surfaces/test_stopping.py": "servers that wait for their callers",
     "server/surfaces/test_store_failures.py": "stores that fail in every way",

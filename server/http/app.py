@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from server.app import App
 from server.caller import Caller
-from server.http import health, images, jobs, mcp, metrics, openai, openapi, rest
+from server.http import health, images, jobs, mcp, metrics, oauth, openai, openapi, rest
 from server.http.addresses import Addresses, signing_key
 from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
@@ -34,6 +34,7 @@ ROUTED = (
     jobs,
     health,
     metrics,
+    oauth,
 )
 """The modules of routes, beside that of MCP."""
 EXPOSED = (
@@ -50,7 +51,7 @@ EXPOSED = (
 
 def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -> Starlette:
     """The ASGI application; it enters `app` when it starts and leaves it when it stops."""
-    verifiers: list[Verifier] = [tokens] if tokens else []
+    verifiers = _verifiers(app, tokens)
     addresses = Addresses(app.settings.public_url, signing_key(app.store.path) if verifiers else None)
     if verifiers:
         verifiers.append(addresses)
@@ -99,14 +100,26 @@ def http_app(app: App, tokens: Tokens | None = None, *, loopback: bool = True) -
                 verifiers,
                 any_host=bool(verifiers) or not loopback,
                 origins=app.settings.allow_origin,
-                is_open={health.HEALTH, health.READY},
+                is_open={health.HEALTH, health.READY, *oauth.described(app)},
                 reads={MCP, *(rest.path(tool) for tool in app.tools.values() if tool.read_only)},
+                metadata_url=oauth.metadata_url(app),
             ),
             Middleware(WholeBody, max_body),
         ],
         exception_handlers={ToolError: refused, StoreError: refused, Exception: refused},
         lifespan=lifespan,
     )
+
+
+def _verifiers(app: App, tokens: Tokens | None) -> list[Verifier]:
+    """The credentials that are accepted: tokens of the file, and those of an authorization server."""
+    verifiers: list[Verifier] = [tokens] if tokens else []
+    settings = app.settings
+    if settings.oauth_issuer and settings.oauth_audience:
+        from server.http.access_tokens import AccessTokens  # slow to import, and rarely needed
+
+        verifiers.append(AccessTokens(settings.oauth_issuer, settings.oauth_audience, settings.oauth_jwks))
+    return verifiers
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

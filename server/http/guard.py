@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.caller import READ, WRITE, insufficient
+from server.caller import READ, SCOPES, WRITE, insufficient
 from server.http.auth import HOST, Identity, Verifier, may_ask, names_this_machine
 from server.http.refusals import refusal
 from tools.base import ToolError
@@ -46,7 +46,8 @@ class Guard:
         self._origins = origins
         self._open = is_open
         self._reads = reads
-        self._metadata = {"resource_metadata": metadata_url} if metadata_url else {}
+        scopes = " ".join(sorted(SCOPES))
+        self._metadata = {"scope": scopes, "resource_metadata": metadata_url} if metadata_url else {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -111,6 +112,6 @@ class Guard:
 
     def _challenge(self, response: Response, **parts: str) -> Response:
         """Say in WWW-Authenticate what kind of credential is wanted (RFC 6750, section 3)."""
-        said = ", ".join(f'{name}="{value}"' for name, value in (parts | self._metadata).items())
+        said = ", ".join(f'{name}="{value}"' for name, value in (self._metadata | parts).items())
         response.headers["WWW-Authenticate"] = f"Bearer {said}".rstrip()
         return response

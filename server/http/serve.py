@@ -25,13 +25,13 @@ async def serve_http(app: App) -> None:
     """Serve until the process is asked to stop.
 
     Raises:
-        ValueError: the address is open to others and there is no token file, or the file is not as it should.
+        ValueError: anybody could connect, or the token file is not as it should.
         OSError: the address cannot be had.
     """
     settings = app.settings
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     loopback = is_loopback(settings.host)
-    if tokens is None and not loopback:
+    if tokens is None and settings.oauth_issuer is None and not loopback:
         raise ValueError(f"{settings.host} is open to others; give a token file, or listen on 127.0.0.1")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG) as listener:
