@@ -152,7 +152,8 @@ async def test_openapi_describes_every_route_and_no_other(app: App) -> None:
             if isinstance(route, Route)
             for method in route.methods or ()
         }
-        assert {pair for pair in described | routed if pair[1] != "HEAD"} == routed & described
+        assert described <= routed
+        assert {pair for pair in routed - described if pair[1] != "HEAD"} == set()
         for path, item in document["paths"].items():
             if taken := item.get("post", {}).get("requestBody"):
                 answer = await client.post(path, content=b"x", headers={"Content-Type": "text/x-other"})
