@@ -19,7 +19,7 @@ from server.context import CallContext
 from server.errors import answering
 from server.http.openapi import JSON, Paths, answer, operation, parameter
 from server.http.refusals import refusal
-from server.http.streams import EVENTS, EventStream, while_connected
+from server.http.streams import DESCRIBED, EVENTS, EventStream, while_connected
 from server.journal import Entry
 from server.status import progress_event
 from server.watching import HEARTBEAT_S, watch
@@ -193,7 +193,7 @@ def described(_: App) -> Paths:
         parameter("previews", "query", "How many events have a preview at most.", **some),
         parameter("Last-Event-ID", "header", "The last event that came; the answer goes on after it."),
     ]
-    told = answer("`progress`, as often as there is any; last `result` or `error`.", {EVENTS: TEXT})
+    told = answer("`progress`, as often as there is any; last `result` or `error`.", {EVENTS: DESCRIBED})
     every = {200: answer("Jobs.", {JSON: jobs})}
     one = {200: answer("Where it stands; its result when it is done.", {JSON: status})}
     return {

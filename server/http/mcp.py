@@ -14,10 +14,10 @@ from server.caller import Caller
 from server.http.media import taking
 from server.http.openapi import JSON, Paths, answer, operation
 from server.http.sessions import SessionMiddleware, Sessions
+from server.http.streams import DESCRIBED, EVENTS
 from server.mcp import Studio
 
 MCP = "/mcp"
-EVENTS = "text/event-stream"
 ABOUT = """\
 The Model Context Protocol, streamable HTTP transport: JSON-RPC messages in both directions, and the tools \
 of /v1/tools. Protocol versions without sessions (2026-07-28) and with the older handshake are spoken. Use a \
@@ -52,7 +52,7 @@ def described(_: App) -> Paths:
     message = {"type": "object", "description": "A JSON-RPC message of MCP."}
     failed = answer("A JSON-RPC error, or a refusal as everywhere.", {JSON: {"type": "object"}})
     answers = {
-        200: answer("JSON-RPC, as one document or as events.", {JSON: message, EVENTS: {"type": "string"}}),
+        200: answer("JSON-RPC, as one document or as events.", {JSON: message, EVENTS: DESCRIBED}),
         202: answer("A notification was taken."),
         **dict.fromkeys((400, 404, 406, 500), failed),
     }

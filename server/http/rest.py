@@ -22,7 +22,7 @@ from server.hookspecs import AnyTool
 from server.http.media import taking
 from server.http.openapi import JSON, Paths, answer, operation, parameter
 from server.http.refusals import refusal
-from server.http.streams import EVENTS, EventStream, while_connected
+from server.http.streams import DESCRIBED, EVENTS, EventStream, while_connected
 from server.idempotency import MAX_KEY
 from server.status import progress_event
 from tools.base import JobStatus, Result, ToolError
@@ -121,9 +121,7 @@ def described(app: App) -> Paths:
 def _described(tool: AnyTool, card: ModelCard) -> dict[str, Any]:
     asked = {"title": f"{tool.name}.request", **schema.input_schema(tool, card)}
     answered = {"title": f"{tool.name}.result", **schema.output_schema(tool)}
-    result = answer(
-        "The result; as events, progress comes first.", {JSON: answered, EVENTS: {"type": "string"}}
-    )
+    result = answer("The result; as events, progress comes first.", {JSON: answered, EVENTS: DESCRIBED})
     return operation(
         tool.name,
         tool.title,

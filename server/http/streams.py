@@ -8,6 +8,8 @@ import anyio
 from starlette.types import Receive, Send
 
 EVENTS = "text/event-stream"
+DESCRIBED: dict[str, Any] = {"description": "Server-sent events: `event` says of which kind, `data` is JSON."}
+"""The schema of a stream, without a type: some readers of OpenAPI take it for text, others for events."""
 
 
 class EventStream:

@@ -8,7 +8,7 @@ from server.http.openai.asked import MULTIPART, NAMES, WITHOUT_EFFECT, EditOptio
 from server.http.openai.routes import EDITS, GENERATIONS, MODELS
 from server.http.openapi import JSON, REFUSALS, Paths, answer, operation, parameter
 from server.http.rest import KEYED
-from server.http.streams import EVENTS
+from server.http.streams import DESCRIBED, EVENTS
 from server.schema import Schema
 
 TEXT: Schema = {"type": "string"}
@@ -57,7 +57,7 @@ def _request(app: App, options: type[Options], tool: str) -> Schema:
 
 def _making(name: str, summary: str, body: dict[str, Schema]) -> dict[str, Any]:
     answers = _answers(_IMAGES)
-    answers[200]["content"][EVENTS] = {"schema": TEXT}
+    answers[200]["content"][EVENTS] = {"schema": DESCRIBED}
     answers[202] = answer("The job was taken on.", {JSON: _IMAGES})
     about = "As OpenAI's images API has it, with the parameters of the tools as further fields."
     return operation(name, summary, answers, about=about, body=body, parameters=[KEYED])
