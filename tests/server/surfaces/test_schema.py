@@ -1,14 +1,16 @@
 """Schemas are plain enough for every client, show the card's defaults, and tell the truth about results."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import BaseModel, ConfigDict
 
 from omnigen2.checkpoints.card import published_card
 from server import schema
-from tools.base import Result, Tool, ToolError
+from tools.base import Request, Result, Tool, ToolError
 from tools.core import TOOLS
 
 CARD = published_card("tiny")
@@ -25,6 +27,25 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(value, list):
         for child in value:
             yield from nodes(child)
+
+
+def test_a_schema_that_names_its_dialect_keeps_its_references_for_mcp_alone() -> None:
+    class Place(BaseModel):
+        city: str = ""
+
+    class Go(Request):
+        model_config = ConfigDict(json_schema_extra={"$schema": Draft202012Validator.META_SCHEMA["$id"]})
+        place: Place = Place()
+
+    tool = replace(TOOLS[0], request=Go, defaults=None)
+    kept = schema.input_schema(tool, None, inline=False)
+    assert (
+        kept["properties"]["place"]["$ref"] == "#/$defs/Place"
+        and "city" in kept["$defs"]["Place"]["properties"]
+    )
+    made = schema.input_schema(tool, None)
+    assert "$defs" not in made and "city" in made["properties"]["place"]["properties"]
+    assert schema.input_schema(TOOLS[0], CARD, inline=False) == INPUTS[TOOLS[0].name]
 
 
 @pytest.mark.parametrize("made", ALL, ids=[*INPUTS, *(f"{name} result" for name in OUTPUTS)])
