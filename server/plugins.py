@@ -5,6 +5,7 @@ plugin that fails, or registers something else than it should, is skipped, with 
 `doctor`; two that claim one name are an error.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -18,6 +19,7 @@ from server.caller import Caller
 from server.hookspecs import PROJECT, AnyTool, StoreOpener
 from server.log import get_logger
 from server.offers import Prompt, Resource
+from storage.digest import SCHEME
 from tools.base import Request as ToolRequest
 from tools.base import Result, Tool
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from server.app import App
 
 T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+"""What a tool may be called: MCP's rule, but for the first letter."""
 CORE = ("tools.core", "server.core", "server.cli.commands")
 Offer = tuple[str, str, Any]
 """A plugin, a name that it registers, and what it registers under that name."""
@@ -172,7 +176,9 @@ def _named_opener(scheme: str, opener: StoreOpener) -> tuple[str, StoreOpener]:
 
 
 def _named_tool(tool: AnyTool) -> tuple[str, AnyTool]:
-    _checked(Tool, tool)
+    for name in (_checked(Tool, tool).name, tool.command):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be a name: letters, digits, dots, hyphens and underscores can")
     if not (issubclass(tool.request, ToolRequest) and issubclass(tool.result, Result)):
         raise TypeError(f"{tool.name}: its request must be a Request, and its result a Result")
     return tool.name, tool
@@ -191,7 +197,9 @@ def _named_prompt(prompt: Prompt) -> tuple[str, Prompt]:
 def _named_resource(resource: Resource) -> tuple[str, Resource]:
     from mcp.shared.uri_template import UriTemplate
 
-    return str(UriTemplate.parse(_checked(Resource, resource).uri)), resource
+    if _checked(Resource, resource).uri.startswith(SCHEME):
+        raise ValueError(f"{resource.uri}: {SCHEME} is for the images of the store")
+    return str(UriTemplate.parse(resource.uri)), resource
 
 
 def _named_route(route: "Route") -> tuple[str, "Route"]:

@@ -167,6 +167,12 @@ def test_a_plugin_cannot_take_a_name_of_the_core(hook: str, offered: Any, owner:
             ("greet", greet),
             "TypeError: .* is no BackendFactory: it has no method models",
         ),
+        ("register_tools", (tool("a/b"),), "ValueError: 'a/b' cannot be a name"),
+        (
+            "register_resources",
+            (greeting("image://sha256/{digest}"),),
+            "ValueError: image://sha256/.* images",
+        ),
         ("register_backends", (1, Checkpoints()), "TypeError: a str is expected, not 1"),
         ("register_stores", ("greet", "s3"), "TypeError: a function that opens a store is expected"),
         ("register_commands", (tool("greet"),), "TypeError: a App is expected"),
