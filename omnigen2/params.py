@@ -17,6 +17,8 @@ MIN_SIDE, MAX_SIDE = 16, 4096  # pixels of a side that can be asked for
 MAX_SEED = 2**53 - 1  # the largest integer that survives JSON in every client
 MAX_REFERENCES = 5  # rows of the checkpoint's image_index_embedding
 MAX_ADAPTERS = 8  # that a picture may use
+OFFERED = "offered"
+"""Key of a field's JSON schema: what its values name, of which a host can list those there are."""
 
 Scheduler = Literal["euler", "dpmsolver++"]
 Speed = Literal["exact", "balanced", "fast"]
@@ -133,15 +135,17 @@ class NamedAdapter(Params):
     """Its name, or the path of its file or folder."""
     weight: float = Field(default=1.0, ge=-10, le=10, allow_inf_nan=False)
     """1 as trained, 0 not at all."""
-    digest: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+    digest: str | None = Field(default=None, min_length=64, max_length=64)
     """SHA-256 that it must have."""
 
 
 class Adapters(Params):
     """The adapters with which a picture is made."""
 
-    lora: list[NamedAdapter] | None = Field(default=None, max_length=MAX_ADAPTERS)
-    """LoRA adapters to apply together."""
+    lora: list[NamedAdapter] | None = Field(
+        default=None, max_length=MAX_ADAPTERS, json_schema_extra={OFFERED: "adapters"}
+    )
+    """LoRA adapters to apply, by name; several add up."""
 
     @field_validator("lora", mode="before")
     @classmethod

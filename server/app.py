@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import anyio
 from anyio import to_thread
 
+from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.manager import Manager
 from server.arguments import read_arguments
@@ -46,6 +47,7 @@ class App:
         self.tools: dict[str, AnyTool] = plugins.tools()
         self.store = store
         self.manager = manager
+        self.adapters = AdapterFolder(settings.lora_dir)
         self.references = References(_fetcher(store) if settings.allow_fetch else None)
         self.counts = Counts()
         self.dispatcher = Dispatcher(manager, store, settings.queue_size, self.counts)
@@ -178,6 +180,10 @@ class App:
     def models(self) -> list[str]:
         """The names of the models that a request may name, the default one first. Raises what `card` does."""
         return list(dict.fromkeys([self._default_card.id, *self.manager.models()]))
+
+    def offered(self) -> dict[str, str]:
+        """What the host offers by name, for descriptions of the parameters that take such names."""
+        return {"adapters": self.adapters.line()}
 
     def other(self, model: str | None) -> str | None:
         """`model`, or None if it names the default model, by the setting or by the id of its card."""

@@ -50,6 +50,7 @@ class CallContext:
         self._app = app
         self._caller = caller
         self.store = app.store_of(caller.principal)
+        self.adapters = app.adapters
         self.principal = caller.principal
         self.scopes = caller.scopes
         self.own_addresses = caller.own_addresses

@@ -113,9 +113,9 @@ class Studio:
 
     @cached_property
     def _input_schemas(self) -> dict[str, dict[str, Any]]:
-        card = self.app.card()
+        card, offered = self.app.card(), self.app.offered()
         tools = self.app.tools.values()
-        return {tool.name: schema.input_schema(tool, card, inline=False) for tool in tools}
+        return {tool.name: schema.input_schema(tool, card, offered, inline=False) for tool in tools}
 
     @cached_property
     def _tools(self) -> dict[str, types.Tool]:

@@ -5,12 +5,14 @@ schemas are ready before the model is.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.explain import nullable, resolved
+from omnigen2.params import OFFERED
 from storage.digest import SCHEME
 from tools.base import DETAIL, Result, Tool, ToolError
 
@@ -32,10 +34,17 @@ WORDS = ("description", "default")
 """Parts of a schema that check nothing."""
 
 
-def input_schema(tool: Tool[Any, Any], card: ModelCard | None, *, inline: bool = True) -> Schema:
+def input_schema(
+    tool: Tool[Any, Any],
+    card: ModelCard | None,
+    offered: Mapping[str, str] = MappingProxyType({}),
+    *,
+    inline: bool = True,
+) -> Schema:
     """The JSON schema of a tool's arguments, with the defaults of `card` if one is given.
 
-    Without `inline`, a schema that names its dialect (`$schema`) keeps the form in which its author gave it.
+    `offered` lists what the host has of each kind of thing that parameters name (`OFFERED`). Without
+    `inline`, a schema that names its dialect (`$schema`) keeps the form in which its author gave it.
     """
     given = tool.request.model_json_schema()
     schema = plain(given) if inline or "$schema" not in given else given
@@ -44,6 +53,8 @@ def input_schema(tool: Tool[Any, Any], card: ModelCard | None, *, inline: bool =
     for name, field in schema["properties"].items():
         if name in filled:
             field["default"] = filled[name]
+        if names := offered.get(field.pop(OFFERED, "")):
+            field["description"] = f"{field.get('description', '')} There are: {names}."
     return schema
 
 

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that clients may read images from. Over stdio the working directory is one, too, unless it is
     `/`, the home folder, or one that everybody shares."""
+    lora_dir: Path | None = None
+    """A folder of LoRA adapters (safetensors) that clients may use by name."""
     allow_fetch: bool = False
     """Let clients have images fetched from public https:// addresses."""
     transport: Literal["stdio", "http"] = "stdio"
@@ -156,6 +158,14 @@ class Settings(BaseSettings):
         if (self.oauth_issuer is None) != (self.oauth_audience is None):
             raise ValueError("oauth_issuer and oauth_audience belong together")
         return self
+
+    @field_validator("lora_dir")
+    @classmethod
+    def _is_a_folder(cls, value: Path | None) -> Path | None:
+        folder = None if value is None else value.expanduser().absolute()
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"no such folder: {folder}")
+        return folder
 
     @model_validator(mode="after")
     def _config_was_read(self) -> Self:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, BinaryIO, ClassVar, Generic, Literal, Protoco
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, WithJsonSchema
 
+from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Params
 from omnigen2.task import Outcome, Task
@@ -262,6 +263,7 @@ class Context(Protocol):
     """All that a running tool may use. The server implements it; one is made for every call."""
 
     store: StoreView
+    adapters: AdapterFolder  # those that the host offers by name
     principal: str
     """On whose behalf the call is made."""
     own_addresses: tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omnigen2.params import MAX_REFERENCES, Decoding, Sampling
+from omnigen2.params import MAX_REFERENCES, Adapters, Decoding, Sampling
 from tools.base import OUTLIVES_THE_CALL, Request
 
 MAX_WORDS = 8000
@@ -98,13 +98,6 @@ class ModelIn(Request):
     """Name of the model to use; leave it out for the one that is loaded."""
 
 
-class LoraIn(Request):
-    """An adapter for the model."""
-
-    lora: str | None = Field(default=None, min_length=1, max_length=4000)
-    """Path of a LoRA on the server, file or folder of safetensors; "@sha256:<hex>" after it pins the file."""
-
-
 class Background(Request):
     """Whether to wait."""
 
@@ -112,7 +105,7 @@ class Background(Request):
     """True answers at once with a job_id instead of waiting; get_job gives the result later."""
 
 
-class ImageRequest(Background, LoraIn, ModelIn, Sampling, Worded):
+class ImageRequest(Background, Adapters, ModelIn, Sampling, Worded):
     """What every request for pictures has."""
 
 

@@ -10,28 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import anyio.to_thread
+from anyio import to_thread
 from pydantic import JsonValue
 
-from omnigen2.adapters.file import Adapter, WeightedAdapter, pick_adapter
+from omnigen2.adapters.file import WeightedAdapter
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.completion import complete_decoding, complete_sampling
 from omnigen2.params import Decoding, InvalidTask, ReferenceSampling, Sampling
 from omnigen2.sizes import Size
 from omnigen2.task import NUMERICS_VERSION, HasSize, ImageTask, Task, TextTask
 from storage import Model, StoredImage
+from tools.adapters import find_adapters
 from tools.base import Context, Request, ToolError
-from tools.fields import ImageIn, ImageRequest, ImagesIn, LoraIn, PartIn, TextRequest
-from tools.references import shown
+from tools.fields import ImageIn, ImageRequest, ImagesIn, PartIn, TextRequest
 from tools.region import check_part
 
-PINNED = "@sha256:"
-"""Stands between the path of an adapter and the digest that its file must have."""
-_HASHING = anyio.CapacityLimiter(2)
-"""Threads that read adapters: never those that everything else waits for."""
 _ADVICE = {"images": "Use fewer images, or another model.", "seed": "Give a smaller seed."}
 """What to do about a wrong field; for any other one it is the size that is wrong."""
-_LORA_ADVICE = "Give the path of a safetensors file, or of a folder that holds just one."
 
 Q = TypeVar("Q", bound=Request)
 
@@ -109,7 +104,7 @@ async def make_recipe(tool: str, request: ImageRequest | TextRequest, context: C
     )
     named = _with_ids(request, inputs)
     if isinstance(named, PartIn) and named.holds:
-        await anyio.to_thread.run_sync(check_part, named, inputs, context.store)
+        await to_thread.run_sync(check_part, named, inputs, context.store)
     if isinstance(named, ImageRequest):
         recipe = await _image_recipe(tool, named, inputs, card, context)
     else:
@@ -146,14 +141,15 @@ async def _image_recipe(
     kind = ReferenceSampling if isinstance(request, ReferenceSampling) else Sampling
     with _refusing():
         completed = complete_sampling(request.part(kind), _sizes(_seen(request, inputs)), card)
-    adapter, lora = await _adapter(request, context)
+    found = await find_adapters(request.lora or (), context)
+    lora = [named for _, named in found] or None
     return Recipe(
         tool,
         request.model_copy(update={**dict(completed.params.part(kind)), "lora": lora}),
         completed.params,
         inputs,
         card,
-        (WeightedAdapter(adapter),) if adapter else (),
+        tuple(adapter for adapter, _ in found),
         notes=(*_taken_in(_seen(request, inputs)), *completed.notes),
         fixed=completed.repeatable,
     )
@@ -194,38 +190,3 @@ def _taken_in(inputs: Sequence[StoredImage]) -> list[str]:
         for number, image in enumerate(inputs, 1)
         for note in image.notes
     ]
-
-
-async def _adapter(request: LoraIn, context: Context) -> tuple[Adapter | None, str | None]:
-    """The LoRA, and how the recipe names it: with its digest, so that it is always that file.
-
-    Raises:
-        ToolError: `forbidden`, or `invalid_argument` if it is not there or not the file that was demanded.
-    """
-    if request.lora is None:
-        return None, None
-    given, pinned, demanded = request.lora.rpartition(PINNED)
-    path = given if pinned else request.lora
-    try:
-        adapter = await anyio.to_thread.run_sync(_opened_adapter, path, context, limiter=_HASHING)
-    except ValueError as error:
-        raise ToolError("invalid_argument", f"{error}.", _LORA_ADVICE) from error
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ToolError(
-            "invalid_argument", f"lora: {shown(path)} cannot be read: {reason}.", _LORA_ADVICE
-        ) from error
-    if pinned and demanded.lower() != adapter.digest:
-        raise ToolError(
-            "invalid_argument",
-            f"lora: {shown(given)} is not the file with the SHA-256 {demanded[:64]} any more.",
-            "Leave the digest out to use the file as it is now.",
-        )
-    return adapter, f"{adapter.path}{PINNED}{adapter.digest}"
-
-
-def _opened_adapter(path: str, context: Context) -> Adapter:
-    """The adapter in a file, or in a folder. Raises ToolError, OSError and ValueError."""
-    file, opened = context.open_file(path, "lora", pick_adapter)
-    with opened:
-        return Adapter.opened(file, opened)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cyclopts import App
 from rich.filesize import decimal
 
+from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints import locate
 from omnigen2.factory import Checkpoints
 from server.cli.output import AsJson, show, table
@@ -102,6 +103,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     else:
         yield from check_model(settings.model, settings.device, settings.dtype)
     yield from check_models()
+    yield from check_adapters(AdapterFolder(settings.lora_dir))
     scheme, separator, place = settings.store.partition("://")
     if not separator or scheme == "file":
         yield from check_store(Path(place if separator else settings.store).expanduser())
@@ -168,6 +170,18 @@ def check_models() -> Iterator[Finding]:
     else:
         here = "only nano is here" if names else "none is here"
         yield Finding("models", "note", here, f"fetch the full model with `{PULL}`")
+
+
+def check_adapters(adapters: AdapterFolder) -> Iterator[Finding]:
+    """Which adapters are offered by name, and which files of their folder are not."""
+    if adapters.folder is None:
+        return
+    names = adapters.names()
+    offered = f"{len(names)} in {adapters.folder}{': ' if names else ''}{', '.join(names)}"
+    yield Finding("adapters", "ok" if names else "note", offered, "" if names else "put LoRA files there")
+    for name, adapter in adapters.all().items():
+        if adapter.problem:
+            yield Finding("adapter", "note", f"{name}: {adapter.problem}")
 
 
 def check_store(folder: Path) -> Iterator[Finding]:

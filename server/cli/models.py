@@ -1,6 +1,7 @@
 """`omnigen2-mcp models`: which models are here, what each one is, and fetching another."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -8,13 +9,17 @@ from typing import Any
 from cyclopts import App
 from rich.filesize import decimal
 
+from omnigen2.adapters.file import Adapter
+from omnigen2.adapters.folder import AdapterFolder, Listed
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.checkpoints.headers import read_headers
 from server.cli.output import AsJson, download_bar, facts, show, table
+from server.settings import Settings
 
 app = App(name="models", help="List, inspect and fetch models.")
 
+NO_LORA_DIR = "No adapter is offered by name: set OMNIGEN2_LORA_DIR, or --lora-dir of serve, to their folder."
 PULL_HINT = "Fetch the full model (16 GB) with: omnigen2-mcp models pull OmniGen2/OmniGen2"
 
 
@@ -26,6 +31,20 @@ def list_models(*, as_json: AsJson = False) -> None:
     lines = [table(("model", "size", "commit", "folder"), rows)] if rows else ["No model is here."]
     hint = [] if any(model.id != locate.NANO for model in found) else [PULL_HINT]
     show([_described(model) for model in found], *lines, *hint, as_json=as_json)
+
+
+@app.command(name="loras")
+def list_adapters(*, as_json: AsJson = False) -> None:
+    """List the LoRA adapters that can be used by name, and what their files say of themselves."""
+    adapters = AdapterFolder(Settings().lora_dir)
+    found = adapters.all()
+    rows = [(name, decimal(own.bytes), own.problem or own.about) for name, own in found.items()]
+    where = f"The folder {adapters.folder} is empty." if adapters.folder else NO_LORA_DIR
+    value = [
+        {"name": name, **asdict(own), "path": str(own.path), "digest": _digest(own)}
+        for name, own in found.items()
+    ]
+    show(value, table(("name", "size", "about"), rows) if rows else where, as_json=as_json)
 
 
 @app.command(name="show")
@@ -94,6 +113,10 @@ def pull(repo_id: str, /, *, revision: str | None = None, as_json: AsJson = Fals
         f"Use it with: omnigen2-mcp serve --model {model.id}",
         as_json=as_json,
     )
+
+
+def _digest(adapter: Listed) -> str | None:
+    return None if adapter.problem else Adapter.of(adapter.path).digest
 
 
 def _described(model: locate.LocalModel) -> dict[str, Any]:

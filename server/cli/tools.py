@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from omnigen2.checkpoints.card import ModelCard
 from server import schema
 from server.app import App, build_app
+from server.arguments import read_arguments
 from server.caller import LOCAL, Caller
 from server.cli.options import given, parameters
 from server.cli.output import AsJson, show
@@ -28,7 +29,6 @@ from server.hookspecs import AnyTool
 from server.settings import Settings
 from server.status import progress_line
 from tools.base import JobStatus, Result, ToolError
-from tools.recipe import PINNED
 from tools.references import FileRef, parse_reference
 
 Output = Annotated[
@@ -71,26 +71,39 @@ async def _call(app: App, tool: AnyTool, arguments: dict[str, Any], settings: Se
         async def on_progress(status: JobStatus) -> None:
             report(status)
 
-        folders = (Path.cwd(), *settings.allow_dir, *_typed_paths(arguments))
+        folders = (Path.cwd(), *settings.allow_dir, *_typed_paths(tool, arguments))
         caller = Caller(LOCAL, "command line", folders, on_progress)
         async with app:
             return await app.call(tool, arguments, caller)
 
 
-def _typed_paths(arguments: dict[str, Any]) -> Iterator[Path]:
+def _typed_paths(tool: AnyTool, arguments: dict[str, Any]) -> Iterator[Path]:
     """The files and folders named on the command line. They may be read, even through links."""
-    for value in arguments.values():
-        texts = cast("list[object]", value) if isinstance(value, list) else [value]
-        for text in texts:
-            if path := _path(text):
-                yield path
+    try:
+        request, _ = read_arguments(tool.request, arguments)
+    except ToolError:  # the call says so
+        return
+    for text in _texts(request.model_dump()):
+        if path := _path(text):
+            yield path
 
 
-def _path(text: object) -> Path | None:
-    if not isinstance(text, str) or text[:5].lower() == "data:":
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*cast("dict[str, object]", value).values()])
+    elif isinstance(value, list | tuple):
+        for part in cast("list[object]", value):
+            yield from _texts(part)
+
+
+def _path(text: str) -> Path | None:
+    if text[:5].lower() == "data:":
         return None
     try:
-        named = parse_reference(text.partition(PINNED)[0], "file")
+        named = parse_reference(text, "file")
         path = Path(os.path.abspath(named.path)) if isinstance(named, FileRef) else None
         return path if path and path.exists() else None
     except (ToolError, OSError, ValueError):  # a prompt, or a name that no file can have

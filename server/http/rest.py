@@ -5,7 +5,7 @@ and the result as the last one. A client that goes away cancels its call.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -114,12 +114,12 @@ def _json_for(caller: Caller) -> Callable[[Result, NewImages], dict[str, Any]]:
 
 def described(app: App) -> Paths:
     """The paths of the tools, with the model's defaults."""
-    card = app.card()
-    return {path(tool): {"post": _described(tool, card)} for tool in app.tools.values()}
+    card, offered = app.card(), app.offered()
+    return {path(tool): {"post": _described(tool, card, offered)} for tool in app.tools.values()}
 
 
-def _described(tool: AnyTool, card: ModelCard) -> dict[str, Any]:
-    asked = {"title": f"{tool.name}.request", **schema.input_schema(tool, card)}
+def _described(tool: AnyTool, card: ModelCard, offered: Mapping[str, str]) -> dict[str, Any]:
+    asked = {"title": f"{tool.name}.request", **schema.input_schema(tool, card, offered)}
     answered = {"title": f"{tool.name}.result", **schema.output_schema(tool)}
     result = answer("The result; as events, progress comes first.", {JSON: answered, EVENTS: DESCRIBED})
     return operation(

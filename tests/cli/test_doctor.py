@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import read_card
 from omnigen2.checkpoints.locate import find
 from server.cli import doctor
@@ -74,6 +77,15 @@ def test_store_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: 
 def test_store_on_a_full_disk_gets_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     assert by_topic(doctor.check_store(tmp_path))["store"].state == "note"
+
+
+def test_adapters_are_named_and_damaged_ones_noted(tmp_path: Path) -> None:
+    save_file({"x.lora_A.weight": np.zeros((1, 4))}, tmp_path / "pink.safetensors")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    offered, damaged = doctor.check_adapters(AdapterFolder(tmp_path))
+    assert offered.state == "ok" and offered.says == f"1 in {tmp_path}: pink"
+    assert damaged.state == "note" and "junk: " in damaged.says and "damaged" in damaged.says
+    assert list(doctor.check_adapters(AdapterFolder(None))) == []
 
 
 def test_plugin_that_failed_to_load_is_a_problem() -> None:

@@ -1,11 +1,13 @@
 """`omnigen2-mcp models`, in process."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from omnigen2.checkpoints import locate
 from server.cli.models import app
@@ -38,6 +40,24 @@ def test_list_says_how_to_fetch_the_full_model_where_only_nano_is(
 ) -> None:
     shutil.rmtree(models / "someone")
     assert "omnigen2-mcp models pull OmniGen2/OmniGen2" in run(capsys, "list")
+
+
+def test_adapters_are_listed_with_what_their_files_say(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--lora-dir" in run(capsys, "loras")
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    monkeypatch.setenv("OMNIGEN2_LORA_DIR", str(folder))
+    assert "is empty" in run(capsys, "loras")
+    file = folder / "pink.safetensors"
+    save_file({"x.lora_A.weight": np.zeros((1, 4))}, file, {"modelspec.title": "Pink things"})
+    (folder / "junk.safetensors").write_bytes(b"junk")
+    junk, pink = json.loads(run(capsys, "loras", "--json"))
+    assert pink["about"] == "Pink things" and pink["bytes"] == file.stat().st_size
+    assert pink["digest"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "damaged" in junk["problem"] and junk["digest"] is None
+    assert "Pink things" in run(capsys, "loras")
 
 
 def test_show_counts_parameters_and_gives_digest_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:

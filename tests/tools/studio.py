@@ -13,6 +13,7 @@ from typing import Any
 from anyio import to_thread
 from PIL.Image import Image
 
+from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.engine import Engine
 from omnigen2.task import Outcome
@@ -43,6 +44,7 @@ class Studio:
     principal: str = "tester"
     own_addresses: tuple[str, ...] = ()
     hold_jobs: bool = False
+    adapters: AdapterFolder = field(default_factory=lambda: AdapterFolder(None))
     jobs: dict[str, Job] = field(default_factory=dict)
     computed: list[Work] = field(default_factory=list)
     """All work that the model did."""

@@ -2,6 +2,7 @@
 
 import base64
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,10 @@ async def test_a_lora_is_part_of_the_recipe_by_its_content(studio: Studio) -> No
     again = await studio.call("generate_image", **asked, lora=str(studio.folder))
     assert not first.cached and again.cached
     assert first.images[0].id == plain.images[0].id  # an adapter of zeros changes nothing
-    assert str(first.parameters["lora"]).startswith(f"{file}@sha256:")
+    digest = sha256(file.read_bytes()).hexdigest()
+    assert first.parameters["lora"] == [{"name": str(file), "weight": 1.0, "digest": digest}]
+    as_recorded_before = await studio.call("generate_image", **asked, lora=f"{file}@sha256:{digest}")
+    assert as_recorded_before.cached
     assert (await studio.call("generate_image", **first.parameters)).cached
     save_lora(studio, file, scale=1.0)
     with pytest.raises(ToolError, match=r"lora: .* is not the file with the SHA-256"):

@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from server.app import App, build_app
 from server.cli import main as cli
@@ -138,3 +140,20 @@ def test_every_tool_is_a_command(run: Run, store: ImageStore) -> None:
     text = run("--help")
     assert [tool.command for tool in app.tools.values() if f" {tool.command} " not in text] == []
     app.store.close()
+
+
+def test_adapters_are_typed_as_names_or_files_with_weights(
+    run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras, elsewhere = tmp_path / "loras", tmp_path_factory.mktemp("elsewhere") / "sketch.safetensors"
+    loras.mkdir()
+    for file in (loras / "pink.safetensors", elsewhere):
+        sides = {"A": np.ones((2, 96), np.float32), "B": np.ones((96, 2), np.float32)}
+        save_file({f"layers.0.attn.to_q.lora_{side}.weight": own for side, own in sides.items()}, file)
+    monkeypatch.setenv("OMNIGEN2_LORA_DIR", str(loras))
+    words = ["generate", "x", *SMALL, "--json"]
+    typed = json.loads(run(*words, "--lora", "pink:-0.8", "--lora", str(elsewhere)))["parameters"]["lora"]
+    assert [(own["name"], own["weight"]) for own in typed] == [("pink", -0.8), (str(elsewhere), 1.0)]
+    text = json.dumps([{"name": "pink", "weight": -0.8}, {"name": str(elsewhere)}])
+    assert json.loads(run(*words, "--lora", text))["parameters"]["lora"] == typed
+    assert "pink" in run("models", "loras")
