@@ -9,6 +9,7 @@ from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any, cast
 
 import anyio
+import h11
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -69,6 +70,14 @@ class Connection(H11Protocol):
         """Wait for the next request."""
         self._wait()
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP request, in the form of all refusals, and close the connection."""
+        response = refusal(ToolError("invalid_argument", msg, "Send a request of HTTP/1.1."), 400)
+        head = h11.Response(status_code=400, headers=[*response.raw_headers, (b"connection", b"close")])
+        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @property
     def waits(self) -> bool:

@@ -70,7 +70,7 @@ class ImageEndpoint:
 
         async def respond() -> None:
             try:
-                with answering("images", self._caller(request).client):
+                with answering("images", self._caller(request).client, self._app.counts):
                     response = await self._response(request)
             except ToolError as error:
                 response = refusal(error)

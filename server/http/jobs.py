@@ -43,7 +43,7 @@ def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
     async def jobs(request: Request) -> Response:
         who = caller(request)
         try:
-            with answering("jobs", who.client):
+            with answering("jobs", who.client, app.counts):
                 limit = _number(request, "limit", MOST, MOST)
                 entries = await to_thread.run_sync(
                     app.dispatcher.journal.newest, who.principal, limit, request.query_params.get("before")
@@ -55,7 +55,7 @@ def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
     async def job(request: Request) -> Response:
         who, name = caller(request), request.path_params["job"]
         try:
-            with answering("job", who.client):
+            with answering("job", who.client, app.counts):
                 context = CallContext(app, who)
                 ending = request.method == "DELETE"
                 status = await (context.cancel(name) if ending else context.job(name))
@@ -83,7 +83,7 @@ class Events:
         who, last = self._caller(request), request.headers.get("last-event-id", "")
         context = CallContext(self._app, who)
         try:
-            with answering("job events", who.client):
+            with answering("job events", who.client, self._app.counts):
                 previews = _number(request, "previews", PREVIEWS, MOST_PREVIEWS, least=0)
                 status = await context.job(request.path_params["job"])
         except ToolError as error:

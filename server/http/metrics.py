@@ -30,7 +30,7 @@ class _Count(NamedTuple):
 COUNTS = (
     _Count(
         "calls",
-        "Calls of tools and MCP methods, by how they ended: ok, or the code of the error.",
+        "Calls of tools, MCP methods, images and jobs: ok, or the code of the error.",
         ("call", "code"),
     ),
     _Count("jobs", "Jobs that ended, by tool and last state.", ("tool", "state")),

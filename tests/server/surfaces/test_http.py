@@ -385,3 +385,18 @@ async def test_image_of_a_store_is_not_read_by_another_name(app: App) -> None:
     app.store.put(Image.new("RGB", (8, 8)))
     async with rest(app) as client:
         assert (await client.get("/images/..%2Findex.sqlite")).status_code in (400, 404)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
+)
+async def test_what_is_no_request_is_refused_in_the_same_form(app: App, sent: bytes) -> None:
+    async with served(app) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            await stream.send(sent)
+            head, _, body = (await stream.receive()).partition(b"\r\n\r\n")
+            if not body:
+                body = await stream.receive()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert set(json.loads(body)["error"]) == {"code", "message", "advice"}
