@@ -22,6 +22,7 @@ from server.hookspecs import AnyTool
 from server.idempotency import Idempotency, read_key
 from server.journal import Journal, Keyed
 from server.plugins import Plugins
+from server.quotas import Quotas
 from server.references import References
 from server.settings import Settings
 from storage import ImageStore, StoreView
@@ -50,7 +51,9 @@ class App:
         self.adapters = AdapterFolder(settings.lora_dir)
         self.references = References(_fetcher(store) if settings.allow_fetch else None)
         self.counts = Counts()
-        self.dispatcher = Dispatcher(manager, store, settings.queue_size, self.counts)
+        self.dispatcher = Dispatcher(
+            manager, store, settings.queue_size, self.counts, Quotas(settings, self.store_of)
+        )
         self._idempotency = Idempotency()
         self._model_wanted = anyio.Event()
         self._calls: set[anyio.CancelScope] = set()

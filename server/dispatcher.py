@@ -30,6 +30,7 @@ from server.jobs import Job
 from server.journal import Journal, Keyed, interrupted
 from server.lanes import Lane
 from server.log import get_logger
+from server.quotas import Quotas, queue_full
 from storage import ImageStore
 from tools.base import JobState, Result, ToolError, Work
 
@@ -53,11 +54,14 @@ log = get_logger(__name__)
 class Dispatcher:
     """The queue and the jobs of a server. Use it on one event loop, while it is entered."""
 
-    def __init__(self, manager: Manager, store: ImageStore, queue_size: int, counts: Counts) -> None:
+    def __init__(
+        self, manager: Manager, store: ImageStore, queue_size: int, counts: Counts, quotas: Quotas
+    ) -> None:
         self._manager = manager
         self._store = store
         self._queue_size = queue_size
         self._counts = counts
+        self._quotas = quotas
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         self._lanes: dict[tuple[str, bool], Lane] = {}
@@ -90,9 +94,10 @@ class Dispatcher:
             ToolError: `busy`: too much waits already; it says when to come back.
             StoreError: the journal cannot be written, an input is gone, or nothing can be stored.
         """
-        refusal = self._refusal(caller.client)
         model = work.model or self._manager.default_model
         job = Job(work, model, caller.principal, caller.client, self._manager.cost(work.task, work.model))
+        quota = await self._quotas.take(job, self._jobs.values(), self._wait_s())
+        refusal = self._refusal(caller.client) or quota
         if refusal is None:
             self._jobs[job.id] = job
         try:
@@ -138,6 +143,7 @@ class Dispatcher:
             return found
         if refusal is not None:
             raise refusal
+        self._quotas.check_room(job)
         with ExitStack() as holds:
             if work.inputs:
                 holds.enter_context(self._store.hold([image.id for image in work.inputs]))
@@ -150,6 +156,7 @@ class Dispatcher:
     def _forget(self, job: Job) -> None:
         """Drop a job that was not admitted."""
         self._jobs.pop(job.id, None)
+        self._quotas.settle(job, made=False)
         job.ended.set()
 
     async def _run(self, job: Job, work: Work) -> None:
@@ -168,6 +175,7 @@ class Dispatcher:
         if job.state != "done":
             with anyio.CancelScope(shield=True):
                 await self._thread(self._close, job, None)
+        self._quotas.settle(job, made=job.state == "done")
         self._counts.add("jobs", job.tool, job.state)
         self._counts.add("job_steps", amount=job.status.step)
         log.info("job ended", job=job.id, tool=job.tool, state=job.state, queued_s=round(job.queued_s, 3))
@@ -352,15 +360,11 @@ class Dispatcher:
         # A client may have as many as are free: one alone gets half, and every other one still finds room.
         if own < self._queue_size - len(waiting):
             return None
-        waits = [lane.wait_s() or 0.0 for lane in self._lanes.values()]
-        seconds = max(5, round(max(waits, default=0.0) / 2))
-        whose = f"{own} requests of yours are" if own else f"{len(waiting)} requests are"
-        return ToolError(
-            "busy",
-            f"{whose} waiting already, as many as are taken at once.",
-            f"Send it again in about {seconds} seconds, or wait for one of them to end.",
-            seconds,
-        )
+        return queue_full(own, len(waiting), round(self._wait_s()))
+
+    def _wait_s(self) -> float:
+        """Estimate of the seconds until a place in the queue is free."""
+        return max(5.0, max((lane.wait_s() or 0.0 for lane in self._lanes.values()), default=0.0) / 2)
 
     async def stop(self) -> None:
         """End all jobs: running ones may finish for `GRACE_S` seconds, those that wait are handed back."""

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     sharing: Literal["shared", "own"] = "shared"
     """What those who connect with tokens see: all images (`shared`), or only what they made or imported
     themselves (`own`). Who runs the server, and every client without a token, sees all."""
+    max_waiting_jobs: int | None = Field(default=None, ge=1)
+    """Most requests of one token's name that may wait at once, below what `queue_size` leaves to it."""
+    max_images_per_hour: int | None = Field(default=None, ge=1)
+    """Most images that one token's name may have made within an hour."""
     max_stored_bytes: ByteSize | None = None
     """Most bytes that the images and records of one token's name may take, for example `2GB`."""
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()

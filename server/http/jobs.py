@@ -59,7 +59,7 @@ def routes(app: App, caller: Callable[[Request], Caller]) -> list[Route]:
                 context = CallContext(app, who)
                 ending = request.method == "DELETE"
                 status = await (context.cancel(name) if ending else context.job(name))
-                await to_thread.run_sync(app.store.check, status.linked())
+                await to_thread.run_sync(app.store_of(who.principal).check, status.linked())
                 return JSONResponse(schema.dump(status, who.address_of) | _preview(status))
         except ToolError as error:
             return _refused(error)

@@ -32,9 +32,9 @@ def answer(result: Result, asked: Asked, app: App, caller: Caller) -> dict[str, 
     made = schema.dump(result, caller.address_of if as_url else None)
     images: list[dict[str, Any]] = made.pop("images")
     made["notes"] = [*asked.notes, *made["notes"]]
+    store = app.store_of(caller.principal)
     data = [
-        image if as_url else {"b64_json": encoded(app.store.read(image["id"]), asked)} | image
-        for image in images
+        image if as_url else {"b64_json": encoded(store.read(image["id"]), asked)} | image for image in images
     ]
     size = f"{images[0]['width']}x{images[0]['height']}" if images else None
     shape = {"size": size, "background": "opaque", "output_format": _format(asked)}

@@ -1,5 +1,6 @@
 """Whose images are whose, as tools answer two principals of one server; and what each may have."""
 
+import asyncio
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
@@ -78,3 +79,73 @@ async def test_a_job_and_its_result_are_the_principals(own: App):
             words = await refused(own, name, BOB, job_id=job)
             never = await refused(own, name, BOB, job_id="job_0123456789abcdef")
             assert words.replace(job, "") == never.replace("job_0123456789abcdef", "")
+
+
+async def test_images_per_hour_are_counted_at_once_and_refused_with_the_time_to_come_back(
+    make_app: Callable[..., App], engine: HeldEngine
+):
+    app = make_app(lambda: engine, max_images_per_hour=4)
+    async with app:
+        made = await asyncio.gather(
+            *(call(app, "generate_image", ANN, prompt=f"{n}", **SMALL) for n in range(7)),
+            return_exceptions=True,
+        )
+        refusals = [error for error in made if isinstance(error, ToolError)]
+        assert len(refusals) == 3 and engine.submitted == 4
+        assert {error.code for error in refusals} == {"busy"}
+        assert all(3500 < (error.retry_after_s or 0) < 3700 for error in refusals)
+        assert "4 images made within an hour" in str(refusals[0]) and "4 per hour" in str(refusals[0])
+        equal = {"prompt": "again", "seed": 1, **SMALL}
+        await call(app, "generate_image", BOB, **equal)
+        for _ in range(5):  # an equal repeat costs nothing
+            assert (await call(app, "generate_image", BOB, **equal)).cached
+        await refused(app, "generate_image", BOB, prompt="x", num_images=4, **SMALL)
+        await call(app, "generate_image", BOB, prompt="x", num_images=3, **SMALL)
+        await call(app, "generate_image", HOST, prompt="x", num_images=8, **SMALL)  # it is the host's own
+        words = await refused(app, "generate_image", Caller("eve", "eve"), prompt="x", num_images=5)
+        assert words.startswith("invalid_argument: num_images: 5 given")
+        app.dispatcher._quotas._made.clear()  # as after a restart
+        assert "4 images made" in await refused(app, "generate_image", ANN, prompt="z", **SMALL)
+
+
+async def test_a_job_that_made_nothing_costs_nothing(make_app: Callable[..., App], engine: HeldEngine):
+    app = make_app(lambda: engine, max_images_per_hour=1)
+    engine.hold_at = 1
+    async with app:
+        job = (await call(app, "generate_image", ANN, prompt="x", background=True, **SMALL)).job_id
+        await engine.is_held()
+        await refused(app, "generate_image", ANN, prompt="y", **SMALL)
+        engine.released.set()
+        await call(app, "cancel_job", ANN, job_id=job)
+        await call(app, "generate_image", ANN, prompt="y", **SMALL)
+
+
+async def test_only_so_many_jobs_of_one_principal_wait(make_app: Callable[..., App], engine: HeldEngine):
+    app = make_app(lambda: engine, max_waiting_jobs=2)
+    engine.hold_at, engine._budget = 1, 1
+    async with app:
+        await call(app, "generate_image", ANN, prompt="x", background=True, **SMALL)
+        await engine.is_held()
+        waiting = {"background": True, **SMALL}
+        for number in range(2):
+            await call(app, "generate_image", ANN, prompt=f"{number}", **waiting)
+        words = await refused(app, "generate_image", ANN, prompt="y", **waiting)
+        assert "2 requests of yours are waiting" in words and "2 at once" in words
+        await call(app, "generate_image", BOB, prompt="y", **waiting)
+        engine.released.set()
+
+
+async def test_bytes_are_refused_before_work(make_app: Callable[..., App], engine: HeldEngine):
+    most = 32 * 32 * 3 + 3000  # one picture without compression, and records
+    app = make_app(lambda: engine, max_stored_bytes=most)
+    data = f"data:image/png;base64,{b64encode(png('red')).decode()}"
+    async with app:
+        made = await asyncio.gather(
+            *(call(app, "generate_image", ANN, prompt=f"{n}", **SMALL) for n in range(4)),
+            return_exceptions=True,
+        )
+        refusals = [error for error in made if isinstance(error, ToolError)]
+        assert len(refusals) == 3 == 4 - engine.submitted
+        assert {error.code for error in refusals} == {"forbidden"}
+        assert f"of the {most:,} bytes" in str(refusals[0])
+        await call(app, "import_image", BOB, image=data)
