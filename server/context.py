@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,11 +16,11 @@ from server.caller import Caller
 from server.hookspecs import AnyTool
 from server.idempotency import Key
 from server.jobs import Job
-from server.references import open_allowed
+from server.references import new_allowed, open_allowed
 from server.watching import preview, watch
 from storage import Record, StoredImage, codec
 from storage.errors import InvalidArgument
-from tools.base import NO_JOB, JobError, JobStatus, OpenFile, Pick, Picture, Result, ToolError, Work
+from tools.base import NO_JOB, JobError, JobStatus, NewFile, OpenFile, Pick, Picture, Result, ToolError, Work
 
 if TYPE_CHECKING:
     from server.app import App
@@ -99,6 +99,9 @@ class CallContext:
 
     def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
         return open_allowed(Path(path), field, self._caller.folders, pick)
+
+    def new_file(self, path: str, field: str, *, replace: bool) -> AbstractContextManager[NewFile]:
+        return new_allowed(Path(path), field, self._caller.folders, replace)
 
     def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
         preview = Picture(*codec.preview(pixels)) if self._caller.previews else None

@@ -1,5 +1,6 @@
 """The images of a result as ordinary files, with their history inside."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +16,23 @@ SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp"}
 """Of pictures that are only looked at, by their type; the others have `SUFFIX`."""
 
 
+ADVICE = "Choose another file or folder; no file is replaced."
+
+
 def save(store: StoreView, result: Result, output: Path) -> list[Path]:
     """Write the images of `result` to the file or into the folder `output`; the paths, in order.
 
     Several images for one FILE.png become FILE-1.png, FILE-2.png, ... A result that only shows pictures has
-    those written.
+    those written. In a folder, a file of the same name is replaced: it is of the same image.
 
     Raises:
-        ToolError: `invalid_argument`: the result has no image, or `output` cannot be written.
+        ToolError: `invalid_argument`: the result has no image, or `output` exists or cannot be written.
     """
     images = {image[-64:][:16]: image for image in result.named()}
-    files = {f"{name}{SUFFIX}": with_history(store, store.get(image).id) for name, image in images.items()}
+    files = {
+        f"{name}{SUFFIX}": with_history(store, store.get(image).id, ancestors=True)
+        for name, image in images.items()
+    }
     if not files:
         shown = result.pictures()
         files = {f"view-{number}{_suffix(p.mime_type)}": p.data for number, p in enumerate(shown, 1)}
@@ -34,7 +41,7 @@ def save(store: StoreView, result: Result, output: Path) -> list[Path]:
     paths = _paths(output, list(files))
     try:
         for path, data in zip(paths, files.values(), strict=True):
-            write_file(path, data)
+            write_file(path, data, replace=_is_folder(output))
     except OSError as error:
         raise _unwritable(output, error) from error
     return paths
@@ -51,6 +58,8 @@ def check(output: Path, kind: type[Result]) -> None:
         raise ToolError("invalid_argument", "output: there is no image to write.", "Leave it out.")
     if not _is_folder(output) and output.suffix.lower() not in suffixes:
         raise _wrong_suffix(output, suffixes)
+    if not _is_folder(output) and os.path.lexists(output):
+        raise _unwritable(output, FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)))
     check_writable(output, output if _is_folder(output) else output.parent)
 
 
@@ -79,7 +88,7 @@ def _suffixes_of(kind: type[Result]) -> tuple[str, ...]:
 
 def _unwritable(output: Path, error: Exception) -> ToolError:
     reason = getattr(error, "strerror", None) or str(error)
-    return ToolError("invalid_argument", f"output: {output} cannot be written ({reason}).", "Choose another.")
+    return ToolError("invalid_argument", f"output: {output} cannot be written ({reason}).", ADVICE)
 
 
 def _wrong_suffix(output: Path, suffixes: Sequence[str]) -> ToolError:

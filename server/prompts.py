@@ -24,7 +24,8 @@ Setting: $setting
 otherwise use generate_image. Ask for two variants (num_images 2).
 2. Look at the previews. If neither is usable, change the wording and try once more with another seed.
 3. Correct what disturbs with edit_image, one change per call.
-4. Give me the id and the link of the best one, and say what you would still improve.""",
+4. Give me the id and the link of the best one, and say what you would still improve. If I want a file, \
+write it with save_image.""",
         ),
         Prompt(
             "sticker_sheet",
@@ -43,7 +44,7 @@ Style: $style
 1. Write $count short prompts: the same style words in each, one subject per sticker.
 2. Call generate_image once for each, with the same size and steps, and the seeds 1, 2, 3, ...
 3. Look at the previews; make again what does not fit the others.
-4. Give me a numbered list: prompt, id and link of each sticker.""",
+4. Give me a numbered list: prompt, id and link of each sticker. If I want files, use save_image.""",
         ),
         Prompt(
             "storyboard",

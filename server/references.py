@@ -5,7 +5,8 @@ and never through a link; addresses only if the host allows it; nothing larger t
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from server.errors import as_tool_error
 from storage import StoredImage, StoreView
 from storage.errors import ImageRejected, StoreError
-from storage.safe_files import IsLink, NotRegular, names_in, open_file, real_folder
+from storage.safe_files import IsLink, NotRegular, names_in, new_file, open_file, real_folder
 from tools.base import OpenFile, Pick, ToolError
 from tools.references import (
     DataRef,
@@ -37,6 +38,10 @@ OTHERWISE = (
 ALLOW = (
     "Give the file itself if this is a link to it. For a file elsewhere ask the host to allow its folder "
     "(omnigen2-mcp serve --allow-dir FOLDER), or send a picture as a data: URI."
+)
+ALLOW_WRITING = (
+    "Give a path inside an allowed folder, such as picture.png, or ask the host to allow the folder "
+    "(omnigen2-mcp serve --allow-dir FOLDER)."
 )
 WAITING = 64
 """Pictures that are being decoded or wait for it, in threads of their own."""
@@ -141,7 +146,26 @@ def open_allowed(path: Path, field: str, folders: Sequence[Path], pick: Pick | N
         ) from error
 
 
-def allowed_path(path: Path, field: str, folders: Sequence[Path]) -> Path:
+@contextmanager
+def new_allowed(
+    path: Path, field: str, folders: Sequence[Path], replace: bool
+) -> Generator[tuple[Path, Callable[[bytes], None]]]:
+    """Where a file will be that is named by a client, and a function that writes it, see `new_file`.
+
+    Raises:
+        ToolError: `forbidden`: it lies outside of the folders or behind a link.
+        OSError: it cannot be written, see `new_file`.
+    """
+    real = allowed_path(path, field, folders, writing=True)
+    try:
+        with new_file(real, replace=replace) as write:
+            yield real, write
+    except IsLink as error:
+        reason = "it is a link or lies behind one, and links are not followed"
+        raise _forbidden(path, field, reason, ALLOW_WRITING) from error
+
+
+def allowed_path(path: Path, field: str, folders: Sequence[Path], *, writing: bool = False) -> Path:
     """Where `path` is below one of the folders, by its text alone; the disk is not read.
 
     A relative path starts in the first folder. The host may give a folder through a link; where that leads is
@@ -158,13 +182,16 @@ def allowed_path(path: Path, field: str, folders: Sequence[Path]) -> Path:
             home = max(homes_of, key=lambda home: len(home.parts))
             return homes[home] / whole.relative_to(home)
     known = ", ".join(dict.fromkeys(map(str, homes.values())))
+    if writing:
+        reason = f"files are written inside {known}" if known else "this server writes files to no folder"
+        raise _forbidden(path, field, reason, ALLOW_WRITING)
     raise _forbidden(
         path, field, f"files are read inside {known}" if known else "files are read from no folder"
     )
 
 
-def _forbidden(path: Path, field: str, reason: str) -> ToolError:
-    return ToolError("forbidden", f"{field}: {shown(str(path))} may not be used: {reason}.", ALLOW)
+def _forbidden(path: Path, field: str, reason: str, advice: str = ALLOW) -> ToolError:
+    return ToolError("forbidden", f"{field}: {shown(str(path))} may not be used: {reason}.", advice)
 
 
 def _read(path: Path, field: str, folders: Sequence[Path], most: int) -> bytes:

@@ -78,8 +78,8 @@ class Settings(BaseSettings):
     max_stored_bytes: ByteSize | None = None
     """Most bytes that the images and records of one token's name may take, for example `2GB`."""
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders that clients may read images from. Over stdio the working directory is one, too, unless it is
-    `/`, the home folder, or one that everybody shares."""
+    """Folders that clients may read images from and save images to. Over stdio the working directory is one,
+    too, unless it is `/`, the home folder, or one that everybody shares."""
     lora_dir: Path | None = None
     """A folder of LoRA adapters (safetensors) that clients may use by name."""
     allow_fetch: bool = False

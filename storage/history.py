@@ -14,6 +14,7 @@ from typing import cast
 from pydantic import JsonValue, ValidationError
 
 from storage.errors import InvalidArgument
+from storage.extraction import MAX_TEXT
 from storage.records import IMPORT, MAX_DEPTH, Record, depth, parse_record
 
 HISTORY = "history"
@@ -22,6 +23,8 @@ MAX_RECORDS = 100
 """Maximum number of records that a file carries."""
 MAX_CLAIMED = 500_000
 """Maximum size in bytes of the records that an import keeps as claims."""
+MAX_REASONS = 3
+"""Maximum number of reasons that are told one by one."""
 _INSIDE = 3
 """Levels of lists and objects around a record in `HISTORY`."""
 _MAX_TOKENS = 2_000_000
@@ -34,24 +37,40 @@ def as_text(records: Sequence[Record]) -> str:
     return (b"[%s]" % b",".join(record.canonical for record in records)).decode()
 
 
-def from_text(text: bytes) -> tuple[list[Record], tuple[str, ...]]:
-    """The records in a JSON list, not trusted, and reasons why others are refused, each for itself."""
+def from_text(text: bytes, most: int = MAX_TEXT) -> tuple[list[Record], tuple[str, ...]]:
+    """The records in a JSON list, not trusted, and reasons why others are refused, each for itself.
+
+    After `most` bytes or `MAX_RECORDS` records, the list is not read any further.
+    """
     records: list[Record] = []
     refused: list[str] = []
+    size = 0
     for number, element in enumerate(_elements(text)):
         if isinstance(element, str):
             refused.append(f"Its history could not be read to the end: {element}.")
-        elif number >= MAX_RECORDS:
-            refused.append(f"Only the first {MAX_RECORDS} records of its history were read.")
             break
-        else:
-            try:
-                record = parse_record(element)
-                _ = record.canonical  # raises
-                records.append(record)
-            except InvalidArgument as error:
-                refused.append(error.message)
+        size += len(element)
+        if size > most or number >= MAX_RECORDS:
+            refused.append(f"Only the first {number} records of its history were read.")
+            break
+        try:
+            record = parse_record(element)
+            _ = record.canonical  # raises
+            records.append(record)
+        except InvalidArgument as error:
+            refused.append(error.message)
     return records, tuple(refused)
+
+
+def claims_in(text: bytes) -> tuple[list[JsonValue], tuple[str, ...]]:
+    """The value of `HISTORY` for the history in a file (`StoredImage.history`), and what was left out."""
+    if not text:
+        return [], ()
+    records, refused = from_text(text, 2 * MAX_CLAIMED)  # it may have white space
+    claims, left = to_claims(records)
+    told = [f"Left out of its history: {reason}" for reason in refused[:MAX_REASONS]]
+    more = len(refused) - len(told)
+    return claims, (*told, *([f"{more} more records of its history were refused."] if more else []), *left)
 
 
 def to_claims(records: Sequence[Record]) -> tuple[list[JsonValue], tuple[str, ...]]:

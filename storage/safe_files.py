@@ -10,8 +10,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -95,26 +95,89 @@ def names_in(path: Path) -> list[str] | None:
         os.close(folder)
 
 
-def write_file(path: Path, data: bytes) -> None:
+@contextmanager
+def new_file(path: Path, *, replace: bool) -> Generator[Callable[[bytes], None]]:
+    """A function that writes a file with the given bytes, completely or not at all. Not synced to disk.
+
+    To enter the block finds out whether it can be written; without a call of the function nothing is. Folders
+    are walked as by `open_folder`; the mode is as the umask has it.
+
+    Args:
+        path: as for `open_folder`.
+        replace: whether a file that exists is replaced.
+
+    Raises:
+        IsLink: a folder, or what would be replaced, is a link.
+        NotRegular: what would be replaced is not a regular file.
+        FileExistsError: it exists, even if only since the block was entered.
+        OSError: it cannot be written; no partial file remains.
+    """
+    with open_folder(path.parent) as folder:
+        _check_free(path.name, folder, replace)
+        with _partial(folder) as (partial, file):
+
+            def write(data: bytes) -> None:
+                file.write(data)
+                file.close()
+                _publish(partial, path.name, folder, replace)
+
+            yield write
+
+
+def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write a file atomically; a link at `path` is replaced, not followed. Not synced to disk.
 
     Missing folders are created. Links among the folders are followed, so use this only for paths typed by the
     local user.
 
     Raises:
+        FileExistsError: it exists, without `replace`.
         OSError: it cannot be written; no partial file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_folder(path.parent.resolve()) as folder:
-        partial = f".{secrets.token_hex(8)}.partial"
-        handle = os.open(partial, _CREATE, 0o666, dir_fd=folder)
+    with open_folder(path.parent.resolve()) as folder, _partial(folder) as (partial, file):
+        file.write(data)
+        file.close()
+        _publish(partial, path.name, folder, replace)
+
+
+@contextmanager
+def _partial(folder: int) -> Generator[tuple[str, BinaryIO]]:
+    """The name of a new file in a folder, and the file, open for writing. It is removed in the end."""
+    name = f".{secrets.token_hex(8)}.partial"
+    handle = os.open(name, _CREATE, 0o666, dir_fd=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield name, file
+    finally:
+        with suppress(FileNotFoundError):  # it was published
+            os.unlink(name, dir_fd=folder)
+
+
+def _check_free(name: str, folder: int, replace: bool) -> None:
+    """Raise as `new_file` if a file of this name cannot be made."""
+    try:
+        state = os.stat(name or ".", dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    _check(state)
+    if not replace:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def _publish(partial: str, name: str, folder: int, replace: bool) -> None:
+    """Give a file of a folder its name."""
+    if not replace:
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(partial, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            os.unlink(partial, dir_fd=folder)
-            raise
+            # Unlike a rename, fails if the name exists.
+            os.link(partial, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        # A file system without hard links: an empty file of our own holds the name.
+        os.close(os.open(name, _CREATE, 0o666, dir_fd=folder))
+    os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _enter(name: str, folder: int) -> int:

@@ -18,7 +18,7 @@ from storage.budget import Checkpoint, no_checkpoint
 from storage.codec import Limits
 from storage.digest import Digest, hex_digits
 from storage.errors import InvalidArgument, image_not_found
-from storage.history import HISTORY, from_text, to_claims
+from storage.history import HISTORY, claims_in
 from storage.index import owners, search, tables
 from storage.index.tables import ImageRow
 from storage.index.texts import EVERYONE
@@ -100,7 +100,8 @@ class StoreView:
         """Store an image durably. Equal pixels have the same id.
 
         It becomes the principal's by a record of the import with `source`, where it came from, and the claims
-        of the file. There is no record if it is the principal's already, or if the principal owns nothing.
+        of the file. There is no record if it is the principal's already, or if the principal owns nothing and
+        there are no claims, or no `source`.
 
         The `notes` of the result say what was dropped, reduced or converted. Bytes are decoded in a worker
         process; `checkpoint` is called regularly while this waits, and may raise to cancel.
@@ -360,18 +361,25 @@ class StoreView:
         return self.get(digest)
 
     def _put(self, ingested: Ingested, source: str | None) -> Digest:
-        owner, digest = self._owner, Digest.of(ingested.png)
-        if owner is None or self._repository.query(lambda db: owners.owns(db, owner, digest)):
+        digest, (claims, left) = Digest.of(ingested.png), claims_in(ingested.history)
+        if self._has_import(digest, bool(source and claims)):
             return self._repository.put_image(ingested.png)
-        claims, left = to_claims(from_text(ingested.history)[0]) if ingested.history else ([], ())
         parameters = ({"source": source} if source else {}) | ({HISTORY: claims} if claims else {})
         came = {"parameters": parameters, "notes": (*ingested.notes, *left) or None}
         self._repository.put_made(
             [ingested.png],
-            lambda digests: make_record(tool=IMPORT, outputs=digests, principal=owner, **came),
+            lambda digests: make_record(tool=IMPORT, outputs=digests, principal=self._principal, **came),
             self._allowance,
         )
         return digest
+
+    def _has_import(self, digest: Digest, told: bool) -> bool:
+        """Whether an image needs no record of its import; `told` is whether there is something to tell."""
+        owner = self._owner
+        if owner is not None:
+            return self._repository.query(lambda db: owners.owns(db, owner, digest))
+        found = self._repository.query(lambda db: search.origin(db, digest)) if told else None
+        return not told or (found is not None and found.record is not None)
 
     def _put_record(self, record: Record) -> Digest:
         return self._repository.put_record(record, self._allowance)

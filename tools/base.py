@@ -5,6 +5,7 @@ asks which tool it has in hand. This module knows no tool, no server and no mode
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Generic, Literal, Protocol, Self, TypeVar
@@ -17,41 +18,10 @@ from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Params
 from omnigen2.task import Outcome, Task
 from storage import Record, StoredImage, StoreView
+from tools.errors import Code as Code
+from tools.errors import ToolError as ToolError
 
-Code = Literal[
-    "invalid_argument",
-    "image_not_found",
-    "image_rejected",
-    "busy",
-    "out_of_memory",
-    "cancelled",
-    "not_ready",
-    "forbidden",
-    "conflict",
-    "internal",
-]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
-
-
-class ToolError(Exception):
-    """A failed call, in words an agent can act on: what was wrong, and what to do next."""
-
-    def __init__(self, code: Code, message: str, advice: str = "", retry_after_s: int | None = None) -> None:
-        """`retry_after_s`: seconds after which the same call may succeed."""
-        super().__init__(message)
-        self.code: Code = code
-        self.message = message
-        self.advice = advice
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.advice}".strip()
-
-    def copy(self) -> "ToolError":
-        """The same error without its traceback, whose frames keep the inputs in memory."""
-        return ToolError(self.code, self.message, self.advice, self.retry_after_s)
-
-
 OUTLIVES_THE_CALL = "outlives the call"
 """Mark of a parameter that makes sense only where the server outlives the call."""
 
@@ -255,6 +225,8 @@ class JobStatus(Result):
 
 OpenFile = tuple[Path, BinaryIO]
 """Where a file is, and the file, open for reading."""
+NewFile = tuple[Path, Callable[[bytes], None]]
+"""Where a file will be, and a function that writes it: completely, or not at all."""
 Pick = Callable[[Sequence[str]], str]
 """Chooses from the names in a folder."""
 
@@ -307,6 +279,17 @@ class Context(Protocol):
         Raises:
             ToolError: `forbidden`, naming `field` and what is allowed.
             OSError: it cannot be read.
+        """
+        ...
+
+    def new_file(self, path: str, field: str, *, replace: bool) -> AbstractContextManager[NewFile]:
+        """A file that the caller may make; on entering, it is found out whether it can be written.
+
+        No link is followed. Without `replace`, no file that exists is touched.
+
+        Raises:
+            ToolError: `forbidden`, naming `field` and what is allowed.
+            OSError: it cannot be written: `FileExistsError`, `FileNotFoundError` without its folder, ...
         """
         ...
 

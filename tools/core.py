@@ -5,7 +5,7 @@ from typing import Any
 
 import pluggy
 
-from tools import jobs, library, model_tools
+from tools import history, jobs, library, model_tools, saving
 from tools.base import Tool
 
 TOOLS: tuple[Tool[Any, Any], ...] = (
@@ -16,7 +16,8 @@ TOOLS: tuple[Tool[Any, Any], ...] = (
     library.IMPORT_IMAGE,
     library.LIST_IMAGES,
     library.VIEW_IMAGE,
-    library.IMAGE_HISTORY,
+    history.IMAGE_HISTORY,
+    saving.SAVE_IMAGE,
     jobs.GET_JOB,
     jobs.CANCEL_JOB,
 )

@@ -1,30 +1,22 @@
-"""The images there are: take one in, find some, look at one, ask how one came about."""
+"""The images there are: take one in, find some, look at one."""
 
-import json
-import re
-from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import ClassVar
 
 from anyio import to_thread
 from pydantic import AwareDatetime, Field, JsonValue
 
-from storage import Ancestor, Record, StoredImage, StoreView
+from storage import StoredImage, StoreView
+from storage.history import HISTORY, claims_in
+from storage.records import IMPORT
 from tools.base import Context, Picture, Request, Result, Tool, short_id
 from tools.fields import ImageIn, Region
 from tools.references import names_stored, source_of
 from tools.region import check_region
-from tools.results import Facts, ImageInfo, effective
+from tools.results import ImageInfo
 
-IMPORT = "import_image"
 EXCERPT = 200
 """Characters of a prompt that a list repeats."""
-IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
-WORDS = ("prompt", "instruction")
-"""Arguments that say what a picture is of."""
-MAX_STEPS = 100
-"""Most images of a lineage in one answer."""
 
 
 # -- import -------------------------------------------------------------------------------------------
@@ -44,7 +36,7 @@ class ImportResult(Result):
     label: str | None
 
     def line(self) -> str:
-        return f"Image {_sized(self.image)}{_named(self.label)}."
+        return f"Image {sized(self.image)}{named(self.label)}."
 
     def linked(self) -> tuple[str, ...]:
         return (self.image.id,)
@@ -60,16 +52,34 @@ async def import_image(request: ImportImage, context: Context) -> ImportResult:
 
 
 def _take_in(image: StoredImage, request: ImportImage, context: Context) -> ImportResult:
-    store, notes = context.store, image.notes
+    store, notes = context.store, [*image.notes]
     if names_stored(request.image, context.own_addresses):
         store.check([image.id])  # the answer says that it is here
-    elif store.origin(image.id).record is None:
-        source: dict[str, JsonValue] = {"source": source_of(request.image)}
-        who = context.principal
-        store.record(tool=IMPORT, parameters=source, outputs=[image.id], principal=who, notes=notes or None)
+    else:
+        notes += _remember(image, request, context)
     if request.label is not None:
         image = store.label(image.id, request.label)
-    return ImportResult(image=ImageInfo.of(image), label=image.label, notes=notes)
+    return ImportResult(image=ImageInfo.of(image), label=image.label, notes=tuple(notes))
+
+
+def _remember(image: StoredImage, request: ImportImage, context: Context) -> tuple[str, ...]:
+    """Record where an image came from, unless it is known; notes on the history in its file."""
+    origin = context.store.origin(image.id).record
+    claims, left = claims_in(image.history)
+    if origin is None:
+        source: dict[str, JsonValue] = {"source": source_of(request.image)}
+        told: dict[str, JsonValue] = {HISTORY: claims} if claims else {}
+        who, notes = context.principal, (*image.notes, *left)
+        context.store.record(
+            tool=IMPORT,
+            parameters=source | told,
+            outputs=[image.id],
+            principal=who,
+            notes=notes or None,
+        )
+    elif claims and origin.parameters.get(HISTORY) != claims:
+        return (*left, "The image was stored before; the history in the file was not added to its own.")
+    return left
 
 
 IMPORT_IMAGE = Tool(
@@ -128,7 +138,7 @@ class ImageList(Result):
     def line(self) -> str:
         if not self.images:
             return "No images."
-        lines = [f"{_sized(image)}, {image.created:%Y-%m-%d %H:%M}{_about(image)}" for image in self.images]
+        lines = [f"{sized(image)}, {image.created:%Y-%m-%d %H:%M}{_about(image)}" for image in self.images]
         more = [f"More: cursor {self.cursor}"] if self.cursor else []
         return "\n".join([*lines, *more])
 
@@ -159,14 +169,16 @@ def _listed_image(store: StoreView, image: StoredImage) -> ListedImage:
 
 def _about(image: ListedImage) -> str:
     made = f", {image.tool}" if image.tool else ""
-    return f"{made}: {image.words}{_named(image.label)}" if image.words else f"{made}{_named(image.label)}"
+    return f"{made}: {image.words}{named(image.label)}" if image.words else f"{made}{named(image.label)}"
 
 
-def _sized(image: ImageInfo) -> str:
+def sized(image: ImageInfo) -> str:
+    """An image in a text: its short id and its size."""
     return f"{short_id(image.id)}, {image.width}x{image.height}"
 
 
-def _named(label: str | None) -> str:
+def named(label: str | None) -> str:
+    """What a text adds for a label."""
     return f", labelled {label!r}" if label else ""
 
 
@@ -210,7 +222,7 @@ class ViewResult(Result):
         x, y, width, height = self.region
         whole = (width, height) == (self.image.width, self.image.height)
         part = "all of it" if whole else f"the {width}x{height} pixels at ({x}, {y})"
-        return f"Image {_sized(self.image)}: {part}."
+        return f"Image {sized(self.image)}: {part}."
 
     def pictures(self) -> tuple[Picture, ...]:
         return (self.shown,)
@@ -237,126 +249,6 @@ VIEW_IMAGE = Tool(
     request=ViewImage,
     result=ViewResult,
     run=view_image,
-    read_only=True,
-    idempotent=True,
-    open_world=True,
-)
-
-
-# -- history ------------------------------------------------------------------------------------------
-
-
-class ImageHistory(ImageIn):
-    """Whose history."""
-
-
-class Call(Facts):
-    """A call that can be made as it stands."""
-
-    tool: str
-    arguments: dict[str, JsonValue]
-
-
-class Step(Facts):
-    """An image of the lineage, and how it came about."""
-
-    image: ImageInfo
-    label: str | None
-    tool: str | None
-    """The tool that made it; absent if it came from outside."""
-    inputs: list[str]
-    """Ids of the images it was made from."""
-    model: str | None
-    created: datetime
-    record: str | None
-    """Id of the provenance record."""
-    replay: Call | None
-    """Make this call to make the image again; absent if it came from outside."""
-
-
-class History(Result):
-    """The lineage of an image, oldest first; the image itself is last."""
-
-    detailed: ClassVar[bool] = True
-
-    steps: list[Step]
-
-    def line(self) -> str:
-        return "\n".join(f"{place}. {_line(step)}" for place, step in enumerate(self.steps, 1))
-
-    def named(self) -> tuple[str, ...]:
-        return tuple(step.image.id for step in self.steps)
-
-
-async def image_history(request: ImageHistory, context: Context) -> History:
-    """The nearest ancestors, `MAX_STEPS` at most, and the record that made each."""
-    image = await context.resolve(request.image, "image")
-    lineage = await to_thread.run_sync(context.store.lineage, image.id, MAX_STEPS)
-    return History(steps=[_step(ancestor) for ancestor in lineage], notes=_left_out(lineage))
-
-
-def _left_out(lineage: Sequence[Ancestor]) -> tuple[str, ...]:
-    """Where a lineage goes on that was cut off."""
-    listed = {ancestor.image.id for ancestor in lineage}
-    inputs = [(step, digest) for step in lineage if step.record for digest in step.record.inputs]
-    cut = next((step.image.id for step, digest in inputs if digest not in listed), None)
-    if len(listed) < MAX_STEPS or cut is None:
-        return ()
-    return (
-        f"Only the {len(listed)} nearest images are listed; for older ones ask for the history of {cut}.",
-    )
-
-
-def _step(ancestor: Ancestor) -> Step:
-    record = ancestor.record
-    return Step(
-        image=ImageInfo.of(ancestor.image),
-        label=ancestor.image.label,
-        tool=record.tool if record else None,
-        inputs=[str(digest) for digest in record.inputs] if record else [],
-        model=record.model.id if record and record.model else None,
-        created=record.time if record else ancestor.image.created,
-        record=str(ancestor.record_id) if ancestor.record_id else None,
-        replay=replay(record) if record else None,
-    )
-
-
-def replay(record: Record) -> Call | None:
-    """The call that a record is the outcome of; None for an import, whose source may be gone."""
-    if record.tool == IMPORT:
-        return None
-    model: dict[str, JsonValue] = {"model": record.model.id} if record.model else {}
-    return Call(tool=record.tool, arguments=effective(record.parameters, record.seed) | model)
-
-
-def _line(step: Step) -> str:
-    made = f"{_sized(step.image)}{_named(step.label)}"
-    if step.replay is None:
-        return f"{made}, from outside"
-    words_first = sorted(step.replay.arguments.items(), key=lambda one: one[0] not in WORDS)
-    arguments = {name: _shortened(value) for name, value in words_first}
-    return f"{made}, by {step.replay.tool} {json.dumps(arguments, ensure_ascii=False)}"
-
-
-def _shortened(value: JsonValue) -> JsonValue:
-    """An argument with short ids in the place of ids."""
-    if isinstance(value, list):
-        return [_shortened(one) for one in value]
-    return short_id(value) if isinstance(value, str) and IMAGE_ID.fullmatch(value) else value
-
-
-IMAGE_HISTORY = Tool(
-    name="image_history",
-    command="history",
-    title="Image history",
-    description=(
-        "How an image came about: the images it was made from, oldest first, each with the tool, all "
-        "parameters, the seed and the model, as a call that makes it again. Use it to repeat, to vary one "
-        "step, or to say where a picture comes from."
-    ),
-    request=ImageHistory,
-    result=History,
-    run=image_history,
     read_only=True,
     idempotent=True,
     open_world=True,

@@ -104,7 +104,7 @@ def _record(
             outcome.pictures,
             **key,
             text=outcome.text or None,
-            code=_code_version(),
+            code=code_version(),
             principal=context.principal,
             timings=timings,
             notes=outcome.notes or None,
@@ -117,7 +117,8 @@ def _ms_since(started: float) -> float:
 
 
 @cache
-def _code_version() -> str | None:
+def code_version() -> str | None:
+    """The version of the program, as records keep it; None if it is not installed."""
     try:
         return version("omnigen2-mcp")
     except PackageNotFoundError:  # run from a folder, without being installed

@@ -78,7 +78,10 @@ async def _call(app: App, tool: AnyTool, arguments: dict[str, Any], settings: Se
 
 
 def _typed_paths(tool: AnyTool, arguments: dict[str, Any]) -> Iterator[Path]:
-    """The files and folders named on the command line. They may be read, even through links."""
+    """The files and folders named on the command line, or the nearest folders above them that exist.
+
+    The person who typed them may read and write there, even through links.
+    """
     try:
         request, _ = read_arguments(tool.request, arguments)
     except ToolError:  # the call says so
@@ -105,7 +108,7 @@ def _path(text: str) -> Path | None:
     try:
         named = parse_reference(text, "file")
         path = Path(os.path.abspath(named.path)) if isinstance(named, FileRef) else None
-        return path if path and path.exists() else None
+        return next((there for there in (path, *path.parents) if there.exists()), None) if path else None
     except (ToolError, OSError, ValueError):  # a prompt, or a name that no file can have
         return None
 

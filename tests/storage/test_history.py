@@ -46,6 +46,9 @@ def test_a_file_of_every_format_brings_its_history(kind: str, tmp_path: Path):
         image = store.put(data)
         assert from_text(image.history) == (steps(), ()) and image.notes == ()
         assert store.origin(image.id).record is None  # nothing is stored without being asked for
+        store.put(data, source="logo")
+        record = store.origin(image.id).record
+        assert record is not None and claimed(record) == steps() and record.parameters["source"] == "logo"
     with Image.open(io.BytesIO(data)) as picture:
         comment = picture.getexif().get_ifd(0x8769)[0x9286]
         assert comment.startswith(b"UNICODE\0") and "blue" in comment[8:].decode("utf-16-be")

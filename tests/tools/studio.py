@@ -6,6 +6,7 @@ waits for it, or cancels it.
 
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.engine import Engine
 from omnigen2.task import Outcome
-from server.references import open_allowed
+from server.references import new_allowed, open_allowed
 from storage import ImageStore, Record, StoredImage
-from tools.base import JobError, JobStatus, OpenFile, Pick, Result, Tool, ToolError, Work
+from tools.base import JobError, JobStatus, NewFile, OpenFile, Pick, Result, Tool, ToolError, Work
 from tools.core import TOOLS
 from tools.references import DataRef, FileRef, StoredRef, parse_reference
 
@@ -85,6 +86,9 @@ class Studio:
 
     def open_file(self, path: str, field: str, pick: Pick | None = None) -> OpenFile:
         return open_allowed(Path(path), field, (self.folder,), pick)
+
+    def new_file(self, path: str, field: str, *, replace: bool) -> AbstractContextManager[NewFile]:
+        return new_allowed(Path(path), field, (self.folder,), replace)
 
     async def run(self, work: Work, *, background: bool) -> Result:
         if (found := await to_thread.run_sync(work.recall)) is not None:

@@ -1,4 +1,4 @@
-"""All ten tools as values: offered through the hook, and each one passes the suite for tools."""
+"""All tools of the core as values: offered through the hook, and each one passes the suite for tools."""
 
 import subprocess
 import sys
@@ -22,6 +22,7 @@ NAMES = [
     "list_images",
     "view_image",
     "image_history",
+    "save_image",
     "get_job",
     "cancel_job",
 ]

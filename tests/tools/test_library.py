@@ -13,7 +13,7 @@ from storage.errors import Corrupt
 from tests.tools.studio import Studio
 from tests.tools.test_studio import QUICK, picture
 from tools.base import ToolError, short_id
-from tools.library import MAX_STEPS
+from tools.history import MAX_STEPS
 from tools.references import source_of
 
 pytestmark = pytest.mark.anyio

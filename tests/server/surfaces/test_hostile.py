@@ -68,7 +68,7 @@ async def test_prefix_of_two_images_is_refused_and_names_them(
     # Two ids with the same 8 digits are hard to come by: one digit stands for them.
     monkeypatch.setattr(
         "storage.index.search.images_with_prefix",
-        lambda db, digits: matching(db, digits.replace("c" * 8, first)),
+        lambda db, digits, *more: matching(db, digits.replace("c" * 8, first), *more),
     )
     async with connect(app) as client:
         error = told(await client.call_tool("view_image", {"image": "sha256:" + "c" * 8}))

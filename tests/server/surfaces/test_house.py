@@ -39,7 +39,7 @@ SURFACES = (
     "cli/options",
     "files",
 )
-COMMON = {"model", "images", "query", "limit", "cursor", "tool"}
+COMMON = {"model", "images", "query", "limit", "cursor", "tool", "path"}
 """Parameters whose names are words that a surface may use for something else."""
 
 
