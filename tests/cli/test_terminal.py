@@ -143,6 +143,7 @@ def test_a_full_disk_behind_stdout_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("output", "told"),
     [
+        ("red.png", "cannot be written (File exists)"),
         ("red.png/x.png", "cannot be written"),
         ("/proc/x.png", "cannot be written"),
         ("x.tiff", "cannot be written as x.tiff"),

@@ -48,10 +48,27 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_image_is_written_with_its_history_and_its_id_is_printed(run: Run, store: ImageStore) -> None:
     printed = run("generate", "a red circle", *SMALL, "--output", "circle.png")
     (image,) = store.list().images
-    assert str(image.id) in printed and "circle.png" in printed
+    assert image.id.hex[:12] in printed and "circle.png" in printed
     carried = extract(Path("circle.png").read_bytes())
     assert carried is not None
     assert carried[1][0].parameters["prompt"] == "a red circle"
+
+
+def test_an_image_is_saved_where_the_user_says_and_not_over_a_file(
+    run: Run, store: ImageStore, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Path("link").symlink_to(elsewhere)
+    image = store.put(Image.new("RGB", (64, 32), "red")).id.hex[:8]
+    printed = run("save", image, "link/a.webp", "--width", "16")
+    assert str(elsewhere / "a.webp") in printed and "Resized from 64x32 to 16x8" in printed
+    with Image.open(elsewhere / "a.webp") as picture:
+        assert (picture.size, picture.format) == ((16, 8), "WEBP")
+    assert cli.run(["save", image, str(elsewhere / "a.webp")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    run("save", image, str(elsewhere / "a.webp"), "--overwrite")
+    with Image.open(elsewhere / "a.webp") as picture:
+        assert picture.size == (64, 32)
 
 
 def test_files_are_references_wherever_they_lie(
