@@ -132,8 +132,10 @@ def test_a_replaced_model_that_hangs_keeps_no_other_from_loading() -> None:
 def test_an_idle_model_is_unloaded_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager_module, "IN_HAND_S", 0.0)
     manager, plugin = with_plugin(idle_unload_s=0.05)
+    assert not manager.has_loaded("plugin")
     manager.acquire("plugin").result(60)
     assert plugin.closed.wait(30)
+    assert manager.has_loaded("plugin") and manager.memory_bytes() == 0
     manager.close()
 
 
