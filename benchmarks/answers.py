@@ -8,8 +8,8 @@ from tools.base import Code
 
 LONGEST_REFUSAL = 8000
 """Bytes of the body of an error."""
-LIBRARY_REFUSALS = frozenset({401, 403, 404, 405, 413, 421})
-"""Statuses that come of the request's frame: its route, method, size, host or token."""
+LIBRARY_REFUSALS = frozenset({401, 403, 404, 405, 413, 415, 416, 421})
+"""Statuses that come of the request's frame: its route, method, type, range, size, host or token."""
 
 
 def judge_refusal(document: Any, where: object) -> dict[str, str]:

@@ -93,7 +93,8 @@ class References:
             case StoredRef(digits):
                 assert re.fullmatch("[0-9a-f]{8,64}", digits)
             case DataRef(mime_type, taken):
-                assert mime_type.startswith("image/") and len(taken) <= len(data)
+                assert mime_type.startswith(("image/", "application/", "binary/")) or not mime_type
+                assert len(taken) <= len(data)
             case FileRef(path):
                 assert "\0" not in str(path)
             case UrlRef(url):
