@@ -19,15 +19,16 @@ from storage.errors import InvalidArgument
 from tools.base import ToolError
 
 FORMS = (
-    "Give the id of a stored image (sha256:<64 hex digits>, or at least its first 8), its image:// address, "
-    "a data:image/...;base64, URI, a file in an allowed folder, or an https:// address if the host allows it."
+    "Give the id of a stored image (sha256:<64 hex digits>, or at least its first 8), its image:// address "
+    "or url, a data:image/...;base64, URI, a file in an allowed folder, or an https:// address if the host "
+    "allows it."
 )
 """What to do about a reference that is none, in a sentence."""
 
 _BARE_ID = re.compile(r"[0-9a-f]{8,64}", re.ASCII | re.IGNORECASE)
 _NO_ID = re.compile(r"[0-9a-f]{1,7}|[0-9a-f]{65,128}", re.ASCII | re.IGNORECASE)
-_CUT_ID = re.compile(r"((?:sha256:)?[0-9a-f]{8,64})[.,;\u2026]+", re.ASCII | re.IGNORECASE)
-"""An id with what follows it in a sentence, or with the dots of an abbreviation."""
+_CUT_ID = re.compile(r"(?:id:? )?((?:sha256:)?[0-9a-f]{8,64})[.,;\u2026]*", re.ASCII | re.IGNORECASE)
+"""An id with what stands around it in a sentence, or with the dots of an abbreviation."""
 _ADDRESS = re.compile(
     r"/images/(?:sha256:)?([0-9a-f]{8,64})(?:/preview)?(?:[?#].*)?", re.ASCII | re.IGNORECASE
 )

@@ -54,6 +54,7 @@ OWN = ("http://localhost:8765", "https://studio.example/art")
         ("sha256:01234567...", StoredRef("01234567")),
         ("01234567\u2026", StoredRef("01234567")),
         ("01234567.", StoredRef("01234567")),
+        ("id 01234567,", StoredRef("01234567")),
         (f"/images/{HEX}", StoredRef(HEX)),
         ("'a b.png'", FileRef(Path("a b.png"))),
         ("it's.png", FileRef(Path("it's.png"))),
