@@ -12,7 +12,7 @@ from PIL import Image
 from server.app import App
 from server.http.images import MAX_WIDTH
 from server.http.renditions import Renditions
-from storage import Digest
+from storage import Digest, StoreView
 from tests.server.surfaces.test_http import ANN, TOKENS, rest
 
 pytestmark = pytest.mark.anyio
@@ -186,17 +186,15 @@ async def test_a_copy_has_the_width_asked_for_and_is_never_enlarged(app: App, pa
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_argument")
 
 
-async def test_copies_are_kept_up_to_a_limit_and_a_deleted_image_has_none(
-    app: App, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_copies_are_kept_up_to_a_limit(app: App, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    resized = app.store.resized
+    resized = StoreView.resized
 
-    def counted(ref: Any, width: int) -> tuple[bytes, str]:
+    def counted(store: StoreView, ref: Any, width: int) -> tuple[bytes, str]:
         made.append(width)
-        return resized(ref, width)
+        return resized(store, ref, width)
 
-    monkeypatch.setattr(app.store, "resized", counted)
+    monkeypatch.setattr(StoreView, "resized", counted)
     async with rest(app) as client:
         async with anyio.create_task_group() as group:
             for _ in range(4):
