@@ -12,8 +12,9 @@ from typing import Generic
 
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.guidance import guide
+from omnigen2.notes import about_small_inputs
 from omnigen2.params import MAX_SEED, Decoding, InvalidTask, P, ReferenceSampling, Sampling
-from omnigen2.sizes import Size, output_size
+from omnigen2.sizes import Size, edited_image, output_size
 
 DRAWN_SEEDS = 2**32
 """Seeds are drawn below this bound: short enough to be read out and typed again."""
@@ -37,11 +38,17 @@ def draw_seed() -> int:
 
 
 def complete_sampling(
-    asked: Sampling, inputs: Sequence[Size], card: ModelCard, limits: Limits | None = None
+    asked: Sampling,
+    inputs: Sequence[Size],
+    card: ModelCard,
+    limits: Limits | None = None,
+    *,
+    prompt: str = "",
 ) -> Completed[ReferenceSampling]:
     """All parameters of a request for pictures, for input images of these (width, height).
 
-    `limits` replaces those of the card.
+    If the prompt says which one of several images to edit (`edited_image`), that one gives the size, as the
+    only image of an edit does. `limits` replaces those of the card.
 
     Raises:
         InvalidTask: more images than the model takes, a side longer than it makes, or a seed too large for
@@ -51,10 +58,17 @@ def complete_sampling(
     _check_references(inputs, limits)
     defaults = card.defaults_for(len(inputs))
     sampling = ReferenceSampling.model_construct(**dict(asked)).filled(defaults)
-    (width, height), notes = output_size(sampling.width, sampling.height, inputs, limits)
+    edited = edited_image(prompt, len(inputs))
+    if edited is None:
+        (width, height), notes = output_size(sampling.width, sampling.height, inputs, limits)
+    else:
+        (width, height), notes = output_size(asked.width, asked.height, inputs[edited:], limits)
+        if asked.width is None and asked.height is None:
+            notes.append(f"The size is that of image {edited + 1}, which is edited.")
     seed = draw_seed() if sampling.seed is None else sampling.seed
     complete = sampling.model_copy(update={"width": width, "height": height, "seed": seed})
     _check_seeds(complete)
+    notes += about_small_inputs(inputs, card.advice.min_input_side, card.title)
     notes += _without_effect(asked, complete, bool(inputs))
     return Completed(complete, tuple(notes), repeatable=asked.seed is not None)
 

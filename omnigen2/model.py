@@ -138,7 +138,7 @@ class OmniGen2:
         for text, own in zip(prompts, image_lists, strict=True):
             sizes = self._sizes_of(own)
             wanted = self._within(asked, sizes, limits) if bounded else asked
-            completed = complete_sampling(wanted, sizes, self.card, limits)
+            completed = complete_sampling(wanted, sizes, self.card, limits, prompt=text)
             tasks.append(ImageTask(text, tuple(own), completed.params, adapters))
             notes += completed.notes
         if output not in ("pil", "latents"):

@@ -11,7 +11,7 @@ def about_inputs(images: Sequence[Image], sizes: Iterable[Size]) -> list[str]:
     """Notes on input images that the model sees at these (width, height), on white."""
     notes = []
     for number, (image, size) in enumerate(zip(images, sizes, strict=True), 1):
-        name = "The image" if len(images) == 1 else f"Image {number}"
+        name = _nth(number, len(images))
         if (frames := getattr(image, "n_frames", 1)) > 1:
             notes.append(f"{name} has {frames} frames; the model saw one.")
         if _is_transparent(image):
@@ -19,6 +19,16 @@ def about_inputs(images: Sequence[Image], sizes: Iterable[Size]) -> list[str]:
         if image.size != size:
             notes.append(f"{name} was reduced from {_named(image.size)} to {_named(size)} for the model.")
     return notes
+
+
+def about_small_inputs(sizes: Sequence[Size], least: int, model: str) -> list[str]:
+    """Notes on inputs of these (width, height) with a side shorter than `least` pixels."""
+    small = [
+        f"{_nth(number, len(sizes))} has {_named(size)} pixels"
+        for number, size in enumerate(sizes, 1)
+        if min(size) < least
+    ]
+    return [f"{', '.join(small)}; {model} works best with {least} and more per side."] if small else []
 
 
 def about_result(made: Size, wanted: Size) -> list[str]:
@@ -31,6 +41,10 @@ def about_result(made: Size, wanted: Size) -> list[str]:
 def about_prompt(field: str, most: int) -> str:
     """The note that a text was cut."""
     return f"The {field} was longer than {most} tokens; what came after was ignored."
+
+
+def _nth(number: int, count: int) -> str:
+    return "The image" if count == 1 else f"Image {number}"
 
 
 def _is_transparent(image: Image) -> bool:

@@ -101,17 +101,17 @@ class Sampling(Params):
     num_images: int | None = Field(default=None, ge=1, le=8)
     """How many variants to make; each has its own noise."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Number that fixes the noise: an equal request gives an equal picture. Drawn if absent."""
+    """Fixes the noise: an equal request gives an equal picture. Drawn if absent."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps: more is slower and finer."""
     text_guidance_scale: float | None = Field(default=None, ge=0, le=30)
-    """How strongly the text is followed; 1 or less turns text guidance off and halves the work."""
+    """How strongly the text is followed; 1 or less turns this off and halves the work."""
     cfg_range: tuple[Share, Share] | None = None
-    """Part of the denoising, from 0 to 1, in which guidance applies; a shorter range is faster."""
+    """Part of the denoising, from 0 to 1, that is guided; a shorter one is faster."""
     scheduler: Scheduler | None = None
     """The sampler: `euler`, or `dpmsolver++`, which needs fewer steps."""
     speed: Speed | None = None
-    """`exact` computes every step in full; `balanced` and `fast` reuse guidance, and differ slightly."""
+    """`balanced` and `fast` reuse guidance, and differ slightly from `exact`."""
 
     @field_validator("cfg_range")
     @classmethod
@@ -125,7 +125,7 @@ class ReferenceSampling(Sampling):
     """How a picture is sampled when reference images guide it."""
 
     image_guidance_scale: float | None = Field(default=None, ge=0, le=30)
-    """How closely the reference images are followed; 1 or less turns image guidance off."""
+    """How closely the images are followed; 1 or less turns this off."""
 
 
 class NamedAdapter(Params):

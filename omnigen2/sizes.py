@@ -1,11 +1,26 @@
 """Sizes of pictures, as (width, height) in pixels. Needs no torch."""
 
+import re
 from collections.abc import Sequence
 
 from omnigen2.checkpoints.card import Limits
 from omnigen2.params import MIN_SIDE, InvalidTask
 
 Size = tuple[int, int]
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+_EDITED = re.compile(
+    rf"\s*edit (?:the )?(?:({'|'.join(_ORDINALS)}) (?:image|picture)|(?:image|picture) ([1-9]))\b",
+    re.IGNORECASE,
+)
+
+
+def edited_image(instruction: str, count: int) -> int | None:
+    """Index of the one of several images that an instruction says to edit: "Edit the first image: ..."."""
+    found = _EDITED.match(instruction)
+    if found is None or count < 2:
+        return None
+    index = _ORDINALS.index(found[1].lower()) if found[1] else int(found[2]) - 1
+    return index if index < count else None
 
 
 def output_size(

@@ -6,7 +6,7 @@ Full-size pixels never travel inside a result: a picture is a small preview and 
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
 
+from omnigen2.checkpoints.card import ModelCard
 from omnigen2.task import Cancelled
 from server import schema
 from server.app import App, NewImages
@@ -30,6 +31,7 @@ from server.errors import answering, as_tool_error
 from server.hookspecs import AnyTool
 from server.hosts import is_structured
 from server.http.sessions import Sessions, client_name
+from server.introduction import NAME, TITLE, icons, instructions, website
 from server.offered import OfferedPrompts, OfferedResources
 from server.resources import Resources, link
 from server.status import progress_line
@@ -40,7 +42,6 @@ P = TypeVar("P")
 R = TypeVar("R")
 Handler = Callable[[RequestContext, P], Awaitable[R]]
 
-NAME = "omnigen2-mcp"
 SILENCE_S = 50.0
 """Timeout of a client that asked for no progress: most give up after 60 seconds of silence."""
 WARM_UP_AFTER_S = 0.2
@@ -49,16 +50,6 @@ STABLE = CacheHint(ttl_ms=300_000, scope="public")
 """For lists that stay as they are while the server runs."""
 OWN = CacheHint(ttl_ms=300_000, scope="private")
 """For lists that are not the same for every client."""
-INSTRUCTIONS = """\
-An image studio. The model at work is {title}: {about}
-Every image has an id, sha256:<hex>. Name an image by its id (or the first 8 digits or more) wherever a tool \
-takes one; never paste image data back. A result shows small previews; the full image is the linked \
-resource image://sha256/<hex>, for the user to open.
-An image once made never changes: each change gives a new id, and its history can be asked for.
-Give a seed to get the same image again; an equal request is then answered at once.
-Work that takes longer than you can wait can go on in the background: you get a job id to ask about.
-When a call fails, the message says what was wrong and what to do; correct that and call again.
-{words}"""
 
 
 class Studio:
@@ -72,7 +63,7 @@ class Studio:
         self._sessions = sessions
         self._caller = caller
         self._resources = Resources(app.store_of, OfferedResources(app.plugins.resources()), caller)
-        self._prompts = OfferedPrompts(app.plugins.prompts())
+        self._prompts = OfferedPrompts(app.plugins.prompts(), {"advice": app.card().advice.prompts})
         self._cold = True
 
     def server(self) -> Server:
@@ -80,8 +71,10 @@ class Studio:
         return Server(
             NAME,
             version=version(NAME),
-            title="OmniGen2 image studio",
-            instructions=instructions(self.app),
+            title=TITLE,
+            instructions=instructions(self.app.card()),
+            icons=icons(),
+            website_url=website(),
             cache_hints={"tools/list": OWN, "prompts/list": STABLE, "resources/templates/list": STABLE},
             get_tool_input_schema=self._input_schemas.get,
             on_list_tools=self._guarded("tools/list", self._list_tools),
@@ -112,14 +105,13 @@ class Studio:
         return handle
 
     @cached_property
-    def _input_schemas(self) -> dict[str, dict[str, Any]]:
-        card, offered = self.app.card(), self.app.offered()
-        tools = self.app.tools.values()
-        return {tool.name: schema.input_schema(tool, card, offered, inline=False) for tool in tools}
+    def _tools(self) -> dict[str, types.Tool]:
+        card, offered, allow_fetch = self.app.card(), self.app.offered(), self.app.settings.allow_fetch
+        return {name: describe(tool, card, offered, allow_fetch) for name, tool in self.app.tools.items()}
 
     @cached_property
-    def _tools(self) -> dict[str, types.Tool]:
-        return {tool.name: describe(tool, self._input_schemas[tool.name]) for tool in self.app.tools.values()}
+    def _input_schemas(self) -> dict[str, dict[str, Any]]:
+        return {name: tool.input_schema for name, tool in self._tools.items()}
 
     def _structured(self, tool: AnyTool, ctx: RequestContext) -> bool:
         return is_structured(tool, _client(ctx), self.app.settings.structured)
@@ -243,20 +235,19 @@ class Reporter:
         await self._session.report_progress(self._last, status.steps or None, progress_line(status))
 
 
-def describe(tool: AnyTool, input_schema: dict[str, Any]) -> types.Tool:
-    """A tool as MCP lists it."""
+def describe(tool: AnyTool, card: ModelCard, offered: Mapping[str, str], allow_fetch: bool) -> types.Tool:
+    """A tool as MCP lists it, where the model of `card` is at work; `offered` as for `input_schema`."""
     return types.Tool(
         name=tool.name,
         title=tool.title,
-        description=tool.description,
-        input_schema=input_schema,
+        description=schema.description(tool, card),
+        input_schema=schema.input_schema(tool, card, offered, lean=True),
         output_schema=schema.output_schema(tool, lean=True),
         annotations=types.ToolAnnotations(
-            title=tool.title,
-            read_only_hint=tool.read_only,
+            read_only_hint=tool.read_only or None,  # false is what the protocol takes without it
             destructive_hint=tool.destructive,
-            idempotent_hint=tool.idempotent,
-            open_world_hint=tool.open_world,
+            idempotent_hint=tool.idempotent or None,
+            open_world_hint=schema.is_open_world(tool, allow_fetch),
         ),
     )
 
@@ -279,10 +270,3 @@ def _client(ctx: RequestContext) -> str:
     if ctx.session.client_params is not None:
         return ctx.session.client_params.client_info.name
     return client_name(ctx.request) if ctx.request is not None else ""
-
-
-def instructions(app: App) -> str:
-    """What a language model should know before its first call. Claims nothing beyond the model's card."""
-    card = app.card()
-    words = f"The model knows these words only: {', '.join(card.vocabulary)}." if card.vocabulary else ""
-    return INSTRUCTIONS.format(title=card.title, about=card.about, words=words).rstrip()

@@ -21,8 +21,10 @@ RequestContext = ServerRequestContext[Any, Any]
 class OfferedPrompts:
     """The prompt handlers of an MCP server."""
 
-    def __init__(self, prompts: Mapping[str, Prompt]) -> None:
+    def __init__(self, prompts: Mapping[str, Prompt], common: Mapping[str, str]) -> None:
+        """`common` are values that the text of every prompt may name."""
         self._prompts = prompts
+        self._common = common
 
     async def list_all(self, ctx: RequestContext, params: Any) -> types.ListPromptsResult:
         """Every prompt and its arguments."""
@@ -38,7 +40,7 @@ class OfferedPrompts:
         if prompt is None:
             known = f"There are: {', '.join(self._prompts)}."
             raise ToolError("invalid_argument", f"There is no prompt {params.name[:100]!r}.", known)
-        blocks = prompt.messages(params.arguments or {})
+        blocks = prompt.messages(params.arguments or {}, self._common)
         messages = [types.PromptMessage(role="user", content=content_block(block)) for block in blocks]
         return types.GetPromptResult(description=prompt.words, messages=messages)
 

@@ -25,10 +25,13 @@ class Prompt:
     words: str
     arguments: tuple[Argument, ...]
     text: str | Callable[[Mapping[str, str]], Sequence[Block]]
-    """A text with `$name` for each argument, or what makes the messages from the values by name."""
+    """A text with `$name` for each argument, or what makes the messages from the values by name.
 
-    def messages(self, given: Mapping[str, str]) -> Sequence[Block]:
-        """The prompt with its arguments filled in, as the messages of a user.
+    Each of them has also `$advice`: how to ask the model at work, as its card says.
+    """
+
+    def messages(self, given: Mapping[str, str], common: Mapping[str, str]) -> Sequence[Block]:
+        """The prompt with its arguments and the values in `common` filled in, as the messages of a user.
 
         Raises:
             ToolError: `invalid_argument`: an argument is missing.
@@ -38,6 +41,7 @@ class Prompt:
         if missing := filled.keys() - values.keys():
             names = [name for name in filled if name in missing]
             raise ToolError("invalid_argument", f"The prompt {self.name} needs: {', '.join(names)}.")
+        values |= common
         return [Template(self.text).substitute(values)] if isinstance(self.text, str) else self.text(values)
 
 

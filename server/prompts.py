@@ -20,6 +20,8 @@ PROMPTS = {
 Make a product shot of: $product
 Setting: $setting
 
+How to ask the model: $advice
+
 1. If the product is given as an image, use compose_from_references with it and say where to place it; \
 otherwise use generate_image. Ask for two variants (num_images 2).
 2. Look at the previews. If neither is usable, change the wording and try once more with another seed.
@@ -41,7 +43,9 @@ Make a sheet of $count stickers.
 Subject: $subject
 Style: $style
 
-1. Write $count short prompts: the same style words in each, one subject per sticker.
+How to ask the model: $advice
+
+1. Write $count prompts: the same style words in each, one subject per sticker.
 2. Call generate_image once for each, with the same size and steps, and the seeds 1, 2, 3, ...
 3. Look at the previews; make again what does not fit the others.
 4. Give me a numbered list: prompt, id and link of each sticker. If I want files, use save_image.""",
@@ -54,6 +58,8 @@ Style: $style
             """\
 Draw a storyboard of $panels pictures.
 Story: $story
+
+How to ask the model: $advice
 
 1. Split the story into $panels moments, a sentence each.
 2. Make the hero first, alone, with generate_image; show it to me before you go on.
@@ -70,8 +76,11 @@ the second where the place stays the same.
             """\
 Change the image $image as follows: $change
 
+How to ask the model: $advice
+
 1. Look at it with view_image.
-2. Call edit_image with the change as instruction. Everything not mentioned must stay.
+2. Call edit_image with the change as instruction: what to change and how it should look then. Everything \
+not mentioned must stay.
 3. Ask describe_image, with both images, what differs between the first image and the second image.
 4. If more changed than I asked for, try once more with a higher image_guidance_scale or another seed.
 5. Show me before and after: both ids and links, and the difference in a sentence.""",

@@ -11,10 +11,11 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from omnigen2.checkpoints.card import ModelCard
-from omnigen2.explain import nullable, resolved
+from omnigen2.explain import UNBOUNDED, nullable, resolved
 from omnigen2.params import OFFERED
 from storage.digest import SCHEME
 from tools.base import DETAIL, Result, Tool, ToolError
+from tools.fields import ImageIn, ImagesIn
 
 Schema = dict[str, Any]
 
@@ -28,10 +29,23 @@ ERROR: Schema = {
     },
     "required": ["code", "message", "advice"],
 }
-LEAN_ERROR: Schema = {"type": "object"}
-"""The same where it would be repeated with every tool of a list."""
-WORDS = ("description", "default")
-"""Parts of a schema that check nothing."""
+UNTYPED = ("description", "default", "required", "additionalProperties", "enum", "format")
+"""Parts of a result's schema that say nothing of the types of its fields, and are left out of lists."""
+GUARDS = ("minLength", "maxLength")
+"""Bounds that only protect the server: a text that is too long is refused with the length allowed."""
+LONG_DEFAULT = 80
+"""Characters of a default beyond which a list leaves it out."""
+
+
+def description(tool: Tool[Any, Any], card: ModelCard | None) -> str:
+    """What a tool is for, with the advice of `card` on how to ask for it if one is given."""
+    advice = tool.advice(card) if tool.advice and card else ""
+    return f"{tool.description} {advice}".rstrip()
+
+
+def is_open_world(tool: Tool[Any, Any], allow_fetch: bool) -> bool:
+    """Whether a call may reach outside this machine; `allow_fetch` lets it fetch the images it names."""
+    return tool.open_world or (allow_fetch and issubclass(tool.request, ImageIn | ImagesIn))
 
 
 def input_schema(
@@ -39,15 +53,17 @@ def input_schema(
     card: ModelCard | None,
     offered: Mapping[str, str] = MappingProxyType({}),
     *,
-    inline: bool = True,
+    lean: bool = False,
 ) -> Schema:
     """The JSON schema of a tool's arguments, with the defaults of `card` if one is given.
 
-    `offered` lists what the host has of each kind of thing that parameters name (`OFFERED`). Without
-    `inline`, a schema that names its dialect (`$schema`) keeps the form in which its author gave it.
+    `offered` lists what the host has of each kind of thing that parameters name (`OFFERED`). A `lean` schema,
+    for a list of tools, has no bound that only protects the server. If it names its dialect (`$schema`) it
+    keeps the form in which its author gave it.
     """
     given = tool.request.model_json_schema()
-    schema = plain(given) if inline or "$schema" not in given else given
+    kept = lean and "$schema" in given
+    schema = given if kept else plain(given)
     defaults = tool.defaults(card) if tool.defaults and card else None
     filled = defaults.model_dump(mode="json", exclude_none=True) if defaults else {}
     for name, field in schema["properties"].items():
@@ -55,21 +71,22 @@ def input_schema(
             field["default"] = filled[name]
         if names := offered.get(field.pop(OFFERED, "")):
             field["description"] = f"{field.get('description', '')} There are: {names}."
-    return schema
+    return _lean_input(schema) if lean and not kept else schema
 
 
 def output_schema(tool: Tool[Any, Any], *, lean: bool = False) -> Schema:
     """What a tool answers: its result, or an error.
 
     The error is part of the schema, as one widespread client (version 1 of the TypeScript SDK) holds the
-    structured content of failures to it too. `lean` as for `dump`; a lean schema explains nothing.
+    structured content of failures to it too. A `lean` one describes a lean `dump`: the types of its fields.
     """
     schema = plain(tool.result.model_json_schema(mode="serialization"))
     schema = _without_details(schema, drop=lean and not tool.result.detailed)
+    if lean:
+        return _everywhere(schema, lambda node: {key: node[key] for key in node if key not in UNTYPED})
     required = schema.pop("required", [])
-    schema["properties"] = schema.get("properties", {}) | {"error": LEAN_ERROR if lean else ERROR}
-    schema |= {"anyOf": [{"required": required}, {"required": ["error"]}]}
-    return _without_words(schema) if lean else schema
+    schema["properties"] = schema.get("properties", {}) | {"error": ERROR}
+    return schema | {"anyOf": [{"required": required}, {"required": ["error"]}]}
 
 
 def dump(
@@ -171,8 +188,14 @@ def _without_details(schema: Schema, *, drop: bool) -> Schema:
     return _everywhere(schema, pruned)
 
 
-def _without_words(schema: Schema) -> Schema:
-    return _everywhere(schema, lambda node: {key: node[key] for key in node if key not in WORDS})
+def _lean_input(schema: Schema) -> Schema:
+    def pruned(node: Schema) -> Schema:
+        left_out = {key for key in GUARDS if key in node}
+        left_out |= {key for key in ("maximum",) if node.get(key, 0) >= UNBOUNDED}
+        left_out |= {key for key in ("default",) if len(str(node.get(key, ""))) > LONG_DEFAULT}
+        return {key: value for key, value in node.items() if key not in left_out}
+
+    return _everywhere({key: value for key, value in schema.items() if key != "description"}, pruned)
 
 
 def _everywhere(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:

@@ -373,6 +373,8 @@ class Tool(Generic[Q, R]):
     """Raises `ToolError`, or an error of the store, which its caller translates."""
     defaults: Callable[[ModelCard], Params] | None = None
     """Which of the model's defaults its parameters have; None: no parameter is the model's."""
+    advice: Callable[[ModelCard], str] | None = None
+    """Which of the model's advice goes with its description; None: it does not ask the model."""
     read_only: bool = False
     """It changes nothing that a later call could see."""
     destructive: bool = False
@@ -380,4 +382,4 @@ class Tool(Generic[Q, R]):
     idempotent: bool = False
     """Calling it twice does no more than calling it once."""
     open_world: bool = False
-    """It may reach outside this machine."""
+    """It may reach outside this machine, beyond fetching the images that its request names."""

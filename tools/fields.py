@@ -25,7 +25,7 @@ class ImageIn(Request):
     """One image."""
 
     image: Reference
-    """Id from an earlier result (sha256:... or its first 8 digits), image or data URI, file or https URL."""
+    """Id from an earlier result, image or data URI, file or https URL."""
 
 
 class ImagesIn(Request):
@@ -83,8 +83,8 @@ class Instructed(Worded):
 class Asked(Worded):
     """A question about images."""
 
-    question: Words
-    """What you want to know: "Describe the image.", "How many circles are there?"."""
+    question: Words = "Describe the image."
+    """What you want to know, such as "How many circles are there?"."""
 
     @property
     def words(self) -> str:
@@ -95,14 +95,14 @@ class ModelIn(Request):
     """Which model does it."""
 
     model: str | None = Field(default=None, min_length=1, max_length=300)
-    """Name of the model to use; leave it out for the one that is loaded."""
+    """Name of another model than the one that is loaded."""
 
 
 class Background(Request):
     """Whether to wait."""
 
     background: Annotated[bool, OUTLIVES_THE_CALL] = False
-    """True answers at once with a job_id instead of waiting; get_job gives the result later."""
+    """Answer at once with a job_id; get_job gives the result later."""
 
 
 class ImageRequest(Background, Adapters, ModelIn, Sampling, Worded):

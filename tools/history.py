@@ -214,5 +214,4 @@ IMAGE_HISTORY = Tool(
     run=image_history,
     read_only=True,
     idempotent=True,
-    open_world=True,
 )

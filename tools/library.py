@@ -95,7 +95,6 @@ IMPORT_IMAGE = Tool(
     result=ImportResult,
     run=import_image,
     idempotent=True,
-    open_world=True,
 )
 
 
@@ -251,5 +250,4 @@ VIEW_IMAGE = Tool(
     run=view_image,
     read_only=True,
     idempotent=True,
-    open_world=True,
 )

@@ -54,6 +54,22 @@ def _describe_defaults(card: ModelCard) -> Decoding:
     return card.defaults.describe
 
 
+def _generate_advice(card: ModelCard) -> str:
+    return card.advice.text_to_image
+
+
+def _edit_advice(card: ModelCard) -> str:
+    return card.advice.edit
+
+
+def _compose_advice(card: ModelCard) -> str:
+    return card.advice.compose
+
+
+def _describe_advice(card: ModelCard) -> str:
+    return card.advice.describe
+
+
 GENERATE_IMAGE = Tool(
     name="generate_image",
     command="generate",
@@ -67,6 +83,7 @@ GENERATE_IMAGE = Tool(
     result=ImagesResult,
     run=partial(_images, "generate_image"),
     defaults=_generate_defaults,
+    advice=_generate_advice,
 )
 
 EDIT_IMAGE = Tool(
@@ -83,7 +100,7 @@ EDIT_IMAGE = Tool(
     result=ImagesResult,
     run=partial(_images, "edit_image"),
     defaults=_edit_defaults,
-    open_world=True,
+    advice=_edit_advice,
 )
 
 COMPOSE_FROM_REFERENCES = Tool(
@@ -100,7 +117,7 @@ COMPOSE_FROM_REFERENCES = Tool(
     result=ImagesResult,
     run=partial(_images, "compose_from_references"),
     defaults=_compose_defaults,
-    open_world=True,
+    advice=_compose_advice,
 )
 
 DESCRIBE_IMAGE = Tool(
@@ -116,5 +133,5 @@ DESCRIBE_IMAGE = Tool(
     result=TextResult,
     run=partial(_text, "describe_image"),
     defaults=_describe_defaults,
-    open_world=True,
+    advice=_describe_advice,
 )

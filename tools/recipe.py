@@ -140,7 +140,8 @@ async def _image_recipe(
 ) -> Recipe:
     kind = ReferenceSampling if isinstance(request, ReferenceSampling) else Sampling
     with _refusing():
-        completed = complete_sampling(request.part(kind), _sizes(_seen(request, inputs)), card)
+        asked, seen = request.part(kind), _sizes(_seen(request, inputs))
+        completed = complete_sampling(asked, seen, card, prompt=request.words)
     found = await find_adapters(request.lora or (), context)
     lora = [named for _, named in found] or None
     return Recipe(

@@ -201,6 +201,5 @@ SAVE_IMAGE = Tool(
     result=SaveResult,
     run=save_image,
     destructive=True,
-    open_world=True,
 )
 """Not for reading only: it may replace a file, if it is told to."""

@@ -42,6 +42,19 @@ class Limits(Params):
     """Tokens of the chat string beyond which a prompt is cut."""
 
 
+class Advice(Params):
+    """How to ask the model, in plain sentences for whoever writes the prompts."""
+
+    prompts: str = ""
+    """For every prompt and instruction."""
+    text_to_image: str = ""
+    edit: str = ""
+    compose: str = ""
+    describe: str = ""
+    min_input_side: int = Field(default=0, ge=0)
+    """Pixels of the shorter side of an input image below which the result has a note."""
+
+
 class ModelCard(Params):
     """Identity, defaults and limits of one checkpoint."""
 
@@ -52,7 +65,8 @@ class ModelCard(Params):
     about: str
     """One or two sentences: what the model can do and what it cannot."""
     vocabulary: tuple[str, ...] = ()
-    """Words the model knows; empty for an open vocabulary. A prompt with other words gets a note."""
+    """Words that prompts may have; empty for an open vocabulary. A prompt with other words gets a note."""
+    advice: Advice = Advice.model_construct()
     digest: str | None = None
     """`sha256:<hex>` over the weight files, as published with the checkpoint; checked when it is loaded."""
     defaults: Defaults
@@ -101,6 +115,25 @@ NEGATIVE_PROMPT = (
 """Default of `--negative_prompt` in the authors' `inference.py`; their usage tips advise keeping it."""
 
 
+# After the usage tips and the limitations in the README of the reference.
+ADVICE = Advice(
+    prompts=(
+        "Write in English. Say what to make or change and also how it should look; a long, concrete prompt "
+        "beats a short one. Where a likeness matters make several (num_images) and choose. A narrower "
+        "cfg_range, such as [0, 0.6], is the cheap way to be faster."
+    ),
+    edit=(
+        "Give sharp images of 512 pixels and more, and an image_guidance_scale from 1.2 (more change) to 2.0 "
+        "(more of the image)."
+    ),
+    compose=(
+        "image_guidance_scale 2.5 to 3.0, higher for more likeness. To change one image by means of another "
+        'begin with "Edit the first image: ..."; the result then has its size.'
+    ),
+    min_input_side=512,
+)
+
+
 def published_card(model_id: str) -> ModelCard:
     """The card of OmniGen2 as published, with the defaults of its authors.
 
@@ -132,6 +165,7 @@ def published_card(model_id: str) -> ModelCard:
         id=model_id,
         title="OmniGen2",
         about="Makes, edits and composes pictures from text in any style, and describes images.",
+        advice=ADVICE,
         defaults=Defaults(
             text_to_image=text_to_image,
             edit=edit,

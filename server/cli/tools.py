@@ -60,7 +60,9 @@ def tool_command(tool: AnyTool, card: ModelCard | None) -> Command:
         show(value, result.summary(), *map(str, files), as_json=as_json)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
-    command = Command(name=tool.command, help=f"{tool.title}.\n\n{tool.description}", group="Tools")
+    command = Command(
+        name=tool.command, help=f"{tool.title}.\n\n{schema.description(tool, card)}", group="Tools"
+    )
     command.default(call)
     return command
 

@@ -126,7 +126,7 @@ def _described(tool: AnyTool, card: ModelCard, offered: Mapping[str, str]) -> di
         tool.name,
         tool.title,
         {200: result},
-        about=tool.description,
+        about=schema.description(tool, card),
         body={JSON: asked},
         parameters=() if tool.read_only else [KEYED],
         refusals=(404, 409, 422),

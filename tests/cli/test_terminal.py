@@ -35,7 +35,7 @@ WITH_STORE = {
     "view": ["view", "ID", "--output", "look"],
     "generate": ["generate", HOSTILE, *SMALL, "--output", "made"],
     "edit": ["edit", "red.png", HOSTILE, *SMALL],
-    "describe": ["describe", HOSTILE, "red.png", "--max-tokens", "2"],
+    "describe": ["describe", "red.png", "--question", HOSTILE, "--max-tokens", "2"],
 }
 WITHOUT_STORE = {
     "models": ["models", "list"],
@@ -158,7 +158,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_model_runs(
     shown = capsys.readouterr().err
     assert shown.startswith("omnigen2-mcp: output: ") and told in shown and shown.count("\n") == 1
     assert engine.started == []
-    assert run(["describe", "x", "red.png", "--output", "x.png"], image) == 2
+    assert run(["describe", "red.png", "--output", "x.png"], image) == 2
     assert engine.started == [] and "no image to write" in capsys.readouterr().err
 
 

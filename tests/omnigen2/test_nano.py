@@ -9,7 +9,7 @@ import omnigen2
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import read_card
 from omnigen2.model import OmniGen2
-from omnigen2.nano.world import Scene, Thing, read_scene, render
+from omnigen2.nano.world import Scene, Thing, example, read_scene, render
 from omnigen2.nano.world.evaluate import decibels
 from omnigen2.nano.world.words import READ_AS
 
@@ -74,6 +74,23 @@ def test_a_prompt_outside_its_world_gets_a_picture_and_a_note(nano: OmniGen2) ->
     pictures = nano.generate("a photograph of a zebra", seed=1)
     assert len(pictures) == 1
     assert "zebra" in pictures.notes[0] and "ShapeWorld" in pictures.notes[0]
+
+
+def test_words_that_are_read_but_not_drawn_get_a_note(nano: OmniGen2) -> None:
+    assert nano.card.unknown_words("a cat and a dog beside a house") == ["cat", "dog", "house"]
+    assert nano.card.unknown_words("draw a hexagon made of trees") == ["hexagon", "made", "trees"]
+    language = nano.pipeline.language
+    known = language.tokenizer.get_vocab().keys()
+    for task in ("generate", "edit", "compose"):
+        prompts = [example(task, "train", number).text for number in range(200)]  # type: ignore[arg-type]
+        assert [text for text in prompts if known & nano.card.unknown_words(language.read(text))] == []
+
+
+def test_what_its_card_advises_it_can_do(nano: OmniGen2) -> None:
+    advice = nano.card.advice
+    for words in (advice.prompts, advice.edit, advice.compose):
+        for quoted in words.split('"')[1::2]:
+            assert nano.card.unknown_words(nano.pipeline.language.read(quoted)) == [], quoted
 
 
 def test_words_that_mean_the_same_are_read_as_one(nano: OmniGen2) -> None:

@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from omnigen2.checkpoints.card import Advice, published_card
 from omnigen2.completion import DRAWN_SEEDS, complete_decoding, complete_sampling
 from omnigen2.model import OmniGen2
-from omnigen2.params import MAX_SEED, Decoding, Sampling
+from omnigen2.params import MAX_SEED, Decoding, ReferenceSampling, Sampling
+from omnigen2.sizes import edited_image
 from omnigen2.task import ImageTask, TextTask
 from tests.tools.studio import BY_NAME, Studio
 from tools.base import ToolError
@@ -134,3 +136,45 @@ def test_a_seed_is_drawn_where_none_was_given(studio: Studio) -> None:
     assert varied.params.seed is not None and not varied.repeatable
     certain = complete_decoding(Decoding(temperature=0.0, seed=3), [], card)
     assert certain.params.seed is None and certain.repeatable and len(certain.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "index"),
+    [
+        ("Edit the first image: put the hat of the second image on the man", 0),
+        ("edit image 2: use the light of image 1", 1),
+        ("Edit the third picture.", 2),
+        ("Edit the fourth image: x", None),
+        ("Put the hat on the first image", None),
+        ("Editing the first image", None),
+    ],
+)
+def test_an_instruction_may_say_which_image_it_edits(words: str, index: int | None) -> None:
+    assert edited_image(words, 3) == index
+    assert edited_image(words, 1) is None
+
+
+def test_the_edited_one_of_several_images_gives_the_size() -> None:
+    sizes, card = [(800, 600), (640, 960)], published_card("x")
+    edit = "Edit the second image: give it the sky of the first image."
+    made = complete_sampling(ReferenceSampling(), sizes, card, prompt=edit)
+    assert (made.params.width, made.params.height) == (640, 960)
+    assert made.notes == ("The size is that of image 2, which is edited.",)
+    wide = complete_sampling(ReferenceSampling(width=320), sizes, card, prompt=edit)
+    assert (wide.params.width, wide.params.height, wide.notes) == (320, 480, ())
+    asked = complete_sampling(ReferenceSampling(width=320, height=320), sizes, card, prompt=edit)
+    assert (asked.params.width, asked.params.height) == (320, 320)
+    other = complete_sampling(ReferenceSampling(), sizes, card, prompt="Both side by side")
+    assert (other.params.width, other.params.height) == (1024, 1024)
+
+
+def test_small_inputs_get_one_note_where_the_model_wants_larger_ones() -> None:
+    card = published_card("x")
+    (note,) = complete_sampling(ReferenceSampling(), [(2000, 511), (512, 512), (64, 64)], card).notes
+    assert note.startswith(
+        "Image 1 has 2000x511 pixels, Image 3 has 64x64 pixels; OmniGen2 works best with 512"
+    )
+    (one,) = complete_sampling(ReferenceSampling(), [(100, 900)], card).notes
+    assert one.startswith("The image has 100x900 pixels; ")
+    wanting = card.model_copy(update={"advice": Advice()})
+    assert complete_sampling(ReferenceSampling(), [(8, 8)], wanting).notes == ()

@@ -207,11 +207,13 @@ async def test_of_several_images_a_note_says_which(studio: Studio) -> None:
     images = ["clear.png", "long.png"]
     made = await studio.call("compose_from_references", images=images, instruction="both", **QUICK)
     assert made.notes == (
+        "Image 1 has 32x32 pixels, Image 2 has 1100x32 pixels; "
+        "OmniGen2 works best with 512 and more per side.",
         "Image 1 has transparent parts; they were put on white.",
         "Image 2 was reduced from 1100x32 to 1024x16 for the model.",
     )
     told = await studio.call("describe_image", images=images, question="what?", max_tokens=2, seed=1)
-    assert told.notes[0].startswith("seed changed nothing") and told.notes[1] == made.notes[0]
+    assert told.notes[0].startswith("seed changed nothing") and told.notes[1] == made.notes[1]
     assert told.notes[2] == "Image 2 was reduced from 1100x32 to 1024x29 for the model."
     assert (await studio.call("describe_image", images=images, question="what?", max_tokens=2)).cached
 

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from omnigen2.checkpoints.card import CARD_FILE, ModelCard
 from omnigen2.checkpoints.load import load_language_model
 from omnigen2.checkpoints.locate import PARTS, weights_digest
-from omnigen2.nano.stages.tokens import known_words
+from omnigen2.nano.stages.tokens import prompt_words
 from omnigen2.training.publish import write_json
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
@@ -52,7 +52,7 @@ def publish(parts: Path, target: Path, card: Mapping[str, Any]) -> ModelCard:
     (target / "scheduler").mkdir()
     write_json(target / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(target / "model_index.json", INDEX)
-    made = {"vocabulary": known_words(language.tokenizer), **card, "id": target.name}
+    made = {"vocabulary": prompt_words(language.tokenizer), **card, "id": target.name}
     complete = ModelCard.model_validate(made | {"digest": weights_digest(target)})
     write_json(target / CARD_FILE, complete.model_dump(mode="json", exclude={"id"}, exclude_none=True))
     return complete

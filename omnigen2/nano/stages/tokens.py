@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from omnigen2.language import IMAGE, STOPS, generation_chat
 from omnigen2.nano.world import TASKS, example
+from omnigen2.nano.world.questions import OUTSIDE
 from omnigen2.nano.world.words import READ_AS
 from omnigen2.params import MAX_REFERENCES
 
@@ -22,6 +23,10 @@ PADDING = "<|endoftext|>"
 VISION = ("<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>")
 WORDS_FROM = 12_000
 """Examples per task from which the vocabulary is collected."""
+PICTURES = ("generate", "edit", "compose")
+"""Tasks whose text is a prompt for a picture."""
+PROMPTS_FROM = 300
+"""Examples of each of them: enough for the common words that they share with questions."""
 
 
 def words(text: str) -> list[str]:
@@ -83,3 +88,12 @@ def with_unknown_word(text: str, rng: np.random.Generator) -> str:
 def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The vocabulary of a tokenizer without punctuation, numbers and parts of the chat template, sorted."""
     return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[^\W\d_]+", word))
+
+
+def prompt_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The known words but those that are there for questions nobody can answer: `cat` is read, not drawn."""
+    read = normalizer().normalize_str
+    drawn = [example(task, "train", number).text for task in PICTURES for number in range(PROMPTS_FROM)]  # pyright: ignore[reportArgumentType]
+    prompts = {word for text in drawn for word in words(read(text))}
+    outside = {word for question in OUTSIDE for word in words(read(question))} - prompts
+    return [word for word in known_words(tokenizer) if word not in outside]

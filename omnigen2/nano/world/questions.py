@@ -21,7 +21,7 @@ _CAPTION = (
     "give a caption", "write a caption for the picture", "please describe this image", "tell me what you see",
     "describe what you see", "what is this", "describe", "describe the image briefly",
 )  # fmt: skip
-_OUTSIDE = (
+OUTSIDE = (
     "what is the dog doing",
     "is there a cat",
     "what colour is the car",
@@ -51,6 +51,7 @@ _OUTSIDE = (
     "who is in the picture",
     "what is the dog's name",
 )
+"""Questions about what ShapeWorld does not have."""
 _EDGE = 0.06  # a thing nearer than this to the line between two places has no place
 
 
@@ -261,7 +262,7 @@ def _relation(speaker: Speaker) -> Asked:
 
 
 def _outside(speaker: Speaker) -> Asked:
-    return _scenes(speaker)[0], pick(speaker.rng, _OUTSIDE), CANNOT_TELL
+    return _scenes(speaker)[0], pick(speaker.rng, OUTSIDE), CANNOT_TELL
 
 
 _KINDS: tuple[tuple[str, Callable[[Speaker], Asked]], ...] = (

@@ -14,10 +14,11 @@ from anyio import to_thread
 from mcp.shared.exceptions import MCPError
 from PIL import Image
 
+from omnigen2.checkpoints.card import Advice
 from omnigen2.model import OmniGen2
 from server import log
 from server.app import App
-from server.mcp import instructions
+from server.introduction import instructions
 from server.prompts import PROMPTS
 from tests.server.core.conftest import HeldEngine
 from tests.server.surfaces.conftest import SMALL, Connect, succeeded
@@ -163,10 +164,20 @@ async def test_instructions_claim_what_the_card_says(
     make_app: Callable[..., App], engine: HeldEngine, omnigen: OmniGen2, connect: Connect
 ) -> None:
     app = make_app(lambda: engine)
-    assert app.card().about in instructions(app)
-    app.__dict__["_default_card"] = app.card().model_copy(update={"vocabulary": ("red", "circle")})
+    advice = Advice(prompts="Say please.", edit="Thank it.")
+    card = app.card().model_copy(update={"vocabulary": ("zebra",), "advice": advice})
+    app.__dict__["_default_card"] = card
     async with connect(app) as client:
-        assert client.instructions is not None and "red, circle" in client.instructions
+        said = client.instructions
+        assert said == instructions(card) and card.about in said and "Say please." in said
+        assert "zebra" not in said, "a list of words is no help: a result says which are unknown"
+        tools = {tool.name: tool.description or "" for tool in (await client.list_tools()).tools}
+        assert tools["edit_image"].endswith(" Thank it.")
+        assert tools["generate_image"] == app.tools["generate_image"].description
+        prompt = await client.get_prompt("product_shot", {"product": "a cup"})
+        assert "Say please." in prompt.messages[0].content.text  # type: ignore[union-attr]
+        info = client.server_info
+        assert info.icons and info.icons[0].src.startswith("data:image/svg+xml;base64,")
 
 
 async def test_no_level_of_logging_shows_what_a_conversation_is_about(
@@ -191,7 +202,18 @@ async def test_tools_are_annotated_as_they_are_declared(app: App, connect: Conne
         declared, hints = app.tools[tool.name], tool.annotations
         assert hints is not None and tool.title == declared.title
         for name in ("read_only", "destructive", "idempotent", "open_world"):
-            assert getattr(hints, f"{name}_hint") == getattr(declared, name)
+            assert bool(getattr(hints, f"{name}_hint")) == getattr(declared, name)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_tools_reach_outside_as_far_as_the_host_lets_them_fetch(
+    make_app: Callable[..., App], engine: HeldEngine, connect: Connect, allowed: bool
+) -> None:
+    async with connect(make_app(lambda: engine, allow_fetch=allowed)) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    hints = {name for name, tool in tools.items() if tool.annotations and tool.annotations.open_world_hint}
+    assert ({"view_image", "compose_from_references"} <= hints) is allowed
+    assert "generate_image" not in hints and "get_job" not in hints
 
 
 async def test_an_edit_by_id_uses_four_threads_and_shows_the_preview_that_the_store_would(

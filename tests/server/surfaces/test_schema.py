@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import mcp_types as types
 import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict
 
-from omnigen2.checkpoints.card import published_card
+from omnigen2.checkpoints.card import ModelCard, published_card, read_card
+from omnigen2.checkpoints.locate import NANO, resolve
 from server import schema
+from server.introduction import MAX_INSTRUCTIONS, instructions
+from server.mcp import describe
 from tools.base import Request, Result, Tool, ToolError
 from tools.core import TOOLS
 
@@ -38,14 +42,13 @@ def test_a_schema_that_names_its_dialect_keeps_its_references_for_mcp_alone() ->
         place: Place = Place()
 
     tool = replace(TOOLS[0], request=Go, defaults=None)
-    kept = schema.input_schema(tool, None, inline=False)
+    kept = schema.input_schema(tool, None, lean=True)
     assert (
         kept["properties"]["place"]["$ref"] == "#/$defs/Place"
         and "city" in kept["$defs"]["Place"]["properties"]
     )
     made = schema.input_schema(tool, None)
     assert "$defs" not in made and "city" in made["properties"]["place"]["properties"]
-    assert schema.input_schema(TOOLS[0], CARD, inline=False) == INPUTS[TOOLS[0].name]
 
 
 @pytest.mark.parametrize("made", ALL, ids=[*INPUTS, *(f"{name} result" for name in OUTPUTS)])
@@ -87,3 +90,43 @@ def test_errors_are_valid_results_and_half_results_are_not() -> None:
         assert validator.is_valid(error)
         assert not validator.is_valid({})
         assert not validator.is_valid(error | {"surprise": 1})
+
+
+HUGE = dict.fromkeys(("title", "about"), "x" * 5000) | {"vocabulary": tuple(f"w{n}" for n in range(9000))}
+CARDS = {
+    "nano": read_card(resolve(NANO), NANO),
+    "OmniGen2": CARD,
+    "a card with too many words": CARD.model_copy(
+        update=HUGE | {"advice": CARD.advice.model_copy(update={"prompts": "word " * 2000})}
+    ),
+}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_instructions_are_short_for_any_model(card: ModelCard) -> None:
+    said = instructions(card)
+    assert len(said) <= MAX_INSTRUCTIONS < 1500
+    assert said.startswith(f"An image studio. The model at work is {card.title[:50]}")
+    assert "never paste image data" in " ".join(said.split()) and said.endswith("call again.")
+    assert card.advice.prompts[:200] in said
+
+
+@pytest.mark.parametrize("name", ["nano", "OmniGen2"])
+def test_a_list_of_all_tools_is_under_5000_tokens(name: str) -> None:
+    tools = [describe(tool, CARDS[name], {}, False) for tool in TOOLS]
+    listed = types.ListToolsResult(tools=tools).model_dump_json(by_alias=True, exclude_none=True)
+    assert len(listed) / 4 < 5000, f"{len(listed) / 4:.0f} tokens of 4 characters"
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_a_lean_schema_has_every_field_and_what_it_may_be(tool: Tool[Any, Any]) -> None:
+    lean, full = schema.input_schema(tool, CARD, lean=True), INPUTS[tool.name]
+    Draft202012Validator.check_schema(lean)
+    assert lean["properties"].keys() == full["properties"].keys()
+    assert lean.get("required") == full.get("required") and lean["additionalProperties"] is False
+    for name, field in full["properties"].items():
+        kept = lean["properties"][name]
+        assert all(kept.get(key) == field.get(key) for key in ("type", "enum", "description", "minimum"))
+    out = schema.output_schema(tool, lean=True)
+    Draft202012Validator.check_schema(out)
+    assert Draft202012Validator(out).is_valid(schema.dump_error(ToolError("busy", "a", "b")))
