@@ -95,13 +95,13 @@ class Sampling(Params):
     negative_prompt: str | None = Field(default=None, max_length=4000)
     """What the picture should not show."""
     width: int | None = Field(default=None, ge=MIN_SIDE, le=MAX_SIDE)
-    """Width of the result in pixels."""
+    """Width in pixels."""
     height: int | None = Field(default=None, ge=MIN_SIDE, le=MAX_SIDE)
-    """Height of the result in pixels."""
+    """Height in pixels."""
     num_images: int | None = Field(default=None, ge=1, le=8)
-    """How many variants to make; each has its own noise."""
+    """How many variants to make."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Fixes the noise: an equal request gives an equal picture. Drawn if absent."""
+    """Equal requests with equal seeds give equal pictures. Drawn if absent."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps: more is slower and finer."""
     text_guidance_scale: float | None = Field(default=None, ge=0, le=30)
@@ -109,7 +109,7 @@ class Sampling(Params):
     cfg_range: tuple[Share, Share] | None = None
     """Part of the denoising, from 0 to 1, that is guided; a shorter one is faster."""
     scheduler: Scheduler | None = None
-    """The sampler: `euler`, or `dpmsolver++`, which needs fewer steps."""
+    """The sampler; `dpmsolver++` needs fewer steps."""
     speed: Speed | None = None
     """`balanced` and `fast` reuse guidance, and differ slightly from `exact`."""
 

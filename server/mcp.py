@@ -244,9 +244,10 @@ def describe(tool: AnyTool, card: ModelCard, offered: Mapping[str, str], allow_f
         input_schema=schema.input_schema(tool, card, offered, lean=True),
         output_schema=schema.output_schema(tool, lean=True),
         annotations=types.ToolAnnotations(
-            read_only_hint=tool.read_only or None,  # false is what the protocol takes without it
-            destructive_hint=tool.destructive,
-            idempotent_hint=tool.idempotent or None,
+            # What is left out is false, or without meaning for a tool that changes nothing.
+            read_only_hint=tool.read_only or None,
+            destructive_hint=None if tool.read_only else tool.destructive,
+            idempotent_hint=(tool.idempotent and not tool.read_only) or None,
             open_world_hint=schema.is_open_world(tool, allow_fetch),
         ),
     )

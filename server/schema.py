@@ -83,7 +83,7 @@ def output_schema(tool: Tool[Any, Any], *, lean: bool = False) -> Schema:
     schema = plain(tool.result.model_json_schema(mode="serialization"))
     schema = _without_details(schema, drop=lean and not tool.result.detailed)
     if lean:
-        return _everywhere(schema, lambda node: {key: node[key] for key in node if key not in UNTYPED})
+        return _lean_output(schema)
     required = schema.pop("required", [])
     schema["properties"] = schema.get("properties", {}) | {"error": ERROR}
     return schema | {"anyOf": [{"required": required}, {"required": ["error"]}]}
@@ -188,14 +188,27 @@ def _without_details(schema: Schema, *, drop: bool) -> Schema:
     return _everywhere(schema, pruned)
 
 
+def _lean_output(schema: Schema) -> Schema:
+    """The types of the fields; an object that is itself a field is not described further."""
+
+    def pruned(node: Schema) -> Schema:
+        made = {key: value for key, value in node.items() if key not in UNTYPED}
+        fields: Schema = node.get("properties", {})
+        inner = {name: {"type": "object"} for name, field in fields.items() if "properties" in field}
+        return made | ({"properties": fields | inner} if fields else {})
+
+    return _everywhere(schema, pruned)
+
+
 def _lean_input(schema: Schema) -> Schema:
     def pruned(node: Schema) -> Schema:
         left_out = {key for key in GUARDS if key in node}
-        left_out |= {key for key in ("maximum",) if node.get(key, 0) >= UNBOUNDED}
-        left_out |= {key for key in ("default",) if len(str(node.get(key, ""))) > LONG_DEFAULT}
+        left_out |= {"maximum"} if node.get("maximum", 0) >= UNBOUNDED else set()
+        left_out |= {"default"} if len(str(node.get("default", ""))) > LONG_DEFAULT else set()
+        left_out |= {"description", "additionalProperties"} if "properties" in node else set()
         return {key: value for key, value in node.items() if key not in left_out}
 
-    return _everywhere({key: value for key, value in schema.items() if key != "description"}, pruned)
+    return _everywhere(schema, pruned) | {"additionalProperties": False}
 
 
 def _everywhere(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:

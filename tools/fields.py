@@ -73,7 +73,7 @@ class Instructed(Worded):
     """A change in words."""
 
     instruction: Words
-    """What to do, as an order: "make the circle blue". Of several images say "the first image" and so on."""
+    """What to do, as an order, such as "make the circle blue"."""
 
     @property
     def words(self) -> str:
@@ -95,7 +95,7 @@ class ModelIn(Request):
     """Which model does it."""
 
     model: str | None = Field(default=None, min_length=1, max_length=300)
-    """Name of another model than the one that is loaded."""
+    """Another model than the loaded one."""
 
 
 class Background(Request):

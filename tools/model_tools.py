@@ -77,7 +77,7 @@ GENERATE_IMAGE = Tool(
     description=(
         "Make one or more new images from a text prompt. Use it when there is no input image; to change an "
         "image use edit_image, to combine images use compose_from_references. Only the prompt is needed; the "
-        "defaults are good. The result has an id for each image, to be named in later calls."
+        "defaults are good."
     ),
     request=GenerateImage,
     result=ImagesResult,
@@ -93,8 +93,8 @@ EDIT_IMAGE = Tool(
     description=(
         "Change one image as an instruction says and keep the rest of it: recolour, add, remove or replace "
         "something, change the style or the background. Gives a new image of the same size; the input stays "
-        "as it was. Make one change per call and edit the result again: every image keeps its history. To "
-        "keep everything outside a part exactly as it is, give that part as a region or a mask."
+        "as it was. Make one change per call and edit the result again. To keep everything outside a part "
+        "exactly as it is, give that part as a region or a mask."
     ),
     request=EditImage,
     result=ImagesResult,
@@ -125,9 +125,9 @@ DESCRIBE_IMAGE = Tool(
     command="describe",
     title="Describe images",
     description=(
-        "Ask the local model a question about one to five images and get text: a description, what is where, "
-        "how many, which colour, how two images differ. The answer is the local model's reading, and may be "
-        "wrong; to look at an image yourself, use view_image."
+        "Ask the local model about one to five images and get text: what is where, how many, which colour, "
+        "how two images differ. The answer is the model's reading, and may be wrong; to look at an image "
+        "yourself, use view_image."
     ),
     request=DescribeImage,
     result=TextResult,
