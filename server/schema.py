@@ -34,7 +34,7 @@ UNTYPED = ("description", "default", "required", "additionalProperties", "enum",
 GUARDS = ("minLength", "maxLength")
 """Bounds that only protect the server: a text that is too long is refused with the length allowed."""
 LONG_DEFAULT = 80
-"""Characters of a default beyond which a list leaves it out."""
+"""Characters of a default beyond which a list leaves it out; it leaves out "" and false, too."""
 
 
 def description(tool: Tool[Any, Any], card: ModelCard | None) -> str:
@@ -204,7 +204,9 @@ def _lean_input(schema: Schema) -> Schema:
     def pruned(node: Schema) -> Schema:
         left_out = {key for key in GUARDS if key in node}
         left_out |= {"maximum"} if node.get("maximum", 0) >= UNBOUNDED else set()
-        left_out |= {"default"} if len(str(node.get("default", ""))) > LONG_DEFAULT else set()
+        default = node.get("default")
+        plain_default = default is False or default == "" or len(str(default)) > LONG_DEFAULT
+        left_out |= {"default"} if plain_default else set()
         left_out |= {"description", "additionalProperties"} if "properties" in node else set()
         return {key: value for key, value in node.items() if key not in left_out}
 

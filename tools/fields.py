@@ -39,7 +39,7 @@ class PartIn(Request):
     """A part of the image, which an edit is held to."""
 
     region: Region | None = None
-    """Change only this part, [x, y, width, height] in pixels of the image; the rest keeps its pixels."""
+    """Change only this part, [x, y, width, height] in pixels."""
     mask: Reference | None = None
     """Change only where this image of the same size is transparent, or white if all of it is opaque."""
 

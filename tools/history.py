@@ -206,8 +206,7 @@ IMAGE_HISTORY = Tool(
     title="Image history",
     description=(
         "How an image came about: the images it was made from, oldest first, each with the tool, all "
-        "parameters, the seed and the model, as a call that makes it again. Use it to repeat, to vary one "
-        "step, or to say where a picture comes from."
+        "parameters, the seed and the model, as a call that makes it again. Use it to repeat or vary a step."
     ),
     request=ImageHistory,
     result=History,

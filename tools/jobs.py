@@ -43,8 +43,7 @@ GET_JOB = Tool(
     title="Get a job",
     description=(
         "Ask how far a background job is: its place in the queue, its step, the time left, a small preview "
-        "while the image takes shape, and the result when it is done. Give wait_seconds to wait for the end "
-        "instead of asking again and again."
+        "while the image takes shape, and the result when it is done. Give wait_seconds to wait for the end."
     ),
     request=GetJob,
     result=JobStatus,

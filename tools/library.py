@@ -105,7 +105,7 @@ class ListImages(Request):
     """Which images to list."""
 
     query: str | None = Field(default=None, min_length=1, max_length=500)
-    """Words that all occur in the prompt, instruction or label; in scripts without spaces, any part of it."""
+    """Words that all occur in the prompt, instruction or label."""
     tool: str | None = Field(default=None, min_length=1, max_length=100)
     """Only images made by the tool of this name."""
     since: AwareDatetime | None = None

@@ -26,17 +26,17 @@ class SaveImage(ImageIn):
     """Which image to save, where and how."""
 
     path: str = Field(min_length=1, max_length=4096)
-    """File to write, such as assets/logo.webp; its ending, .png, .jpg, .webp or .avif, says the format."""
+    """File to write, such as assets/logo.webp; the ending (png, jpg, webp, avif) says the format."""
     width: _Pixels = None
-    """Pixels; without height, the proportions stay. Leave both out for the size of the image."""
+    """Pixels; without height, the proportions stay."""
     height: _Pixels = None
     """Pixels; without width, the proportions stay."""
     fit: Fit = "contain"
     """With both sides given: contain adds bars, cover cuts off what is over, stretch distorts."""
     quality: int | None = Field(default=None, ge=1, le=100)
-    """1 to 100 for jpg, webp and avif, 90 or 80 by default; webp keeps every pixel at 100, png always."""
+    """1 to 100, for jpg, webp and avif; webp keeps every pixel at 100."""
     background: str | None = Field(default=None, min_length=1, max_length=40)
-    """Colour of transparent parts and bars, as white or #ff8800; without it transparent, or white in jpg."""
+    """Colour of transparent parts and bars, such as white or #ff8800."""
     overwrite: bool = False
     """Replace the file if it exists; otherwise that is refused."""
 
@@ -194,8 +194,7 @@ SAVE_IMAGE = Tool(
     title="Save an image",
     description=(
         "Write a stored image to a file of the person's project or page: in the size and format that is "
-        "needed, with its history inside. Use it when somebody wants a file; the image itself stays stored. "
-        "Refused before any work if the file cannot be written, or exists already."
+        "needed, with its history inside. Use it when somebody wants a file; the image itself stays stored."
     ),
     request=SaveImage,
     result=SaveResult,
