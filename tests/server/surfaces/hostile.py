@@ -71,6 +71,8 @@ def _value(field: dict[str, Any]) -> Any:
             return "x"
         case "integer" | "number":
             return field.get("minimum", 0)
+        case "object":
+            return valid(field)
         case kind:
             raise AssertionError(f"{kind}: say what a valid one is")
 
