@@ -22,6 +22,7 @@ from benchmarks.fuzz_values import Choices, arguments
 from storage import Digest, ImageStore, Limits, codec
 from storage.embedding import RECORDS, extract
 from storage.errors import ImageRejected, InvalidArgument
+from storage.history import MAX_RECORDS, claims_in
 from storage.ingest import ingest
 from storage.records import Record, make_record, parse_record
 from tools.base import Code, ToolError
@@ -63,6 +64,8 @@ class Pictures:
             taken = ingest(data, LIMITS)
         except ImageRejected as error:
             return refused(error.code, error.message, error.advice)
+        claims, left = claims_in(taken.history)
+        assert len(claims) <= MAX_RECORDS and all(10 < len(reason) < 1000 for reason in left), left
         picture = codec.open_stored(taken.png, LIMITS)
         assert picture.mode in ("RGB", "RGBA") and not picture.info, (picture.mode, picture.info)
         assert picture.size == codec.size_of(taken.png)

@@ -20,7 +20,10 @@ from server.app import App
 from server.caller import Caller
 from server.context import CallContext
 from server.references import References
-from storage import ImageStore, Limits, StoredImage, decoder
+from storage import Digest, ImageStore, Limits, StoredImage, decoder
+from storage.embedding import metadata
+from storage.history import claimed
+from storage.records import make_record
 from storage.safe_files import NotRegular
 from tests.server.core.conftest import ANN, SMALL, call
 from tests.swapping import link_in_the_place_of, swapping
@@ -85,6 +88,16 @@ async def test_a_path_out_of_the_folders_is_forbidden_with_the_folders_that_are_
 ) -> None:
     error = await refused(resolve, path)
     assert error.code == "forbidden" and str(home) in str(error)
+
+
+async def test_a_file_brings_its_history_wherever_it_is_named(
+    app: App, resolve: Callable, home: Path
+) -> None:
+    made = make_record(tool="generate_image", parameters={"prompt": "red"}, outputs=[Digest(b"1" * 32)])
+    told = metadata(made.outputs[0], [made], None)
+    Image.new("RGB", (8, 8), "red").save(home / "logo.webp", xmp=told.xmp, exif=told.exif)
+    record = app.store.origin((await resolve("logo.webp")).id).record
+    assert record is not None and claimed(record) == [made] and record.parameters["source"] == "logo.webp"
 
 
 async def test_whether_a_forbidden_file_exists_is_not_told(resolve: Callable) -> None:
