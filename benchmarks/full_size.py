@@ -1,215 +1,235 @@
-"""The full-size model with random weights: seconds per step, peak memory, and bfloat16 against float32.
+"""The full-size model with random weights, through the library and the engine: seconds and memory.
 
-    python -m benchmarks.full_size                  # on a GPU, 1024 x 1024
-    python -m benchmarks.full_size --tiny           # the same code on any machine, with tiny parts
+    python -m benchmarks.full_size --make FOLDER            # a checkpoint of the published layout, 15.6 GB
+    python -m benchmarks.full_size --run FOLDER             # on any machine; 256 x 256 on a CPU
+    python -m benchmarks.full_size --run FOLDER --memory resident offload stream --side 1024     # on a GPU
+    python -m benchmarks.full_size --make FOLDER --tiny     # the same code, tiny
 
-Random weights cost what trained ones cost. Prints one JSON object per measurement.
+Random weights cost what trained ones cost. Each mode runs in a process of its own, and prints a JSON object
+for loading and for each case: a picture, an edit of one picture, an answer of 8 tokens.
 """
 
 import argparse
-import contextlib
+import itertools
 import json
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
-from transformers import (
-    AutoTokenizer,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
-)
+from torch import Tensor, nn
 
-from omnigen2.autoencoder import Autoencoder
-from omnigen2.checkpoints.card import published_card
-from omnigen2.denoise import Denoiser
-from omnigen2.language import LanguageModel
-from omnigen2.model import OmniGen2
-from omnigen2.params import ReferenceSampling
-from omnigen2.pipeline import Pipeline
-from omnigen2.task import ImageTask
-from omnigen2.transformer import OmniGen2Transformer2DModel
+import omnigen2
+from benchmarks.shapes import PROCESSOR, parts
+from omnigen2.engine import Engine
+from omnigen2.params import Decoding, ReferenceSampling
+from omnigen2.residency import MODES
+from omnigen2.task import ImageTask, Progress, Task, TextTask
 
-TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "golden" / "pipeline" / "checkpoint" / "processor"
-FULL_TRANSFORMER = {
-    "hidden_size": 2520,
-    "num_layers": 32,
-    "num_attention_heads": 21,
-    "num_kv_heads": 7,
-    "axes_dim_rope": (40, 40, 40),
-    "text_feat_dim": 2048,
-    "timestep_scale": 1000.0,
-}
-TINY_TRANSFORMER = FULL_TRANSFORMER | {
-    "hidden_size": 72,
-    "num_layers": 2,
-    "num_attention_heads": 3,
-    "num_kv_heads": 1,
-    "axes_dim_rope": (8, 8, 8),
-    "text_feat_dim": 64,
-    "multiple_of": 32,
-}
-QWEN_3B = {
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    "vocab_size": 151_936,
-    "tie_word_embeddings": True,
-}
-TINY_QWEN = QWEN_3B | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-    "vocab_size": 512,
-}
-QWEN_3B_VISION = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048}
-TINY_VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
-FLUX_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-}
-TINY_VAE = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+SHARD_BYTES = 4_000_000_000
+NOISE = 1 << 22
+"""Values of the block of noise that is repeated."""
+NAMES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "mllm": "model"}
+GB = 1e9
 
 
-def build(tiny: bool, device: torch.device, dtype: torch.dtype) -> OmniGen2:
-    """A model with random weights, of the published sizes or tiny."""
-    torch.manual_seed(0)
-    with _defaults(device, dtype):
-        transformer = OmniGen2Transformer2DModel(**(TINY_TRANSFORMER if tiny else FULL_TRANSFORMER)).eval()
-        vae = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            **(TINY_VAE if tiny else FLUX_VAE),  # pyright: ignore
-        ).eval()
-        vision = TINY_VISION if tiny else QWEN_3B_VISION
-        config = Qwen2_5_VLConfig(text_config=TINY_QWEN if tiny else QWEN_3B, vision_config=vision)
-        mllm = Qwen2_5_VLForConditionalGeneration(config).eval()
-    language = LanguageModel(
-        mllm.to(device, dtype),
-        AutoTokenizer.from_pretrained(TOKENIZER),
-        Qwen2VLImageProcessorPil.from_pretrained(TOKENIZER),
-    )
-    autoencoder = Autoencoder(vae, transformer.config["patch_size"])
-    return OmniGen2(Pipeline(transformer, autoencoder, language, published_card("random weights")))
+# -- making a checkpoint ------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
+def make(folder: Path, tiny: bool) -> None:
+    """Write a checkpoint with random bfloat16 weights, in shards."""
+    for name, part in parts(tiny).items():
+        part.save_config(folder / name) if name != "mllm" else part.config.save_pretrained(folder / name)
+        _write_shards(folder / name, NAMES[name], part)
+    shutil.copytree(PROCESSOR, folder / "processor", dirs_exist_ok=True)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    print(json.dumps({"folder": str(folder), "gb": round(size / GB, 2)}))
 
 
-def measure(
-    model: OmniGen2, name: str, references: int, side: int, steps: int, speed: str
-) -> dict[str, object]:
-    """Times of the stages of one request, in seconds, and the peak of memory in GB."""
-    pipeline, device = model.pipeline, model.pipeline.transformer.device
-    images = tuple(Image.effect_noise((side, side), 60).convert("RGB") for _ in range(references))
-    asked = ReferenceSampling.model_validate(
-        {"width": side, "height": side, "steps": steps, "seed": 0, "speed": speed}
-    )
-    task = ImageTask("a cat " * 60, images, asked.filled(model.card.defaults_for(references)))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    pipeline.forget()
-    encode, (samples, _) = _timed(device, lambda: pipeline.prepare(task))
-    denoiser = Denoiser(pipeline.transformer)
-    denoiser.add(samples)
-    times = []
-    while denoiser.samples:
-        times.append(_timed(device, denoiser.step)[0])
-    decode, _ = _timed(device, lambda: pipeline.finish(task, samples))
-    return {
-        "case": name,
-        "side": side,
-        "references": references,
-        "speed": speed,
-        "tokens_per_step": pipeline.step_tokens(task),
-        "encode_s": round(encode, 3),
-        "first_step_s": round(times[0], 4),
-        "step_s": round(sum(times[2:]) / len(times[2:]), 4),
-        "decode_s": round(decode, 3),
-        "weights_gb": round(pipeline.memory_bytes() / 1e9, 2),
-        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None,
-    }
+def _write_shards(folder: Path, name: str, part: nn.Module) -> None:
+    tied = getattr(part, "_tied_weights_keys", None) or ()
+    tensors = {key: value for key, value in part.state_dict().items() if key not in tied}
+    shards: list[dict[str, Tensor]] = [{}]
+    for key, value in tensors.items():
+        if _bytes(shards[-1]) + 2 * value.numel() > SHARD_BYTES:
+            shards.append({})
+        shards[-1][key] = value
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{name}-{number:05}-of-{len(shards):05}.safetensors"
+        if len(shards) == 1:
+            file = f"{name}.safetensors"
+        _write(folder / file, shard)
+        places |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": 2 * sum(map(Tensor.numel, tensors.values()))},
+            "weight_map": places,
+        }
+        (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def compare_precisions(model: OmniGen2, side: int) -> dict[str, object]:
-    """Relative error of one forward in the model's dtype against float32, on the same weights and inputs."""
-    transformer = model.pipeline.transformer
-    device, size = transformer.device, (side // 8, side // 8)
-    generator = torch.Generator().manual_seed(1)
-    text = torch.randn((80, transformer.config["text_feat_dim"]), generator=generator).to(device)
-    reference = torch.randn((16, *size), generator=generator).to(device)
-    tokens = torch.randn((size[0] * size[1] // 4, 64), generator=generator).to(device)
-    time_ = torch.tensor([0.4], device=device)
-
-    def forward(dtype: torch.dtype) -> torch.Tensor:
-        transformer.to(dtype)
-        with torch.inference_mode():
-            batch = transformer.condition([text.to(dtype)], [[reference.to(dtype)]], [size])
-            return transformer(tokens.to(dtype), time_, batch).float()
-
-    half = torch.bfloat16
-    transformer.to(half)  # round the weights first: both runs then have the same ones
-    rough, exact = forward(half), forward(torch.float32)
-    transformer.to(half)
-    return {
-        "case": "bfloat16 against float32, one forward",
-        "relative_error": ((rough - exact).norm() / exact.norm()).item(),
-    }
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file: length of the header, header, values."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, tensor in tensors.items():
+        end = start + 2 * tensor.numel()
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    generator = torch.Generator().manual_seed(0)
+    noise = (0.02 * torch.randn(NOISE, generator=generator)).bfloat16().view(torch.uint8).numpy().tobytes()
+    ones = torch.ones(NOISE, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name, tensor in tensors.items():
+            block = ones if tensor.ndim == 1 and name.endswith("weight") else noise  # norms begin with ones
+            rest = 2 * tensor.numel()
+            while rest:
+                rest -= file.write(block[: min(rest, len(block))])
 
 
-def _timed(device: torch.device, work):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(2 * tensor.numel() for tensor in tensors.values())
+
+
+# -- running it ---------------------------------------------------------------------------------------
+
+
+class Peak:
+    """The most memory this process has taken, in GB: anonymous, with mapped files, and the device's."""
+
+    def __init__(self) -> None:
+        self.anonymous = self.all = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch within the block."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.02):
+                self._look()
+
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(watch)
+            try:
+                yield
+            finally:
+                over.set()
+                watching.result()
+
+    def _look(self) -> None:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
+        anonymous = int(found["RssAnon"]) * 1024 / GB
+        mapped = int(found["RssFile"]) * 1024 / GB
+        self.anonymous, self.all = max(self.anonymous, anonymous), max(self.all, anonymous + mapped)
+
+    def told(self) -> dict[str, float | None]:
+        """The peaks so far."""
+        device = torch.cuda.max_memory_allocated() / GB if torch.cuda.is_available() else None
+        whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+        return {
+            "anonymous_gb": round(self.anonymous, 2),
+            "host_gb": round(max(whole, self.all), 2),
+            "device_gb": None if device is None else round(device, 2),
+        }
+
+
+def run(folder: Path, memory: str, side: int, steps: int, dtype: str) -> None:
+    """Load the checkpoint in a mode, and time each case."""
+    peak = Peak()
+    with peak.watched():
+        started = time.perf_counter()
+        model = omnigen2.load(str(folder), memory=memory, dtype=dtype)
+        mode = model.pipeline.residency.mode
+        pipeline = model.pipeline
+        _print(
+            case="load", memory=mode, device=str(pipeline.device), dtype=str(pipeline.transformer.dtype),
+            seconds=time.perf_counter() - started, weights_gb=pipeline.memory_bytes() / GB, **peak.told(),
+        )  # fmt: skip
+        engine = Engine(model)
+        for name, task in _cases(model, side, steps):
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            _print(case=name, memory=mode, side=side, **_timed(engine, task), **peak.told())
+        engine.close()
+
+
+def _cases(model: Any, side: int, steps: int) -> Iterator[tuple[str, Task]]:
+    image = Image.effect_noise((side, side), 60).convert("RGB")
+    for name, images in (("text to image", ()), ("edit", (image,))):
+        asked = ReferenceSampling(width=side, height=side, steps=steps, seed=0, speed="exact")
+        sampling = asked.filled(model.card.defaults_for(len(images)))
+        yield name, ImageTask("a cat " * 60, images, sampling)
+    yield "answer", TextTask("what is this?", (image,), Decoding(max_tokens=8, temperature=0.0))
+
+
+def _timed(engine: Engine, task: Task) -> dict[str, Any]:
+    """Seconds of one task: in all, to its first step, and the mean of the steps after that."""
+    at: list[float] = []
+
+    def progress(told: Progress) -> None:
+        if told.step:
+            at.append(time.perf_counter())
+
     started = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
+    outcome = engine.submit(task, progress).future.result()
+    assert outcome.pictures or outcome.text is not None
+    later = [after - before for before, after in itertools.pairwise(at)]
+    return {
+        "seconds": time.perf_counter() - started,
+        "first_step_s": at[0] - started,
+        "step_s": sum(later) / len(later) if later else None,
+        **{name: value for name, value in outcome.timings.items() if name in ("encode_ms", "decode_ms")},
+    }
+
+
+def _print(**facts: Any) -> None:
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()}
+    print(json.dumps(rounded), flush=True)
 
 
 def main() -> None:
-    """Build the model, measure, print."""
+    """Make a checkpoint, or measure one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tiny", action="store_true", help="tiny parts, to try the code on any machine")
-    parser.add_argument("--side", type=int, help="side of the pictures in pixels (1024; 64 if tiny)")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps per measurement")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="write a checkpoint with random weights")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="measure a checkpoint")
+    parser.add_argument("--tiny", action="store_true", help="make a tiny one, to try the code")
+    parser.add_argument("--memory", nargs="+", default=["auto"], choices=["auto", *MODES])
+    parser.add_argument("--dtype", default="auto", help="precision of the computation")
+    parser.add_argument("--side", type=int, help="side of the pictures in pixels (1024; 256 on a CPU)")
+    parser.add_argument("--steps", type=int, help="denoising steps of a picture (10; 2 on a CPU)")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not options.tiny:
-        parser.error("the full size needs a GPU; --tiny tries the code on this machine")
-    side = options.side or (64 if options.tiny else 1024)
-    model = build(options.tiny, device, torch.bfloat16)
-    print(json.dumps({"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}))
-    for name, references in (("text to image", 0), ("edit", 1), ("composition", 3)):
-        for speed in ("exact", "balanced", "fast"):
-            print(json.dumps(measure(model, name, references, side, options.steps, speed)), flush=True)
-    print(json.dumps(compare_precisions(model, side)))
+    gpu = torch.cuda.is_available()
+    if options.make:
+        make(options.make, options.tiny)
+    if options.run and len(options.memory) == 1:
+        side, steps = options.side or (1024 if gpu else 256), options.steps or (10 if gpu else 2)
+        run(options.run, options.memory[0], side, steps, options.dtype)
+    elif options.run:
+        words = [word for word in sys.argv[1:] if word not in ("--memory", *options.memory)]
+        for memory in options.memory:
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.full_size", *words, "--memory", memory], check=True
+            )
+    if not (options.make or options.run):
+        parser.error("give --make FOLDER, --run FOLDER, or both")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,16 @@
 The parts are built at full size on torch's meta device, which has shapes and no values.
 """
 
-import torch
-
-from benchmarks.full_size import build
+from benchmarks.shapes import parameters, parts
 
 DTYPES = {"float32": 4, "bfloat16": 2}
+NAMES = {"transformer": "transformer", "mllm": "language model", "vae": "autoencoder"}
 
 
 def main() -> None:
     """Print parameters and gigabytes of each part and of the whole."""
-    pipeline = build(False, torch.device("meta"), torch.bfloat16).pipeline
-    parts = {
-        "transformer": pipeline.transformer,
-        "language model": pipeline.language.mllm,
-        "autoencoder": pipeline.autoencoder.vae,
-    }
-    counts = {name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()}
+    made = parts()
+    counts = {name: parameters(made[folder]) for folder, name in NAMES.items()}
     counts["total"] = sum(counts.values())
     print(f"{'part':16}{'parameters':>15}" + "".join(f"{dtype:>14}" for dtype in DTYPES))
     for name, count in counts.items():
