@@ -1,17 +1,31 @@
 """Arguments as language models and their hosts send them, for every parameter of every tool."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from omnigen2.explain import allowed
 from server.arguments import read_arguments
 from tools.base import Request, ToolError
 from tools.core import TOOLS
 
-REQUESTS = {tool.name: tool.request for tool in TOOLS}
+
+class OfPlugin(Request):
+    """A request of a plugin's tool, with a parameter of every kind."""
+
+    words: str = Field(min_length=1, max_length=100)
+    count: int | None = Field(default=None, ge=1, le=9)
+    share: float = Field(default=0.5, ge=0, le=1)
+    twice: bool = False
+    kind: Literal["one", "two"] = "two"
+    pair: tuple[int, int] | None = None
+    names: list[str] = Field(default=[], max_length=5)
+    since: AwareDatetime | None = None
+
+
+REQUESTS: dict[str, type[Request]] = {tool.name: tool.request for tool in TOOLS} | {"plugin": OfPlugin}
 LIBRARY_WORDS = (
     "Input should",
     "Extra inputs",
