@@ -1,12 +1,16 @@
 """A real server under friendly and hostile clients for as long as it is told: what it promises must hold.
 
     python -m benchmarks.soak [--minutes M] [--clients N] [--hostile SHARE] [--seed N]
+    python -m benchmarks.soak --principals N [--sharing own] [--minutes M] [--clients N]
 
 Starts `omnigen2-mcp serve` over HTTP with nano, its own store and a token file; the clients of
 `benchmarks/soak_clients.py` use it until the time is over. Holds it to: memory that does not grow over the
 second half (the server alone, and with its workers), every answer documented, `/healthz` within a second
 (asked four times a second by a process of its own), a log without tracebacks whose size is bounded by the
 requests, an end within ten seconds of SIGTERM with no process left, and a store that verifies.
+
+With `--principals`, so many tokens are used alike, by clients that leave a third of their calls and do no
+other harm: also held are fairness between principals, and `/metrics`, see `benchmarks/soak_principals.py`.
 """
 
 import argparse
@@ -26,7 +30,8 @@ import anyio
 import httpx
 import psutil
 
-from benchmarks.soak_clients import TOKENS, Client, Tally
+from benchmarks.soak_clients import FRIENDLY, HOSTILE, TOKENS, Behaviour, Client, Tally
+from benchmarks.soak_principals import MIXED, tokens, unfair, wrong_metrics
 from storage import ImageStore
 
 MOST_GROWTH = 0.05
@@ -52,13 +57,14 @@ class Server:
     """MB of the server and its workers."""
 
     @classmethod
-    def start(cls, folder: Path) -> "Server":
-        """Start one in `folder`."""
+    def start(cls, folder: Path, known: dict[str, str], sharing: str) -> "Server":
+        """Start one in `folder` that knows these tokens by name."""
         tokens = folder / "tokens.txt"
-        tokens.write_text("".join(f"{name}:{token}\n" for name, token in TOKENS.items()), encoding="utf-8")
+        tokens.write_text("".join(f"{name}:{token}\n" for name, token in known.items()), encoding="utf-8")
         tokens.chmod(0o600)
         program = Path(sys.executable).with_name("omnigen2-mcp")
         options = {"transport": "http", "port": "0", "store": folder / "store", "token-file": tokens}
+        options["sharing"] = sharing
         command = [program, "serve", *(f"--{name}={value}" for name, value in options.items())]
         with (folder / "log").open("wb") as log:
             return cls(subprocess.Popen(command, stderr=log, stdout=log, cwd=folder), folder)
@@ -133,12 +139,20 @@ def watch_health(url: str) -> None:
             time.sleep(max(0.0, HEALTH_EVERY_S - took))
 
 
-async def drive(server: Server, url: str, given: argparse.Namespace, tally: Tally) -> None:
+async def drive(
+    server: Server, url: str, given: argparse.Namespace, tally: Tally, known: dict[str, str]
+) -> None:
     """Let the clients loose until the time is over; measure meanwhile."""
     end = time.monotonic() + 60 * given.minutes
+
+    def kinds(number: int) -> dict[Behaviour, float]:
+        if given.principals:
+            return MIXED
+        return HOSTILE if number < given.hostile * given.clients else FRIENDLY
+
+    own = given.sharing == "own"
     clients = [
-        Client(url, number, number < given.hostile * given.clients, given.seed, tally)
-        for number in range(given.clients)
+        Client(url, number, kinds(number), given.seed, tally, known, own) for number in range(given.clients)
     ]
 
     async def measure() -> None:
@@ -199,6 +213,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--hostile", type=float, default=0.35, help="part of the clients that mean harm")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--principals", type=int, default=0, help="tokens that are used alike")
+    parser.add_argument("--sharing", choices=("shared", "own"), default="shared")
     parser.add_argument("--health", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.health:
@@ -206,7 +222,9 @@ def main() -> int:
         return 0
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"log and store: {folder}")
-    server, tally = Server.start(folder), Tally()
+    known = tokens(given.principals) if given.principals else TOKENS
+    server, tally = Server.start(folder, known, given.sharing), Tally()
+    adds_up: list[str] = []
     try:
         url = server.url()
         with (folder / "health").open("wb") as out:
@@ -214,11 +232,14 @@ def main() -> int:
                 [sys.executable, "-m", "benchmarks.soak", "--health", url], stdout=out, stderr=out
             )
         try:
-            anyio.run(drive, server, url, given, tally)
+            anyio.run(drive, server, url, given, tally, known)
+            if given.principals:
+                adds_up = wrong_metrics(url, next(iter(known.values())), tally)
         finally:
             asking.terminate()
             asking.wait()
-        wrong = [f"{times} x {fault}" for fault, times in tally.faults.items()]
+        wrong = [f"{times} x {fault}" for fault, times in tally.faults.items()] + adds_up
+        wrong += unfair(tally, list(known)) if given.principals else []
         if (code := server.process.poll()) is not None:
             wrong.append(f"the server died with code {code}")
         else:

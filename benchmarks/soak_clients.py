@@ -5,16 +5,12 @@ gets back is judged where the documentation says what it must be.
 """
 
 import base64
-import io
 import json
 import random
-import struct
 import time
-import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import anyio
@@ -23,8 +19,10 @@ from anyio.abc import SocketStream
 from PIL import Image
 
 from benchmarks.answers import judge_answer
+from benchmarks.bombs import BOMBS, saved, small_png
 
 TOKENS = {f"caller{number}": f"token-of-caller-{number:08}" for number in range(6)}
+TOOLS = "/v1/tools/"
 PATIENCE_S = 300.0
 """Seconds after which a request that was not answered is a fault."""
 STEPS = 3
@@ -41,19 +39,33 @@ class Tally:
     """Requests and broken attempts."""
     answers: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    images: list[str] = field(default_factory=list)
+    routes: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """Answers of tools by principal, path and status."""
+    images: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of images, by the name of the token, or for all."""
 
 
 class Client:
     """One client: friendly or hostile, with a token, some of which are shared."""
 
-    def __init__(self, url: str, number: int, hostile: bool, seed: int, tally: Tally) -> None:
+    def __init__(
+        self,
+        url: str,
+        number: int,
+        kinds: "dict[Behaviour, float]",
+        seed: int,
+        tally: Tally,
+        tokens: dict[str, str],
+        own: bool,
+    ) -> None:
+        """If `own`, it names only images that were made with its token."""
         self._url, self._tally, self._chance = url, tally, random.Random(f"{seed} {number}")
-        self._kinds = HOSTILE if hostile else FRIENDLY
+        self._kinds = kinds
         host, _, port = url.removeprefix("http://").partition(":")
         self._address = (host, int(port))
-        token = list(TOKENS.values())[number % len(TOKENS)]
+        self._name, token = list(tokens.items())[number % len(tokens)]
         self._headers = {"Authorization": f"Bearer {token}"}
+        self._images = tally.images.setdefault(self._name if own else "", [])
 
     async def work(self, end: float) -> None:
         """Do one thing after another until the time is over."""
@@ -77,8 +89,9 @@ class Client:
         self._tally.asked += 1
         body = arguments if isinstance(arguments, bytes) else json.dumps(arguments).encode()
         answer = await self._http.post(
-            f"/v1/tools/{tool}", content=body, headers={"Content-Type": "application/json", **headers}
+            f"{TOOLS}{tool}", content=body, headers={"Content-Type": "application/json", **headers}
         )
+        self._tally.routes[self._name, f"{TOOLS}{tool}", answer.status_code] += 1
         self._judge(tool, answer)
         return answer
 
@@ -93,10 +106,10 @@ class Client:
         self._tally.answers[f"{what}: {word}"] += 1
         if answer.status_code == 200 and answer.headers["content-type"] == "application/json":
             made = [image["id"] for image in answer.json().get("images", ())]
-            self._tally.images = [*self._tally.images, *made][-KEPT:]
+            self._images[:] = [*self._images, *made][-KEPT:]
 
     def _image(self) -> str:
-        return self._chance.choice(self._tally.images or [data_uri(small_png())])
+        return self._chance.choice(self._images or [data_uri(small_png())])
 
     def _wanted(self) -> Arguments:
         side = self._chance.choice((64, 80, 96))
@@ -340,50 +353,6 @@ def data_uri(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as a file."""
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-@cache
-def small_png() -> bytes:
-    """A picture of one colour."""
-    return saved(Image.new("RGB", (64, 64), (200, 30, 30)), "PNG")
-
-
 def noise_png(seed: int) -> bytes:
     """A picture that nobody sent before."""
     return saved(Image.frombytes("RGB", (48, 48), random.Random(seed).randbytes(48 * 48 * 3)), "PNG")
-
-
-@cache
-def webp_bomb() -> bytes:
-    """64 megapixels of one colour in some hundred bytes."""
-    return saved(Image.new("RGB", (8000, 8000)), "WEBP", lossless=True, method=0)
-
-
-@cache
-def jpeg_bomb() -> bytes:
-    """A progressive JPEG whose last scan comes again and again; each is another pass over the picture."""
-    data = saved(Image.new("RGB", (4000, 4000), (9, 9, 9)), "JPEG", progressive=True)
-    last = data.rindex(b"\xff\xda")
-    return data[:-2] + data[last:-2] * 200 + data[-2:]
-
-
-@cache
-def chunk_bomb() -> bytes:
-    """A PNG with a million empty chunks."""
-    png = small_png()
-    empty = struct.pack(">I4sI", 0, b"prVt", zlib.crc32(b"prVt"))
-    return png[:33] + empty * 1_000_000 + png[33:]
-
-
-@cache
-def png_bomb() -> bytes:
-    """A PNG of 64 megapixels in some kilobytes."""
-    return saved(Image.new("L", (8000, 8000)), "PNG")
-
-
-BOMBS = (webp_bomb, jpeg_bomb, chunk_bomb, png_bomb)
