@@ -10,6 +10,7 @@ from PIL import Image
 
 from storage import LOCAL, Digest, ImageStore, Model, StoreView
 from storage.errors import ImageNotFound, InvalidArgument, OverQuota
+from storage.transfer import with_history
 from tests.storage.test_store import picture
 
 REQUEST = {"tool": "generate_image", "parameters": {"prompt": "a dragon"}, "seed": 7}
@@ -248,3 +249,17 @@ def test_writers_at_once_do_not_exceed_a_quota_together(store: ImageStore):
     with ThreadPoolExecutor(8) as pool:
         stored = list(pool.map(put, range(16)))
     assert sum(stored) == ann.usage().images == 4 and ann.usage().bytes <= most
+
+
+def test_the_history_in_a_file_is_kept_as_claims_and_makes_nothing_anybodys(ann: StoreView, bob: StoreView):
+    first = made(ann, 1)
+    second = made(ann, 2, first)
+    file = with_history(ann, second, ancestors=True)
+    taken = bob.put(file)
+    origin = bob.origin(taken.id).record
+    assert taken.id == second and origin and origin.tool == "import_image"
+    claims = origin.parameters["history"]
+    assert isinstance(claims, list) and len(claims) == 2
+    assert seen(bob) == {second} == bob.with_ancestors([second]) and seen(bob, query="dragon") == set()
+    with pytest.raises(ImageNotFound):
+        bob.get(first)

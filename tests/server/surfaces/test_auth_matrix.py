@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -72,7 +73,8 @@ def arguments(tool: Any, things: Things) -> dict[str, Any]:
     """What a tool is asked about the things."""
     known = {
         "image": things.image, "images": [things.image], "job_id": things.job, "query": WORD,
-        "prompt": "x", "instruction": "x", "question": "x", "max_tokens": 2, **SMALL,
+        "prompt": "x", "instruction": "x", "question": "x", "max_tokens": 2, "path": "out.png",
+        "overwrite": True, **SMALL,
     }  # fmt: skip
     fields = tool.request.model_fields
     unknown = {name for name, field in fields.items() if field.is_required()} - known.keys()
@@ -185,9 +187,12 @@ def same(one: httpx.Response, other: httpx.Response, things: Things) -> bool:
 
 @pytest.mark.parametrize("sharing", ["shared", "own"])
 async def test_nobody_learns_or_does_more_than_the_credential_allows(
-    make_app: Callable[..., App], engine: HeldEngine, issuer: Issuer, sharing: str
+    make_app: Callable[..., App], engine: HeldEngine, issuer: Issuer, sharing: str, tmp_path: Path
 ) -> None:
-    app = make_app(lambda: engine, sharing=sharing, oauth_issuer=issuer.url, oauth_audience=AUDIENCE)
+    folders = (tmp_path / "files",)
+    folders[0].mkdir()
+    oauth = {"oauth_issuer": issuer.url, "oauth_audience": AUDIENCE}
+    app = make_app(lambda: engine, sharing=sharing, allow_dir=folders, **oauth)
     routes = [route for route in http_app(app, TOKENS).routes if isinstance(route, Route)]
     open_paths = OPEN | {route.path for route in routes if route.path.startswith("/.well-known/")}
     known = credentials(issuer)
