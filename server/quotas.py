@@ -85,9 +85,12 @@ class Quotas:
         Raises:
             OverQuota: with those under way, they may be more than the principal may store.
         """
-        if self._bytes is not None and job.id in self._taken:
-            taken = [one.bytes for one in list(self._taken.values()) if one.principal == job.principal]
-            self._store_of(job.principal).refuse_if_full(sum(taken))
+        taken = dict(self._taken)
+        if self._bytes is None or job.id not in taken:
+            return
+        own = [name for name, one in taken.items() if one.principal == job.principal]
+        ahead = own[: own.index(job.id) + 1]  # those that came later do not count
+        self._store_of(job.principal).refuse_if_full(sum(taken[name].bytes for name in ahead))
 
     def _too_many_waiting(self, principal: str, jobs: Iterable[Job], wait_s: float) -> ToolError | None:
         if self._waiting is None:
