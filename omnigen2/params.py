@@ -131,6 +131,8 @@ class ReferenceSampling(Sampling):
 class NamedAdapter(Params):
     """A LoRA adapter, and how strongly it is applied."""
 
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("description", None))
+
     name: str = Field(min_length=1, max_length=4000)
     """Its name, or the path of its file or folder."""
     weight: float = Field(default=1.0, ge=-10, le=10, allow_inf_nan=False)

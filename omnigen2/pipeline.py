@@ -50,7 +50,7 @@ class Pipeline:
         self.autoencoder = autoencoder
         self.language = language
         self.card = card
-        self.adapters = LoadedAdapters(transformer, transformer.device, transformer.dtype)
+        self.adapters = LoadedAdapters(transformer, residency.device, residency.dtype)
         self._captions: LruCache[Caption] = LruCache(REMEMBERED_PROMPTS)
         self._references: LruCache[Tensor] = LruCache(REMEMBERED_IMAGES)
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import omnigen2
 from omnigen2.adapters import file as adapter
 from omnigen2.adapters import loaded
 from omnigen2.adapters.file import Adapter, WeightedAdapter
@@ -175,6 +177,14 @@ def test_tasks_with_other_adapters_do_not_wait_for_each_other(
     first.cancel()
     alone = [image.tobytes() for each in asked for image in engine.submit(each).future.result(60).pictures]
     assert together == alone
+
+
+@pytest.mark.parametrize("mode", ["offload", "stream"])
+def test_two_adapters_give_the_same_in_every_memory_mode(omnigen: OmniGen2, four: Four, mode: str) -> None:
+    named: Any = [four[0][0].adapter.path, {"name": four[1][0].adapter.path, "weight": 0.5}]
+    other = omnigen2.load(str(PIPELINE / "checkpoint"), device="cpu", dtype="float32", memory=mode)
+    asked: Any = {"images": [picture(32, 48)], "lora": named, **QUICK}
+    assert torch.equal(other.generate("a circle", **asked), omnigen.generate("a circle", **asked))
 
 
 def test_nothing_stays_on_the_model(omnigen: OmniGen2, four: Four) -> None:
