@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -128,10 +128,15 @@ class ReferenceSampling(Sampling):
     """How closely the images are followed; 1 or less turns this off."""
 
 
+def _undescribed(schema: dict[str, Any]) -> None:
+    """Leave the description of an object to the field that holds it."""
+    schema.pop("description", None)
+
+
 class NamedAdapter(Params):
     """A LoRA adapter, and how strongly it is applied."""
 
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("description", None))
+    model_config = ConfigDict(json_schema_extra=_undescribed)
 
     name: str = Field(min_length=1, max_length=4000)
     """Its name, or the path of its file or folder."""
