@@ -18,7 +18,7 @@ from omnigen2 import threads
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
-from omnigen2.checkpoints.fit import pick_memory, resting_dtype
+from omnigen2.checkpoints.fit import free_bytes, pick_memory, resting_dtype
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
@@ -70,7 +70,7 @@ class OmniGen2:
         load.check_layout(folder)
         place = pick_device(device)
         kind = pick_dtype(dtype, place)
-        mode = pick_memory(checkpoint, place, kind, memory)
+        mode = pick_memory(checkpoint, kind, memory, free_bytes(place))
         checkpoint = checkpoint.verified()
 
         def resting(part: str) -> torch.dtype:

@@ -69,13 +69,13 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def pick_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: str) -> Mode:
-    """The mode that `memory` names or, if it is `auto`, the quickest that fits now; `stream` if none does.
+def pick_memory(checkpoint: Checkpoint, dtype: torch.dtype, memory: str, free: int) -> Mode:
+    """The mode that `memory` names or, if it is `auto`, the quickest that fits `free` bytes, or `stream`.
 
     Raises:
         ValueError: `memory` is unknown, or a file is damaged.
     """
-    modes, free = _modes(memory), free_bytes(device)
+    modes = _modes(memory)
     fitting: list[Mode] = [mode for mode in modes if needed_bytes(checkpoint, dtype, mode) <= free]
     return fitting[0] if fitting else modes[-1]
 
@@ -98,8 +98,9 @@ def make_room(
         gc.collect()
         if place.type == "cuda":
             torch.cuda.empty_cache()
-    mode = pick_memory(checkpoint, place, kind, memory)
-    needed, free = needed_bytes(checkpoint, kind, mode), free_bytes(place)
+    free = free_bytes(place)
+    mode = pick_memory(checkpoint, kind, memory, free)
+    needed = needed_bytes(checkpoint, kind, mode)
     if needed > free:
         raise OutOfMemory(
             f"the model in {checkpoint.folder} needs {_gb(needed)} on {place.type} (memory: {mode}), "

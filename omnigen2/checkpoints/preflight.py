@@ -8,44 +8,52 @@ from dataclasses import dataclass
 
 import torch
 
-from omnigen2.checkpoints.fit import free_bytes, needed_bytes
+from omnigen2.checkpoints.fit import free_bytes, needed_bytes, pick_memory
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.residency import MODES, Mode
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Where and how a checkpoint would run. `needed_bytes` counts weights and a floor of working memory."""
+    """Where and how a checkpoint would run.
+
+    `memory` is the mode it would be loaded in; `needed_bytes` counts, for each mode, the weights that are on
+    the device at once and a floor of working memory.
+    """
 
     device: str
     device_name: str
     dtype: str
     reason: str
-    needed_bytes: int
+    memory: Mode
+    needed_bytes: dict[Mode, int]
     free_bytes: int
     torch_version: str
 
     @property
     def fits(self) -> bool:
-        return self.needed_bytes <= self.free_bytes
+        return self.needed_bytes[self.memory] <= self.free_bytes
 
 
-def preflight(checkpoint: Checkpoint, device: str, dtype: str) -> Preflight:
-    """How a checkpoint would run, with `device` and `dtype` as given to `omnigen2.load`.
+def preflight(checkpoint: Checkpoint, device: str, dtype: str, memory: str = "auto") -> Preflight:
+    """How a checkpoint would run, with `device`, `dtype` and `memory` as given to `omnigen2.load`.
 
     Raises:
-        ValueError: `device` or `dtype` is unknown or not available, or a file is damaged.
+        ValueError: `device`, `dtype` or `memory` is unknown or not available, or a file is damaged.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     on_gpu = place.type == "cuda"
+    free = free_bytes(place)
     return Preflight(
         device=str(place),
         device_name=torch.cuda.get_device_name(place) if on_gpu else _processor(),
         dtype=str(kind).removeprefix("torch."),
         reason=_reason(device, on_gpu),
-        needed_bytes=needed_bytes(checkpoint, kind),
-        free_bytes=free_bytes(place),
+        memory=pick_memory(checkpoint, kind, memory, free),
+        needed_bytes={mode: needed_bytes(checkpoint, kind, mode) for mode in MODES},
+        free_bytes=free,
         torch_version=torch.__version__,
     )
 

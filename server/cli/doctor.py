@@ -101,7 +101,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if brought := [factory for factory in own if settings.model in factory.models()]:
         yield Finding("model", "ok", f"{brought[0].card(settings.model).title}, brought by a plugin")
     else:
-        yield from check_model(settings.model, settings.device, settings.dtype)
+        yield from check_model(settings.model, settings.device, settings.dtype, settings.memory)
     yield from check_models()
     yield from check_adapters(AdapterFolder(settings.lora_dir))
     scheme, separator, place = settings.store.partition("://")
@@ -126,7 +126,7 @@ def check_installation() -> Iterator[Finding]:
     )
 
 
-def check_model(source: str, device: str, dtype: str) -> Iterator[Finding]:
+def check_model(source: str, device: str, dtype: str, memory: str = "auto") -> Iterator[Finding]:
     """Whether the model is here, and where, how and why there it would run."""
     try:
         checkpoint = locate.find(source)
@@ -139,25 +139,28 @@ def check_model(source: str, device: str, dtype: str) -> Iterator[Finding]:
         yield Finding(
             "weights", "problem", f"their digest is {found}, the card says {card.digest}", "install them anew"
         )
-    yield from check_device(checkpoint, device, dtype)
+    yield from check_device(checkpoint, device, dtype, memory)
 
 
-def check_device(checkpoint: locate.Checkpoint, device: str, dtype: str) -> Iterator[Finding]:
+def check_device(
+    checkpoint: locate.Checkpoint, device: str, dtype: str, memory: str = "auto"
+) -> Iterator[Finding]:
     """Where a checkpoint would run, and whether it fits there."""
     from omnigen2.checkpoints.preflight import preflight
 
     try:
-        seen = preflight(checkpoint, device, dtype)
+        seen = preflight(checkpoint, device, dtype, memory)
     except ValueError as error:
         damaged = str(error).startswith("weights")
         advice = "install the model anew" if damaged else "set the device to auto"
         yield Finding("weights" if damaged else "device", "problem", str(error), advice)
         return
     yield Finding("device", "ok", f"{seen.device} ({seen.device_name}) in {seen.dtype}: {seen.reason}")
+    needed = ", ".join(f"{mode} {decimal(count)}" for mode, count in seen.needed_bytes.items())
     yield Finding(
         "memory",
         "ok" if seen.fits else "problem",
-        f"needs about {decimal(seen.needed_bytes)}, {decimal(seen.free_bytes)} are free",
+        f"{seen.memory}; needs about: {needed}; {decimal(seen.free_bytes)} are free",
         "" if seen.fits else "free memory, choose another device, or use nano",
     )
 

@@ -14,13 +14,23 @@ def test_preflight_on_a_cpu_counts_every_weight_in_the_dtype_it_would_have() -> 
     single = preflight(CHECKPOINT, "cpu", "auto")
     half = preflight(CHECKPOINT, "cpu", "bfloat16")
     assert (single.device, single.dtype, single.reason) == ("cpu", "float32", "the settings ask for cpu")
-    assert single.needed_bytes == pytest.approx(2 * half.needed_bytes, abs=2)
+    assert single.needed_bytes["resident"] == pytest.approx(2 * half.needed_bytes["resident"], abs=2)
+    assert [*single.needed_bytes.values()] == sorted(single.needed_bytes.values(), reverse=True)
+    assert single.memory == "resident"
     assert single.fits and single.torch_version == torch.__version__
 
 
 def test_model_larger_than_the_free_memory_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
     assert not preflight(CHECKPOINT, "cpu", "auto").fits
+
+
+def test_a_model_that_does_not_fit_whole_rests_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    least = preflight(CHECKPOINT, "cpu", "auto").needed_bytes["stream"]
+    monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: least)
+    seen = preflight(CHECKPOINT, "cpu", "auto")
+    assert (seen.memory, seen.fits) == ("stream", True)
+    assert not preflight(CHECKPOINT, "cpu", "auto", "resident").fits
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
