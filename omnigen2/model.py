@@ -25,7 +25,7 @@ from omnigen2.denoise import Denoiser, Sample
 from omnigen2.device import pick_device, pick_dtype
 from omnigen2.explain import explain
 from omnigen2.params import Adapters, Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
-from omnigen2.pipeline import Pipeline, readable
+from omnigen2.pipeline import Pipeline, check_text, readable
 from omnigen2.residency import Residency
 from omnigen2.sizes import Size
 from omnigen2.task import ImageTask, TextTask
@@ -136,6 +136,7 @@ class OmniGen2:
         adapters = _adapters(lora)
         tasks, notes = [], list[str]()
         for text, own in zip(prompts, image_lists, strict=True):
+            check_text("prompt", text)
             sizes = self._sizes_of(own)
             wanted = self._within(asked, sizes, limits) if bounded else asked
             completed = complete_sampling(wanted, sizes, self.card, limits, prompt=text)

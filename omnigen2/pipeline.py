@@ -73,7 +73,7 @@ class Pipeline:
         """
         limits = limits or self.card.limits
         sampling = task.sampling
-        _check_text("prompt", task.prompt)
+        check_text("prompt", task.prompt)
         references = self.encode_references(decoded(task), limits)
         width, height = (side // self.autoencoder.factor for side in self._sizes(task, limits)[1])
         guidance = guide(sampling, bool(references))
@@ -150,7 +150,7 @@ class Pipeline:
         Raises:
             ValueError: no question, or an unreadable image.
         """
-        _check_text("question", task.question)
+        check_text("question", task.question)
         images = [
             image.resize(size, Resampling.LANCZOS) if size != image.size else image
             for image, size in zip(map(flatten, decoded(task)), self._seen(task), strict=True)
@@ -209,7 +209,8 @@ class Pipeline:
         return notes
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
+    """Raises InvalidTask, naming the field, if it is no text, empty, or cannot be encoded."""
     if not isinstance(text, str) or not text.strip():
         raise InvalidTask(f"{field}: {text!r} given; it must be a text that is not empty")
     try:

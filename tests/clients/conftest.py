@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "data" / "golden" / "pipeline" / "checkpoint"
@@ -54,6 +55,11 @@ def node_modules() -> Path:
     """The folder with the clients; the test is skipped where they cannot be had."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
+    with FileLock(HERE / ".install.lock"):  # other processes of this run want them, too
+        return _installed()
+
+
+def _installed() -> Path:
     folder = HERE / "node_modules"
     installed, wanted = folder / ".installed", (HERE / "package.json").read_text(encoding="utf-8")
     if not installed.is_file() or installed.read_text(encoding="utf-8") != wanted:

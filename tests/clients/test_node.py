@@ -65,7 +65,9 @@ def test_inspector(node_modules: Path, environment: dict[str, str]) -> None:
             words = [word for pair in given for word in ("--tool-arg", pair)]
             return inspect("--method", "tools/call", "--tool-name", tool, *words)["structuredContent"]
 
-        assert len(inspect("--method", "tools/list")["tools"]) == 10
+        assert {"generate_image", "save_image"} <= {
+            tool["name"] for tool in inspect("--method", "tools/list")["tools"]
+        }
         generated = call("generate_image", prompt="a red circle", **SMALL)
         first = generated["images"][0]["id"]
         edited = call("edit_image", image=first, instruction="make it blue", **SMALL)
