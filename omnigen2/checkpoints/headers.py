@@ -28,11 +28,22 @@ def read_headers(part: Path) -> dict[str, TensorInfo]:
     """
     found: dict[str, TensorInfo] = {}
     for file in sorted(part.glob("*.safetensors")):
-        try:
-            with safe_open(file, "numpy") as tensors:
-                for name in tensors.keys():
-                    stored = tensors.get_slice(name)
-                    found[name] = TensorInfo(tuple(stored.get_shape()), stored.get_dtype())
-        except SafetensorError as error:
-            raise ValueError(f"weights: {file} is damaged ({error}); fetch it again") from error
+        found |= read_header(file)
     return found
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Every tensor in a safetensors file, by name.
+
+    Raises:
+        ValueError: the file is damaged, or no safetensors file.
+    """
+    try:
+        with safe_open(file, "numpy") as tensors:
+            return {
+                name: TensorInfo(tuple(stored.get_shape()), stored.get_dtype())
+                for name in tensors.keys()
+                for stored in (tensors.get_slice(name),)
+            }
+    except SafetensorError as error:
+        raise ValueError(f"weights: {file} is damaged ({error}); fetch it again") from error

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from platformdirs import user_data_path
 
 from omnigen2.checkpoints.card import ModelCard, read_card
 from omnigen2.checkpoints.hashes import known_hash, remember, remembered_hash
+from omnigen2.checkpoints.single_files import is_single, recognise
 
 NANO = "nano"
 PARTS = ("transformer", "vae", "mllm", "processor")
@@ -87,6 +89,7 @@ def resolve(source: str) -> Path:
 
     Raises:
         FileNotFoundError: it is not on this machine; the message says how to get it.
+        ValueError: it is a single file, or a folder of such files; the message says how to import it.
     """
     if source == NANO:
         if not _has_parts(_nano_folder()):
@@ -95,7 +98,10 @@ def resolve(source: str) -> Path:
                 "install the package anew, or name another model"
             )
         return _nano_folder()
-    if (folder := Path(source).expanduser()).is_dir():
+    folder = Path(source).expanduser()
+    if is_single(folder):
+        raise ValueError(_import_hint(folder))
+    if folder.is_dir():
         return folder
     if not REPO_ID.fullmatch(source):
         raise FileNotFoundError(
@@ -185,6 +191,13 @@ def folder_bytes(folder: Path) -> int:
 
 def _nano_folder() -> Path:
     return Path(__file__).parents[1] / "nano" / "weights"
+
+
+def _import_hint(source: Path) -> str:
+    """How to use a file or folder of ComfyUI's form. Raises ValueError if a file is something else."""
+    held = f"holds {', '.join(own.part for own in recognise(source))}" if source.is_file() else "holds parts"
+    command = shlex.join(["omnigen2-mcp", "models", "import", str(source)])
+    return f"model: {source} {held} as single files; make a folder that can be loaded, once, with: {command}"
 
 
 def _has_parts(folder: Path) -> bool:

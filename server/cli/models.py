@@ -115,6 +115,41 @@ def pull(repo_id: str, /, *, revision: str | None = None, as_json: AsJson = Fals
     )
 
 
+@app.command(name="import")
+def import_files(*sources: Path, output: Path | None = None, as_json: AsJson = False) -> None:
+    """Make a model of the published layout from single files, such as those of ComfyUI.
+
+    Transformer, text encoder and autoencoder are recognised by what they hold. Those that are not named are
+    looked for beside those that are, and in ComfyUI's folders; so is `processor/`, which no file holds.
+    A `config.json` in `transformer/`, `vae/` or `mllm/` there counts instead of the published one.
+
+    Parameters
+    ----------
+    sources
+        Files, or a folder where they lie, such as ComfyUI's `models`.
+    output
+        The folder to make; `imported/NAME` in the folder of models if absent.
+    """
+    from omnigen2.checkpoints.convert import convert  # imports torch
+
+    if not sources:
+        raise ValueError("sources: name a file or a folder")
+    with download_bar() as bar:
+        line = bar.add_task("reading headers", total=None)
+
+        def report(part: str, done: int, total: int) -> None:
+            bar.update(line, description=part, completed=done, total=total, refresh=True)
+
+        made = convert(list(sources), output, report)
+    named = "/".join(made.folder.parts[-2:]) if output is None else str(made.folder)
+    show(
+        {"model": named, **asdict(made)},
+        facts({part: f"from {source}" for part, source in made.taken.items()}),
+        f"Use it with: omnigen2-mcp serve --model {named}",
+        as_json=as_json,
+    )
+
+
 def _digest(adapter: Listed) -> str | None:
     return None if adapter.problem else Adapter.of(adapter.path).digest
 

@@ -1,0 +1,197 @@
+"""Models from single files, as ComfyUI uses them: what is recognised, and what comes out."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import omnigen2
+from omnigen2.checkpoints import convert, locate
+from server.cli.models import app
+from tests.omnigen2.golden import KEPT
+
+CHECKPOINT = KEPT / "pipeline" / "checkpoint"
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "mllm": "model.safetensors",
+}
+FILES = {
+    "transformer": "diffusion_models/omnigen2_fp16.safetensors",
+    "mllm": "text_encoders/qwen_2.5_vl_fp16.safetensors",
+    "vae": "vae/ae.safetensors",
+}
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """The golden checkpoint in the published layout, with its weights rounded to float16."""
+    shutil.copytree(CHECKPOINT, tmp_path / "half")
+    for part, name in WEIGHTS.items():
+        file = tmp_path / "half" / part / name
+        save_file({key: value.half() for key, value in load_file(file).items()}, file, {"format": "pt"})
+    return tmp_path / "half"
+
+
+@pytest.fixture
+def comfy(tmp_path: Path, half: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same weights in ComfyUI's folders, files and names; processor and small configs lie beside."""
+    monkeypatch.setenv("OMNIGEN2_MODELS", str(tmp_path / "models"))
+    folder = tmp_path / "ComfyUI" / "models"
+    for part, name in FILES.items():
+        weights = load_file(half / part / WEIGHTS[part])
+        write(folder / name, {ldm_name(key): v for key, v in weights.items()} if part == "vae" else weights)
+        (folder / part).mkdir(exist_ok=True)
+        shutil.copy(half / part / "config.json", folder / part)
+    file = folder / FILES["vae"]  # attention of the original is made of 1 x 1 convolutions
+    squares = re.compile(r"attn_1\.(q|k|v|proj_out)\.weight")
+    write(file, {k: v[:, :, None, None] if squares.search(k) else v for k, v in load_file(file).items()})
+    shutil.copytree(half / "processor", folder / "processor")
+    return folder
+
+
+def write(file: Path, weights: Weights) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, file)
+
+
+def ldm_name(name: str) -> str:
+    """The original name of a weight of the autoencoder."""
+    for ours, theirs in (
+        (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"mid_block\.resnets\.0", "mid.block_1"),
+        (r"mid_block\.resnets\.1", "mid.block_2"),
+        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+        ("conv_shortcut", "nin_shortcut"),
+        ("conv_norm_out", "norm_out"),
+    ):
+        name = re.sub(ours, theirs, name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}", name)
+    return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample", name)
+
+
+def picture(folder: Path) -> np.ndarray:
+    model = omnigen2.load(str(folder), device="cpu")
+    options = {"width": 64, "height": 64, "steps": 2, "seed": 1}
+    return np.asarray(model.generate("a red circle", **options)[0])  # pyright: ignore
+
+
+def change(file: Path, to: Callable[[Weights], Weights]) -> None:
+    write(file, to(load_file(file)))
+
+
+def test_the_picture_is_that_of_the_published_layout(
+    comfy: Path, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "SHARD_BYTES", 100_000)  # several shards
+    made = convert.convert([comfy], tmp_path / "made")
+    assert made.taken["vae"] == comfy / "vae" / "ae.safetensors"
+    assert len(list((tmp_path / "made" / "transformer").glob("*.safetensors"))) > 1
+    np.testing.assert_array_equal(picture(tmp_path / "made"), picture(half))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.diffusion_model."])
+def test_prefixes_and_new_names_are_read(comfy: Path, half: Path, tmp_path: Path, prefix: str) -> None:
+    def renamed(own: Weights) -> Weights:
+        new = {
+            re.sub("^visual", "model.visual", re.sub("^model", "model.language_model", key)): value
+            for key, value in own.items()
+        }
+        return new | {"lm_head.weight": own["model.embed_tokens.weight"].clone()}
+
+    change(comfy / FILES["transformer"], lambda own: {prefix + key: value for key, value in own.items()})
+    change(comfy / FILES["mllm"], renamed)
+    convert.convert([comfy / FILES["transformer"]], tmp_path / "made")  # the others are found
+    for part, name in WEIGHTS.items():
+        made, wanted = load_file(tmp_path / "made" / part / name), load_file(half / part / name)
+        assert made.keys() == wanted.keys()
+        assert all(torch.equal(made[key], wanted[key]) for key in wanted), part
+
+
+def test_parts_in_one_file_are_read(comfy: Path, half: Path, tmp_path: Path) -> None:
+    """A checkpoint as ComfyUI saves it, with everything in one file."""
+    prefixes = {"transformer": "model.diffusion_model.", "vae": "vae."}
+    prefixes["mllm"] = "text_encoders.qwen25_3b.transformer."
+    whole: Weights = {}
+    for part, prefix in prefixes.items():
+        whole |= {prefix + key: value for key, value in load_file(comfy / FILES[part]).items()}
+        (comfy / FILES[part]).unlink()
+    write(comfy / "checkpoints" / "all.safetensors", whole)
+    convert.convert([comfy / "checkpoints" / "all.safetensors"], tmp_path / "made")
+    for part, name in WEIGHTS.items():
+        made, wanted = load_file(tmp_path / "made" / part / name), load_file(half / part / name)
+        assert all(torch.equal(made[key], wanted[key]) for key in wanted), part
+
+
+def test_eight_bit_floats_are_multiplied_by_their_scales(comfy: Path, tmp_path: Path) -> None:
+    layer = "layers.0.attn.to_q"
+
+    def scaled(own: Weights) -> Weights:
+        small = (own[f"{layer}.weight"].float() / 0.5).to(torch.float8_e4m3fn)
+        extra = {f"{layer}.scale_weight": torch.tensor(0.5), "scaled_fp8": torch.zeros(2)}
+        return own | extra | {f"{layer}.weight": small}
+
+    change(comfy / FILES["transformer"], scaled)
+    small = load_file(comfy / FILES["transformer"])[f"{layer}.weight"]
+    convert.convert([comfy], tmp_path / "made")
+    made = load_file(tmp_path / "made" / "transformer" / WEIGHTS["transformer"])[f"{layer}.weight"]
+    assert made.dtype == torch.bfloat16
+    assert torch.equal(made, (small.float() * 0.5).bfloat16())
+
+
+def test_what_a_file_is_not_is_said(comfy: Path, tmp_path: Path) -> None:
+    flux = tmp_path / "flux.safetensors"
+    write(flux, {"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)})
+    with pytest.raises(
+        ValueError, match=r"is a FLUX model; it holds no part of OmniGen2.*time_caption_embed"
+    ):
+        convert.convert([flux, comfy], tmp_path / "made")
+    with pytest.raises(ValueError, match="FLUX"):
+        locate.resolve(str(flux))
+    data = (comfy / FILES["vae"]).read_bytes()
+    (comfy / FILES["vae"]).write_bytes(data[: len(data) // 2])
+    with pytest.raises(FileNotFoundError, match=r"no file for vae .*ae\.safetensors is damaged"):
+        convert.convert([comfy], tmp_path / "made")
+    (comfy / FILES["vae"]).write_bytes(b"\xff" * 8 + data)
+    with pytest.raises(ValueError, match="is damaged"):
+        convert.convert([comfy / FILES["vae"]], tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_does_not_fit_or_is_missing_is_said(comfy: Path, tmp_path: Path) -> None:
+    shutil.copy(comfy / FILES["transformer"], comfy / "diffusion_models" / "other.safetensors")
+    with pytest.raises(ValueError, match=r"several files fit as transformer: .*omnigen2_fp16.*other"):
+        convert.convert([comfy], tmp_path / "made")
+    (comfy / "diffusion_models" / "other.safetensors").unlink()
+    (comfy / "transformer" / "config.json").unlink()  # now it would have to be of the published size
+    with pytest.raises(FileNotFoundError, match=r"does not fit as transformer: missing .*layers"):
+        convert.convert([comfy], tmp_path / "made")
+    shutil.rmtree(comfy / "processor")
+    with pytest.raises(FileNotFoundError, match=r"no processor/ .*hf download OmniGen2/OmniGen2 --include"):
+        convert.convert([comfy], tmp_path / "made")
+
+
+def test_a_command_makes_the_model_that_another_asks_for(
+    comfy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in (comfy, comfy / FILES["transformer"]):
+        with pytest.raises(ValueError, match=f"omnigen2-mcp models import {re.escape(str(source))}$"):
+            omnigen2.load(str(source))
+    app(["import", str(comfy), "--json"], result_action="return_value", exit_on_error=False)
+    said = json.loads(capsys.readouterr().out)
+    assert said["model"] == "imported/models" in locate.names()
+    assert said["taken"]["mllm"].endswith("qwen_2.5_vl_fp16.safetensors")
+    assert picture(locate.resolve(said["model"])).shape == (64, 64, 3)
+    with pytest.raises(FileExistsError, match="is there already"):
+        app(["import", str(comfy)], result_action="return_value", exit_on_error=False)
