@@ -6,6 +6,7 @@ precision is kept; 8-bit floats are multiplied by their scales and written as bf
 
 import json
 import math
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,7 +68,7 @@ def convert(
     """Make a folder of the published layout from single files.
 
     `sources` are files, or folders in which they lie; parts that they do not hold are looked for beside them.
-    `output` is `imported/NAME` in the folder of models, with the name of the first source, if absent.
+    `output` is `imported/NAME` in the folder of models, with the name of the transformer's file, if absent.
 
     Raises:
         FileNotFoundError: a part is missing; the message says where it was looked for and what to do.
@@ -77,21 +78,28 @@ def convert(
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"model: there is no file or folder {source}")
-    folder = output or models_folder() / "imported" / sources[0].resolve().stem
-    if folder.exists():
-        raise FileExistsError(f"output: {folder} is there already; remove it, or give another --output")
     companions = [place for source in sources for place in places(source.resolve())]
     processor = _processor(companions)
-    parts = _chosen(sources, _configs(companions))
+    configs = _configs(companions)
+    parts = _chosen(sources, configs)
+    folder = output or _named_after(parts["transformer"].own.file)
+    if folder.exists():
+        raise FileExistsError(f"output: {folder} is there already; remove it, or give another --output")
     staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.partial")
     staging.mkdir(parents=True)
     try:
-        _write_all(staging, parts, processor, _configs(companions), progress)
+        _write_all(staging, parts, processor, configs, progress)
         staging.rename(folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return Imported(folder, {part: own.own.file for part, own in parts.items()} | {"processor": processor})
+
+
+def _named_after(file: Path) -> Path:
+    """A folder of a model that can be named without a path."""
+    name = re.sub(r"[^\w.-]+", "-", file.stem, flags=re.ASCII).lstrip("-._")
+    return models_folder() / "imported" / (name or "omnigen2")
 
 
 def _configs(companions: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -125,7 +133,7 @@ def _chosen(sources: list[Path], configs: dict[str, dict[str, Any]]) -> dict[str
     near, unread = found_near(sources)
     chosen: dict[str, Converted] = {}
     for part, config in configs.items():
-        wanted = _wanted(part, config)
+        wanted = wanted_shapes(part, config)
         named = [own for own in given if own.part == part]
         fitting: list[Converted] = []
         problems: list[str] = []
@@ -149,7 +157,7 @@ def _raise_choice(part: str, sources: list[Path], fitting: list[Converted], prob
     raise FileNotFoundError(f"model: no file for {part} was given or lies in {near}; name it as well.{seen}")
 
 
-def _wanted(part: str, config: dict[str, Any]) -> Shapes:
+def wanted_shapes(part: str, config: dict[str, Any]) -> Shapes:
     """Name and shape of every tensor of a part with that configuration, in the published names."""
     with torch.device("meta"):
         if part == "mllm":

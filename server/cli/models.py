@@ -128,7 +128,7 @@ def import_files(*sources: Path, output: Path | None = None, as_json: AsJson = F
     sources
         Files, or a folder where they lie, such as ComfyUI's `models`.
     output
-        The folder to make; `imported/NAME` in the folder of models if absent.
+        The folder to make. If absent, the model is called `imported/NAME`, after the transformer's file.
     """
     from omnigen2.checkpoints.convert import convert  # imports torch
 

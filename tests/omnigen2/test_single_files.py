@@ -1,6 +1,7 @@
 """Models from single files, as ComfyUI uses them: what is recognised, and what comes out."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import omnigen2
+from benchmarks.shapes import parameters, parts
 from omnigen2.checkpoints import convert, locate
+from omnigen2.checkpoints.published import CONFIGS
 from server.cli.models import app
 from tests.omnigen2.golden import KEPT
 
@@ -173,7 +176,9 @@ def test_what_does_not_fit_or_is_missing_is_said(comfy: Path, tmp_path: Path) ->
     shutil.copy(comfy / FILES["transformer"], comfy / "diffusion_models" / "other.safetensors")
     with pytest.raises(ValueError, match=r"several files fit as transformer: .*omnigen2_fp16.*other"):
         convert.convert([comfy], tmp_path / "made")
-    (comfy / "diffusion_models" / "other.safetensors").unlink()
+    given = [comfy / "diffusion_models" / "other.safetensors", comfy]
+    assert convert.convert(given, tmp_path / "other").taken["transformer"] == given[0]
+    given[0].unlink()
     (comfy / "transformer" / "config.json").unlink()  # now it would have to be of the published size
     with pytest.raises(FileNotFoundError, match=r"does not fit as transformer: missing .*layers"):
         convert.convert([comfy], tmp_path / "made")
@@ -190,8 +195,16 @@ def test_a_command_makes_the_model_that_another_asks_for(
             omnigen2.load(str(source))
     app(["import", str(comfy), "--json"], result_action="return_value", exit_on_error=False)
     said = json.loads(capsys.readouterr().out)
-    assert said["model"] == "imported/models" in locate.names()
+    assert said["model"] == "imported/omnigen2_fp16" in locate.names()
     assert said["taken"]["mllm"].endswith("qwen_2.5_vl_fp16.safetensors")
     assert picture(locate.resolve(said["model"])).shape == (64, 64, 3)
     with pytest.raises(FileExistsError, match="is there already"):
         app(["import", str(comfy)], result_action="return_value", exit_on_error=False)
+
+
+def test_the_configurations_are_those_of_the_published_model() -> None:
+    sizes = {
+        part: sum(math.prod(shape) for shape in convert.wanted_shapes(part, config).values())
+        for part, config in CONFIGS.items()
+    }
+    assert sizes == {part: parameters(module) for part, module in parts().items()}
