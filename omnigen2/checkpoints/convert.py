@@ -79,9 +79,9 @@ def convert(
         if not source.exists():
             raise FileNotFoundError(f"model: there is no file or folder {source}")
     companions = [place for source in sources for place in places(source.resolve())]
-    processor = _processor(companions)
-    configs = _configs(companions)
+    configs, taken = _configs(companions)
     parts = _chosen(sources, configs)
+    processor = _processor(companions)
     folder = output or _named_after(parts["transformer"].own.file)
     if folder.exists():
         raise FileExistsError(f"output: {folder} is there already; remove it, or give another --output")
@@ -93,7 +93,8 @@ def convert(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return Imported(folder, {part: own.own.file for part, own in parts.items()} | {"processor": processor})
+    files = {part: own.own.file for part, own in parts.items()}
+    return Imported(folder, files | {"processor": processor} | taken)
 
 
 def _named_after(file: Path) -> Path:
@@ -102,17 +103,30 @@ def _named_after(file: Path) -> Path:
     return models_folder() / "imported" / (name or "omnigen2")
 
 
-def _configs(companions: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The configuration of each part: `PART/config.json` beside the files, or the published one."""
-    configs = dict(CONFIGS)
-    for part in configs:
-        beside = [place / part / "config.json" for place in companions]
-        if path := next((path for path in beside if path.is_file()), None):
-            try:
-                configs[part] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"model: {path} is not JSON ({error})") from None
-    return configs
+def _configs(companions: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
+    """The configuration of each part, the published one unless a `PART/config.json` of its kind lies beside.
+
+    The second value tells where those that lie beside are.
+    """
+    configs, taken = dict(CONFIGS), dict[str, Path]()
+    for part, published in CONFIGS.items():
+        for path in (place / part / "config.json" for place in companions):
+            config = _config(path) if path.is_file() else None
+            if config is not None and _kind(config) == _kind(published) and part not in taken:
+                configs[part], taken[part] = config, path
+    return configs, {f"{part}/config.json": path for part, path in taken.items()}
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model: {path} is not JSON ({error})") from None
+    return config if isinstance(config, dict) else None
+
+
+def _kind(config: dict[str, Any]) -> Any:
+    return config.get("_class_name", config.get("model_type"))
 
 
 def _processor(companions: list[Path]) -> Path:
@@ -190,11 +204,22 @@ def _fitted(own: FilePart, config: dict[str, Any], wanted: Shapes) -> Converted:
         named = {name: (name, info.shape) for name, info in header.items()}
     problems = compare_shapes(wanted, {name: shape for name, (_, shape) in named.items()})
     dtypes = {info.dtype for info in header.values()} - FLOATS.keys()
+    problems += [
+        f"{name} has {info.values} scales, neither one nor one for each row"
+        for name, info in own.header.items()
+        if name.endswith(SCALES) and info.values not in (1, _rows(header, name))
+    ]
     problems += [f"stored as {dtype}, a quantisation that is not read" for dtype in sorted(dtypes)]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ValueError(f"{own.file} does not fit as {own.part}: {'; '.join(problems[:4])}{more}")
     return Converted(own, {name: source for name, (source, _) in named.items()}, dict(wanted))
+
+
+def _rows(header: Mapping[str, TensorInfo], scale: str) -> int:
+    """Rows of the weight that a scale belongs to; 1 if there is none."""
+    weight = header.get(scale.rpartition(".")[0] + ".weight")
+    return weight.shape[0] if weight and weight.shape else 1
 
 
 def _weights(header: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:

@@ -195,9 +195,10 @@ def _nano_folder() -> Path:
 
 def _import_hint(source: Path) -> str:
     """How to use a file or folder of ComfyUI's form. Raises ValueError if a file is something else."""
-    held = f"holds {', '.join(own.part for own in recognise(source))}" if source.is_file() else "holds parts"
+    parts = [own.part for own in recognise(source)] if source.is_file() else []
+    what = f"a single file ({', '.join(parts)})" if parts else "a folder of single files"
     command = shlex.join(["omnigen2-mcp", "models", "import", str(source)])
-    return f"model: {source} {held} as single files; make a folder that can be loaded, once, with: {command}"
+    return f"model: {source} is {what}; make a model of it, once, with: {command}"
 
 
 def _has_parts(folder: Path) -> bool:

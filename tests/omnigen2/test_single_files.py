@@ -100,6 +100,7 @@ def test_the_picture_is_that_of_the_published_layout(
     monkeypatch.setattr(convert, "SHARD_BYTES", 100_000)  # several shards
     made = convert.convert([comfy], tmp_path / "made")
     assert made.taken["vae"] == comfy / "vae" / "ae.safetensors"
+    assert made.taken["vae/config.json"] == comfy / "vae" / "config.json"
     assert len(list((tmp_path / "made" / "transformer").glob("*.safetensors"))) > 1
     np.testing.assert_array_equal(picture(tmp_path / "made"), picture(half))
 
@@ -151,6 +152,9 @@ def test_eight_bit_floats_are_multiplied_by_their_scales(comfy: Path, tmp_path: 
     made = load_file(tmp_path / "made" / "transformer" / WEIGHTS["transformer"])[f"{layer}.weight"]
     assert made.dtype == torch.bfloat16
     assert torch.equal(made, (small.float() * 0.5).bfloat16())
+    change(comfy / FILES["transformer"], lambda own: own | {f"{layer}.scale_weight": torch.ones(3, 3)})
+    with pytest.raises(FileNotFoundError, match=r"to_q\.scale_weight has 9 scales, neither one nor"):
+        convert.convert([comfy], tmp_path / "blocks")
 
 
 def test_what_a_file_is_not_is_said(comfy: Path, tmp_path: Path) -> None:
@@ -179,11 +183,11 @@ def test_what_does_not_fit_or_is_missing_is_said(comfy: Path, tmp_path: Path) ->
     given = [comfy / "diffusion_models" / "other.safetensors", comfy]
     assert convert.convert(given, tmp_path / "other").taken["transformer"] == given[0]
     given[0].unlink()
+    shutil.move(comfy / "processor", tmp_path / "processor")
+    with pytest.raises(FileNotFoundError, match=r"no processor/ .*hf download OmniGen2/OmniGen2 --include"):
+        convert.convert([comfy], tmp_path / "made")
     (comfy / "transformer" / "config.json").unlink()  # now it would have to be of the published size
     with pytest.raises(FileNotFoundError, match=r"does not fit as transformer: missing .*layers"):
-        convert.convert([comfy], tmp_path / "made")
-    shutil.rmtree(comfy / "processor")
-    with pytest.raises(FileNotFoundError, match=r"no processor/ .*hf download OmniGen2/OmniGen2 --include"):
         convert.convert([comfy], tmp_path / "made")
 
 
