@@ -167,8 +167,8 @@ def _raise_choice(part: str, sources: list[Path], fitting: list[Converted], prob
         files = ", ".join(str(own.own.file) for own in fitting)
         raise ValueError(f"model: several files fit as {part}: {files}; name the one to take as well")
     near = ", ".join(map(str, dict.fromkeys(place for own in sources for place in places(own))))
-    seen = f" Seen: {'; '.join(problems[:3])}" if problems else ""
-    raise FileNotFoundError(f"model: no file for {part} was given or lies in {near}; name it as well.{seen}")
+    seen = f". Seen: {'; '.join(problems[:3])}" if problems else ""
+    raise FileNotFoundError(f"model: no file for {part} was given or lies in {near}; name it as well{seen}")
 
 
 def wanted_shapes(part: str, config: dict[str, Any]) -> Shapes:
