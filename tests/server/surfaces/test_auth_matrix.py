@@ -192,7 +192,8 @@ async def test_nobody_learns_or_does_more_than_the_credential_allows(
     folders = (tmp_path / "files",)
     folders[0].mkdir()
     oauth = {"oauth_issuer": issuer.url, "oauth_audience": AUDIENCE}
-    app = make_app(lambda: engine, sharing=sharing, allow_dir=folders, **oauth)
+    # Over stdio the working directory would be a folder to write to, too.
+    app = make_app(lambda: engine, sharing=sharing, transport="http", allow_dir=folders, **oauth)
     routes = [route for route in http_app(app, TOKENS).routes if isinstance(route, Route)]
     open_paths = OPEN | {route.path for route in routes if route.path.startswith("/.well-known/")}
     known = credentials(issuer)
