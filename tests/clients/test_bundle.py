@@ -27,7 +27,11 @@ def test_the_bundle_is_complete(tmp_path: Path) -> None:
     made = tmp_path / "dist" / "omnigen2-mcp.mcpb"
     made.parent.mkdir()
     recipe = subprocess.run(
-        ["make", "--dry-run", "bundle"], cwd=PROJECT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "bundle"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     subprocess.run(
         recipe.replace(" dist", f" {made.parent}"), shell=True, cwd=PROJECT, capture_output=True, check=True
