@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -187,9 +188,7 @@ class Engine:
         assert isinstance(task, ImageTask)
         started = time.perf_counter()
 
-        def prepare() -> tuple[list[Sample], list[str]]:
-            return self._pipeline.prepare(task)
-
+        prepare = partial(self._pipeline.prepare, task)
         try:
             self._report_progress(ticket, Progress("encode"))
             samples, notes = self._survive(prepare, prepare)

@@ -80,7 +80,7 @@ class OmniGen2:
         autoencoder = load.load_autoencoder(folder, resting("vae"), transformer.config["patch_size"])
         language = load.load_language_model(folder, resting("mllm"))
         load.check_fit(transformer, autoencoder, language)
-        check = load.unchanged(folder) if mode != "resident" else lambda: None  # what is resident was copied
+        check = None if mode == "resident" else load.unchanged(folder, checkpoint.digest)
         residency = Residency(transformer, language, autoencoder, place, kind, mode, check=check)
         if locate.weights_digest(folder) != checkpoint.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")

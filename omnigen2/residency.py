@@ -19,6 +19,7 @@ from omnigen2.weights import (
     Part,
     Slots,
     Unit,
+    computed_dtype,
     device_bytes,
     tensors_of,
 )
@@ -42,7 +43,7 @@ class Residency:
         dtype: torch.dtype,
         mode: Mode = "resident",
         *,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
         ahead: bool | None = None,
     ):
         """The modules are on the CPU, as they were loaded, perhaps mapped from files.
@@ -53,7 +54,9 @@ class Residency:
         Raises:
             ValueError: `mode` is unknown.
         """
-        self.device, self.dtype, self._check, self._ahead = device, dtype, check, ahead
+        self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
+        self.dtype, self._ahead = dtype, ahead
+        self._check = check or (lambda: None)
         self._transformer, self._language, self._autoencoder = transformer, language, autoencoder
         self.mode: Mode = "resident"
         self._undo: list[Callable[[], None]] = []
@@ -114,10 +117,7 @@ class Residency:
         What was read on the CPU may still be mapped from it: whoever overwrites the file would change the
         model that is running, or end the process.
         """
-        dtype = (
-            self.dtype if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() else tensor.dtype
-        )
-        moved = tensor.data.to(self.device, dtype)
+        moved = tensor.data.to(self.device, computed_dtype(tensor, self.dtype))
         tensor.data = moved.clone() if moved.data_ptr() == tensor.data.data_ptr() else moved
 
     def _can_pin(self) -> bool:

@@ -8,7 +8,7 @@ narrower precision than they are computed in, such as bfloat16 in files where a 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -51,6 +51,10 @@ class Unit:
         self._homes = [tensor.data for tensor in self._tensors]
         self._device = device
         self._dtypes = [computed_dtype(tensor, dtype) for tensor in self._tensors]
+        self._resting = [
+            _nothing(own, device).expand(tensor.shape)
+            for tensor, own in zip(self._tensors, self._dtypes, strict=True)
+        ]
         self.rest()
 
     @property
@@ -60,8 +64,7 @@ class Unit:
 
     def rest(self) -> None:
         """Leave NaN in the place of every tensor. (Integers get the lowest value there is.)"""
-        for tensor, dtype in zip(self._tensors, self._dtypes, strict=True):
-            tensor.data = _nothing(dtype, self._device).expand(tensor.shape)
+        self.attach(self._resting)
 
     @torch.inference_mode(False)
     def copied(self, slot: Tensor | None = None) -> list[Tensor]:
@@ -279,6 +282,7 @@ def computed_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() else tensor.dtype
 
 
+@cache
 @torch.inference_mode(False)
 def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
     """NaN, or the lowest integer."""

@@ -99,9 +99,8 @@ def _keep(key: Key, result: Result, journal: Journal) -> None:
     """Journal the result of a call without a job."""
     try:
         journal.keep_key(*key.names, Keyed(key.call, None, result.to_journal()))
-    except (
-        Exception
-    ) as error:  # a full disk, a plugin's result that is not JSON: the call was made all the same
+    # A full disk, or a plugin's result that is not JSON: the call was made all the same.
+    except Exception as error:
         log.warning("the result of a call could not be kept for its key", reason=str(error))
 
 

@@ -30,7 +30,7 @@ from transformers import (
 
 from omnigen2.autoencoder import Autoencoder
 from omnigen2.checkpoints.headers import read_headers
-from omnigen2.checkpoints.locate import PARTS
+from omnigen2.checkpoints.locate import PARTS, weights_digest
 from omnigen2.language import IMAGE, LanguageModel
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
@@ -116,10 +116,11 @@ def check_fit(
             raise ValueError(f"the parts of the model do not fit: {one} is {is_}, {other} is {should_be}")
 
 
-def unchanged(folder: Path) -> Callable[[], None]:
-    """A function that raises OSError if a weight file of `folder` has been written to since.
+def unchanged(folder: Path, digest: str | None) -> Callable[[], None]:
+    """A function that raises OSError if the weights of `folder`, which had this digest, were overwritten.
 
-    Files that were replaced by others of the same name do not count: what is mapped from them stays.
+    Files that were replaced by others of the same name do not count: what is mapped from them stays. A file
+    with another time of modification is read again: it may hold what it held.
     """
     paths = [path for part in PARTS for path in sorted((folder / part).glob("*.safetensors"))]
     files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
@@ -130,8 +131,13 @@ def unchanged(folder: Path) -> Callable[[], None]:
     before = stamps()
 
     def check() -> None:
-        if stamps() != before:
+        nonlocal before
+        now = stamps()
+        if now == before:
+            return
+        if weights_digest(folder) != digest:
             raise OSError(f"the weights in {folder} were overwritten while they were in use; ask again")
+        before = now
 
     weakref.finalize(check, lambda: [os.close(file) for file in files])
     return check

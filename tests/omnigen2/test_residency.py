@@ -1,5 +1,6 @@
 """Weights that come to the device and leave it: they are truly gone in between, and nothing else changes."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,15 @@ def test_files_that_are_overwritten_while_weights_rest_in_them_are_noticed(tmp_p
         opened.write(data)
     with pytest.raises(OSError, match="overwritten"):
         model.generate("a", width=32, height=32, steps=1, seed=1)
+
+
+def test_files_that_were_only_touched_are_still_the_same(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    model = loaded("stream", folder=folder)
+    before = model.generate("a", width=32, height=32, steps=1, seed=1, output="latents")
+    os.utime(next((folder / "transformer").glob("*.safetensors")), (1, 1))
+    after = model.generate("a", width=32, height=32, steps=1, seed=1, output="latents")
+    assert same([after], [before])  # type: ignore
 
 
 def test_the_quickest_mode_that_fits_is_taken() -> None:

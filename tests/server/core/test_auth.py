@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.caller import READ
-from server.http.auth import Identity, Tokens, may_ask, names_this_machine
+from server.http.auth import Identity, Tokens, is_loopback, may_ask, names_this_machine
 
 ANN = "ann:a-token-of-some-length"
 
@@ -125,3 +125,17 @@ def test_a_token_has_the_scopes_behind_it_or_all() -> None:
     assert tokens.find("another-long-token  studio:read") is None
     with pytest.raises(ValueError, match="line 1: a scope of bob is none of studio:read, studio:write"):
         Tokens("bob:another-long-token studio:raed")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_this_machine_is_known(host: str) -> None:
+    assert is_loopback(host) and not is_loopback("10.0.0.1") and not is_loopback("gpu.example")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing", "ann a-token-without-colon", "ann:short", ":a-token-of-nobody"]
+)
+def test_token_file_that_is_wrong_is_refused_without_showing_a_token(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Tokens(text)
+    assert "a-token" not in str(caught.value) and "short" not in str(caught.value)
