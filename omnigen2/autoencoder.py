@@ -1,7 +1,8 @@
 """Pictures to latents and back, with the size rules of the reference, around diffusers' `AutoencoderKL`.
 
 A reference image is reduced (never enlarged) to the pixel budget and the side limit, then to whole patches.
-Its latents are the mode of the posterior: the same picture always gives the same latents.
+Its latents are the mode of the posterior: the same picture always gives the same latents. Pictures of
+more than `WHOLE_PIXELS` pass through in strips, to save memory.
 """
 
 import math
@@ -13,8 +14,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from omnigen2 import strips
 from omnigen2.device import isolated
 from omnigen2.params import InvalidTask
+from omnigen2.sizes import WHOLE_PIXELS
 from omnigen2.weights import HERE, with_weights
 
 PREVIEW_SIDE = 32  # latent pixels; 256 px for an autoencoder that reduces by 8
@@ -61,15 +64,21 @@ class Autoencoder:
         size = self.fit(*image.size, max_pixels, max_side)
         pixels = to_pixels(flatten(image).resize(size, Image.Resampling.LANCZOS))
         pixels = pixels.to(self.vae.device, self.vae.dtype)
-        mode = self.vae.encode(pixels[None]).latent_dist.mode()[0]  # pyright: ignore
-        return (mode.float() - self.shift) * self.scale
+        if size[0] * size[1] > WHOLE_PIXELS:
+            mode = strips.encode(self.vae, pixels[None])
+        else:
+            mode = self.vae.encode(pixels[None]).latent_dist.mode()  # pyright: ignore
+        return (mode[0].float() - self.shift) * self.scale
 
     @isolated
     @with_weights
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
         """The picture of latents (C, h, w), stretched bilinearly to `size` (width, height) if it differs."""
         latents = (latents / self.scale + self.shift).to(self.vae.device, self.vae.dtype)
-        pixels = self.vae.decode(latents[None]).sample.float()  # pyright: ignore
+        if latents[0].numel() * self.factor**2 > WHOLE_PIXELS:
+            pixels = strips.decode(self.vae, latents[None]).float()
+        else:
+            pixels = self.vae.decode(latents[None]).sample.float()  # pyright: ignore
         if size is not None and size != (pixels.shape[-1], pixels.shape[-2]):
             pixels = F.interpolate(pixels, size=(size[1], size[0]), mode="bilinear")
         return to_image(pixels[0])

@@ -7,6 +7,8 @@ from omnigen2.checkpoints.card import Limits
 from omnigen2.params import MIN_SIDE, InvalidTask
 
 Size = tuple[int, int]
+WHOLE_PIXELS = 1024 * 1024
+"""Pixels up to which a picture is encoded and decoded whole, and not in strips (`omnigen2.strips`)."""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 _EDITED = re.compile(
     rf"\s*edit (?:the )?(?:({'|'.join(_ORDINALS)}) (?:image|picture)|(?:image|picture) ([1-9]))\b",

@@ -17,7 +17,7 @@ from omnigen2.adapters.file import WeightedAdapter
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.completion import complete_decoding, complete_sampling
 from omnigen2.params import Decoding, InvalidTask, ReferenceSampling, Sampling
-from omnigen2.sizes import Size
+from omnigen2.sizes import WHOLE_PIXELS, Size
 from omnigen2.task import NUMERICS_VERSION, HasSize, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.adapters import find_adapters
@@ -90,6 +90,8 @@ def identity(card: ModelCard) -> dict[str, Any]:
     numerics = str(NUMERICS_VERSION)
     if limits != published:  # a picture reduced to other bounds is another picture
         numerics += f" {limits.max_pixels} {limits.max_input_side} {limits.max_text_tokens}"
+    if limits.max_pixels > WHOLE_PIXELS:
+        numerics += " strips"
     return {"model": Model(id=card.id, digest=card.digest), "numerics": numerics}
 
 

@@ -1,9 +1,13 @@
 """Pictures to latents and back, against the reference."""
 
+from typing import Any
+
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from omnigen2 import strips
 from omnigen2.autoencoder import Autoencoder, flatten, to_image, to_pixels
 from omnigen2.checkpoints.load import load_autoencoder
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, needs_steps, tensors
@@ -63,6 +67,54 @@ def test_pictures_of_every_mode_can_be_encoded(autoencoder: Autoencoder, mode: s
 def test_the_same_picture_always_gives_the_same_latents(autoencoder: Autoencoder) -> None:
     picture = Image.effect_noise((48, 32), 90)
     assert torch.equal(autoencoder.encode(picture, 6144, 128), autoencoder.encode(picture, 6144, 128))
+
+
+QUANTISING = {"use_quant_conv": True, "use_post_quant_conv": True, "block_out_channels": (8, 8, 16)}
+
+
+@pytest.mark.parametrize("changes", [{}, QUANTISING], ids=["golden", "quantising"])
+@pytest.mark.parametrize("size", [(160, 96), (16, 400), (400, 16), (208, 176)])
+def test_strips_are_the_whole_picture(
+    autoencoder: Autoencoder, size: tuple[int, int], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "STRIP_PIXELS", 1024)
+    monkeypatch.setattr(strips, "SCORES", 1024)
+    vae: Any = autoencoder.vae
+    if changes:
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_config({**vae.config, "down_block_types": ("DownEncoderBlock2D",) * 3,
+                                         "up_block_types": ("UpDecoderBlock2D",) * 3, **changes})  # fmt: skip
+    pixels = to_pixels(Image.effect_mandelbrot(size, (-2.0, -1.5, 1.0, 1.5), 90).convert("RGB"))[None]
+    with torch.inference_mode():
+        latents = vae.encode(pixels).latent_dist.mode()
+        assert error(strips.encode(vae, pixels), latents) < 1e-5
+        assert error(strips.decode(vae, latents), vae.decode(latents).sample) < 1e-5
+
+
+def test_a_picture_is_in_strips_only_above_a_size(
+    autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.effect_noise((48, 32), 90)
+    whole = autoencoder.encode(picture, 6144, 128)
+    used: list[str] = []
+    for name in ("encode", "decode"):
+        made = getattr(strips, name)
+        monkeypatch.setattr(
+            strips, name, lambda *given, made=made, name=name: used.append(name) or made(*given)
+        )
+    monkeypatch.setattr("omnigen2.autoencoder.WHOLE_PIXELS", 48 * 32)
+    assert torch.equal(autoencoder.encode(picture, 6144, 128), whole)
+    pixels = to_pixels(autoencoder.decode(whole))
+    assert not used
+    monkeypatch.setattr("omnigen2.autoencoder.WHOLE_PIXELS", 48 * 32 - 1)
+    assert error(autoencoder.encode(picture, 6144, 128), whole) < 1e-5
+    assert (to_pixels(autoencoder.decode(whole)) - pixels).abs().max() <= 1 / 127.5 + 1e-6
+    assert used == ["encode", "decode"]
+
+
+def test_sides_are_bounded_by_pixels_alone(autoencoder: Autoencoder) -> None:
+    for size in [(2048, 2048), (3072, 1024), (1024, 4096)]:
+        assert autoencoder.fit(*size, max_pixels=2048 * 2048) == size
 
 
 def test_a_preview_is_small(autoencoder: Autoencoder) -> None:
