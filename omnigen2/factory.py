@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from omnigen2.checkpoints import locate
-from omnigen2.checkpoints.card import ModelCard
+from omnigen2.checkpoints.card import ModelCard, published_card
 from omnigen2.task import Backend
 
 
@@ -82,24 +82,28 @@ class OneModel:
 
 
 class Checkpoints:
-    """OmniGen2 in the published layout: nano, pulled repositories, and any folder, by its path."""
+    """OmniGen2: nano, pulled repositories and, by path, folders and single files."""
 
     def models(self) -> Sequence[str]:
         return locate.names()
 
     def card(self, model: str) -> ModelCard:
-        return locate.find(model).card
+        return published_card(model) if locate.awaits_import(model) else locate.find(model).card
 
     def identify(self, model: str) -> ModelCard | None:
+        if locate.awaits_import(model):
+            return None
         checkpoint = locate.find(model).recognized()
         return checkpoint.identity if checkpoint.digest else None
 
     def load(self, model: str, placement: Placement, evict: Callable[[], bool]) -> Backend:
-        checkpoint = locate.find(model)
+        from omnigen2.checkpoints.convert import import_once
         from omnigen2.checkpoints.fit import make_room
         from omnigen2.engine import Engine
         from omnigen2.model import OmniGen2
 
+        import_once(model)
+        checkpoint = locate.find(model)
         memory = make_room(checkpoint, placement.device, placement.dtype, placement.memory, evict)
         device, dtype = placement.device, placement.dtype
         return Engine(OmniGen2.of(checkpoint, device=device, dtype=dtype, memory=memory))

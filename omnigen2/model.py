@@ -18,6 +18,7 @@ from omnigen2 import threads
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
+from omnigen2.checkpoints.convert import import_once
 from omnigen2.checkpoints.fit import free_bytes, pick_memory, resting_dtype
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
@@ -59,6 +60,7 @@ class OmniGen2:
         cls, source: str, *, device: str = "auto", dtype: str = "auto", memory: str = "auto"
     ) -> "OmniGen2":
         """See `omnigen2.load`."""
+        import_once(source)
         return cls.of(locate.find(source), device=device, dtype=dtype, memory=memory)
 
     @classmethod

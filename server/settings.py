@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     quota: ByteSize | None = None
     """Most bytes that images and records may take, for example `20GB`. Without it, the disk is the limit."""
     model: str = NANO
-    """The model used where a request names none: `nano`, a folder, or a repository id."""
+    """The model used where a request names none: `nano`, a folder, a file of ComfyUI, or a repository id."""
     device: str = "auto"
     """Where models run: `auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -1,16 +1,19 @@
 """A folder of the published layout, made from single files.
 
-Tensors are read, converted and written in shards of `SHARD_BYTES`: no part is in memory as a whole. Stored
-precision is kept; 8-bit floats are multiplied by their scales and written as bfloat16.
+A file that is as published but for its place is linked. Of others, tensors are read, converted and written
+in shards of `SHARD_BYTES`: no part is in memory as a whole. Stored precision is kept; 8-bit floats are
+multiplied by their scales and written as bfloat16.
 """
 
 import json
+import logging
 import math
+import os
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from omnigen2.checkpoints.headers import TensorInfo
+from omnigen2.checkpoints.headers import TensorInfo, read_header
 from omnigen2.checkpoints.load import WEIGHTS_NAME, Shapes, compare_shapes
-from omnigen2.checkpoints.locate import ORIGIN_FILE, models_folder
+from omnigen2.checkpoints.locate import (
+    ORIGIN_FILE,
+    FileState,
+    awaits_import,
+    imported_folder,
+    models_folder,
+    only_one,
+    put_in_place,
+)
 from omnigen2.checkpoints.published import CONFIGS, REPOSITORY
 from omnigen2.checkpoints.single_files import FilePart, found_near, places, recognise
 from omnigen2.transformer import OmniGen2Transformer2DModel
@@ -35,6 +46,8 @@ FLOATS = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 2, "F8_E5M2": 2}
 SCALES = (".scale_weight", ".weight_scale")
 ASIDE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
 """Endings of what stands beside the weights of 8-bit files."""
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a part, and bytes of all parts written and to write."""
@@ -47,6 +60,13 @@ class Converted:
     own: FilePart
     sources: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the file holds the part and nothing else, in the published names, shapes and types."""
+        stored = {name: info.shape for name, info in read_header(self.own.file).items()}
+        small = any(info.dtype.startswith("F8") for info in self.own.header.values())
+        return stored == self.shapes and not small
 
     def bytes(self) -> dict[str, int]:
         """Bytes of each tensor once it is converted."""
@@ -62,13 +82,32 @@ class Imported:
     taken: dict[str, Path]
 
 
+def import_once(source: str) -> None:
+    """Make a model of a single file, or of those in a folder, unless that was done and they are as they were.
+
+    Does nothing for any other source. Raises what `convert` does.
+    """
+    if not awaits_import(source):
+        return
+    path = Path(source).expanduser()
+    folder = imported_folder(path)
+    with only_one(folder):
+        made = convert([path], folder, replacing=True)
+    log.info("model %s: %s", source, "; ".join(f"{part} from {file}" for part, file in made.taken.items()))
+
+
 def convert(
-    sources: list[Path], output: Path | None = None, progress: Progress = lambda *_: None
+    sources: list[Path],
+    output: Path | None = None,
+    progress: Progress = lambda *_: None,
+    *,
+    replacing: bool = False,
 ) -> Imported:
     """Make a folder of the published layout from single files.
 
     `sources` are files, or folders in which they lie; parts that they do not hold are looked for beside them.
     `output` is `imported/NAME` in the folder of models, with the name of the transformer's file, if absent.
+    `replacing`: whether it may be there already.
 
     Raises:
         FileNotFoundError: a part is missing; the message says where it was looked for and what to do.
@@ -83,13 +122,13 @@ def convert(
     parts = _chosen(sources, configs)
     processor = _processor(companions)
     folder = output or _named_after(parts["transformer"].own.file)
-    if folder.exists():
+    if folder.exists() and not replacing:
         raise FileExistsError(f"output: {folder} is there already; remove it, or give another --output")
     staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.partial")
     staging.mkdir(parents=True)
     try:
         _write_all(staging, parts, processor, configs, progress)
-        staging.rename(folder)
+        put_in_place(folder, staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -130,15 +169,20 @@ def _kind(config: dict[str, Any]) -> Any:
 
 
 def _processor(companions: list[Path]) -> Path:
-    """The folder of tokenizer and image processor beside the files, or of the pulled model."""
+    """The folder of tokenizer and image processor beside the files, of the pulled model, or from the hub."""
     for place in (*companions, models_folder() / REPOSITORY):
         if (place / "processor" / "preprocessor_config.json").is_file():
             return place / "processor"
-    raise FileNotFoundError(
-        f"model: no processor/ (tokenizer and image processor) lies beside the files; single files lack it. "
-        f"Fetch it (a few MB) with: hf download {REPOSITORY} --include 'processor/*' "
-        f"--local-dir {companions[0]}"
-    )
+    from omnigen2.checkpoints.download import fetch_part  # the hub's library is slow to import
+
+    try:
+        return fetch_part(REPOSITORY, "processor")
+    except ConnectionError as error:
+        raise FileNotFoundError(
+            "model: no processor/ (tokenizer and image processor) lies beside the files, which lack it, "
+            f"and the hub cannot be reached. Fetch it (a few MB) elsewhere with: hf download {REPOSITORY} "
+            f"--include 'processor/*' --local-dir FOLDER, and copy FOLDER/processor to {companions[0]}"
+        ) from error
 
 
 def _chosen(sources: list[Path], configs: dict[str, dict[str, Any]]) -> dict[str, Converted]:
@@ -252,7 +296,7 @@ def _write_all(
     configs: dict[str, dict[str, Any]],
     progress: Progress,
 ) -> None:
-    total = sum(size for own in parts.values() for size in own.bytes().values())
+    total = sum(sum(own.bytes().values()) for own in parts.values() if not own.as_published)
     free = shutil.disk_usage(staging).free
     if total > free:
         raise OSError(
@@ -264,12 +308,23 @@ def _write_all(
         text = json.dumps(configs[part], indent=2) + "\n"
         (staging / part / "config.json").write_text(text, encoding="utf-8")
         name = "model.safetensors" if part == "mllm" else WEIGHTS_NAME
+        if own.as_published and _linked(own.own.file, staging / part / name):
+            continue
         for size in _write_shards(own, staging / part, name):
             done += size
-            progress(part, done, total)
+            progress(part, done, max(done, total))
     shutil.copytree(processor, staging / "processor")
-    origin = {"imported": {part: own.own.file.name for part, own in parts.items()}}
+    origin = {"imported": {part: asdict(FileState.of(own.own.file)) for part, own in parts.items()}}
     (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def _linked(file: Path, target: Path) -> bool:
+    """Give a file a second name; False where the file system cannot."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        return False
+    return True
 
 
 def _write_shards(own: Converted, folder: Path, name: str) -> Iterator[int]:

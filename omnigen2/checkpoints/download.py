@@ -11,7 +11,6 @@ Importing this module takes a second; whoever may not need it imports it late.
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx2  # what huggingface_hub itself raises errors of
-from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import http_get
@@ -37,6 +35,8 @@ from omnigen2.checkpoints.locate import (
     LocalModel,
     folder_bytes,
     models_folder,
+    only_one,
+    put_in_place,
     read_origin,
     remember_hashes,
 )
@@ -85,14 +85,34 @@ def pull(repo_id: str, revision: str | None = None, progress: OnPull = lambda _:
         files = wanted_files(repo_id, info)
         assert info.sha is not None
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with only_one(folder):
             if read_origin(folder).get("revision") != info.sha or not _intact(folder, files):
                 staging = folder.with_name(f".{folder.name}-{info.sha[:12]}.partial")
                 _fetch_all(api, repo_id, info.sha, files, staging, progress)
                 _write_origin(staging, repo_id, info.sha, files)
-                _replace(folder, staging)
+                put_in_place(folder, staging)
             remember_hashes(folder, {file.name: file.sha256 for file in files if file.sha256})
     return LocalModel(repo_id, folder, folder_bytes(folder), info.sha)
+
+
+def fetch_part(repo_id: str, part: str) -> Path:
+    """The folder of one part of a repository's main branch, downloaded and verified unless it is there.
+
+    Raises: as `pull`.
+    """
+    folder = models_folder() / f".{part}" / repo_id
+    if not folder.is_dir():
+        with _hub_errors(repo_id, None, folder):
+            api = HfApi()
+            info = api.model_info(repo_id, files_metadata=True)
+            files = [file for file in wanted_files(repo_id, info) if file.name.startswith(f"{part}/")]
+            assert info.sha is not None
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with only_one(folder):
+                staging = folder.with_name(f".{folder.name}-{info.sha[:12]}.partial")
+                _fetch_all(api, repo_id, info.sha, files, staging, lambda _: None)
+                put_in_place(folder, staging)
+    return folder / part
 
 
 def wanted_files(repo_id: str, info: ModelInfo) -> list[RemoteFile]:
@@ -175,16 +195,6 @@ class _Bar(silent_tqdm):
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """A lock between processes: two pulls into the same partial files would damage both."""
-    try:
-        with FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False):
-            yield
-    except Timeout:
-        raise OSError(f"another process is pulling into {folder}; wait until it is done") from None
-
-
-@contextmanager
 def _hub_errors(repo_id: str, revision: str | None, folder: Path) -> Iterator[None]:
     """Translates the library's exceptions into errors that say what to do."""
     try:
@@ -223,15 +233,6 @@ def _write_origin(folder: Path, repo_id: str, revision: str, files: list[RemoteF
     hashes = {file.name: file.sha256 or file_hash(folder / file.name) for file in files}
     origin = {"repository": repo_id, "revision": revision, "sha256": hashes}
     (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-
-
-def _replace(folder: Path, staging: Path) -> None:
-    """Put `staging` in the place of `folder`, and remove what pulls of other revisions left behind."""
-    if folder.exists():
-        folder.rename(folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.partial"))
-    staging.rename(folder)
-    for left in folder.parent.glob(f".{folder.name}-*.partial"):
-        shutil.rmtree(left)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -1,19 +1,23 @@
 """Checkpoints on disk: where a model's files lie, and the digest that identifies them.
 
 A model is asked for as `nano` (part of this package), a folder, or a repository id, whose files lie in
-`models_folder()/OWNER/NAME` once `omnigen2.checkpoints.download` has fetched them. Needs no torch.
+`models_folder()/OWNER/NAME` once `omnigen2.checkpoints.download` has fetched them. Single files of ComfyUI's
+form are asked for by their path; a folder is made of them when they are loaded. Needs no torch.
 """
 
 import hashlib
 import json
 import os
 import re
-import shlex
-from collections.abc import Callable, Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
 from omnigen2.checkpoints.card import ModelCard, read_card
@@ -25,7 +29,7 @@ PARTS = ("transformer", "vae", "mllm", "processor")
 """The folders of a checkpoint that hold what is loaded."""
 SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
 ORIGIN_FILE = ".origin.json"
-"""Records the repository and commit that a folder was downloaded from, with the SHA-256 of each file."""
+"""Records where a folder comes from: repository, commit and SHA-256 of each file, or the files imported."""
 
 H = TypeVar("H", str, str | None)
 
@@ -40,6 +44,24 @@ class LocalModel:
     folder: Path
     bytes: int
     revision: str | None = None
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells that a file is as it was; `bytes` and `modified_ns` are -1 where there is none."""
+
+    path: str
+    bytes: int = -1
+    modified_ns: int = -1
+
+    @classmethod
+    def of(cls, path: Path) -> "FileState":
+        """The state of a file now."""
+        try:
+            found = path.stat()
+        except OSError:
+            return cls(str(path))
+        return cls(str(path), found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,7 @@ def resolve(source: str) -> Path:
 
     Raises:
         FileNotFoundError: it is not on this machine; the message says how to get it.
-        ValueError: it is a single file, or a folder of such files; the message says how to import it.
+        ValueError: it is a single file, or a folder of such files, that is not imported yet.
     """
     if source == NANO:
         if not _has_parts(_nano_folder()):
@@ -100,7 +122,7 @@ def resolve(source: str) -> Path:
         return _nano_folder()
     folder = Path(source).expanduser()
     if is_single(folder):
-        raise ValueError(_import_hint(folder))
+        return _imported(folder)
     if folder.is_dir():
         return folder
     if not REPO_ID.fullmatch(source):
@@ -117,12 +139,36 @@ def resolve(source: str) -> Path:
     return folder
 
 
+def imported_folder(source: Path) -> Path:
+    """Where the model lies that is made of a single file, or of those in a folder, when it is loaded."""
+    path = source.expanduser().resolve()
+    name = re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII).lstrip("-._") or "omnigen2"
+    return models_folder() / "imported" / f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def awaits_import(source: str) -> bool:
+    """Whether `source` is a single file, or a folder of them, and no model was made of them as they are now.
+
+    Raises:
+        ValueError: it is a file that holds no part of OmniGen2; the message says what it is.
+    """
+    path = Path(source).expanduser()
+    if source == NANO or not is_single(path):
+        return False
+    taken = read_origin(imported_folder(path)).get("imported")
+    if taken and all(FileState.of(Path(own["path"])) == FileState(**own) for own in taken.values()):
+        return False
+    if path.is_file():
+        recognise(path)
+    return True
+
+
 def find(source: str) -> Checkpoint:
     """The checkpoint called `source`, as for `resolve`; its weights are not read.
 
     Raises:
         FileNotFoundError: it is not on this machine; the message says how to get it.
-        ValueError: its card cannot be read.
+        ValueError: its card cannot be read, or as `resolve`.
     """
     folder = resolve(source)
     return Checkpoint(folder, read_card(folder, source))
@@ -177,6 +223,29 @@ def remember_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
             remember(file, digest, _memory())
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """A lock between processes: two that write the same model would damage both.
+
+    Raises:
+        OSError: another process has it.
+    """
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False):
+            yield
+    except Timeout:
+        raise OSError(f"another process is writing {folder}; wait until it is done") from None
+
+
+def put_in_place(folder: Path, staging: Path) -> None:
+    """Put `staging` in the place of `folder`, and remove what earlier attempts left behind."""
+    if folder.exists():
+        folder.rename(folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.partial"))
+    staging.rename(folder)
+    for left in folder.parent.glob(f".{folder.name}-*.partial"):
+        shutil.rmtree(left)
+
+
 def loaded_files(folder: Path) -> list[tuple[str, Path]]:
     """Relative name and path of every file that makes the model what it is, sorted by name."""
     paths = (path for part in PARTS for path in (folder / part).rglob("*"))
@@ -193,12 +262,12 @@ def _nano_folder() -> Path:
     return Path(__file__).parents[1] / "nano" / "weights"
 
 
-def _import_hint(source: Path) -> str:
-    """How to use a file or folder of ComfyUI's form. Raises ValueError if a file is something else."""
-    parts = [own.part for own in recognise(source)] if source.is_file() else []
-    what = f"a single file ({', '.join(parts)})" if parts else "a folder of single files"
-    command = shlex.join(["omnigen2-mcp", "models", "import", str(source)])
-    return f"model: {source} is {what}; make a model of it, once, with: {command}"
+def _imported(source: Path) -> Path:
+    if awaits_import(str(source)):
+        raise ValueError(
+            f"model: {source} is imported when it is loaded, and was not yet, or its files have changed"
+        )
+    return imported_folder(source)
 
 
 def _has_parts(folder: Path) -> bool:

@@ -129,6 +129,9 @@ def check_installation() -> Iterator[Finding]:
 def check_model(source: str, device: str, dtype: str, memory: str = "auto") -> Iterator[Finding]:
     """Whether the model is here, and where, how and why there it would run."""
     try:
+        if locate.awaits_import(source):
+            yield Finding("model", "ok", f"{source} is made a model of when it is first loaded")
+            return
         checkpoint = locate.find(source)
     except (FileNotFoundError, ValueError) as error:
         yield Finding("model", "problem", str(error), f"fetch one with `{PULL}`, or ask for nano")

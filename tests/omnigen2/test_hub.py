@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from omnigen2.checkpoints import download, hashes, locate
-from tests.omnigen2.hub_server import COMMIT, Hub, serve
+from tests.omnigen2.hub_server import COMMIT, Hub, serve, use_endpoint
 
 REPO = "someone/OmniGen2-small"
 WEIGHTS = os.urandom(300_000)
@@ -45,14 +45,6 @@ KEPT = {name for name in FILES if name.split("/")[0] in locate.PARTS} - {
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMNIGEN2_MODELS", str(tmp_path / "models"))
     return tmp_path / "models"
-
-
-def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """What HF_ENDPOINT sets when the library is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
 
 
 @pytest.fixture
@@ -183,7 +175,7 @@ def test_second_pull_at_the_same_time_is_refused(remote: Hub) -> None:
 
     def pull_meanwhile(_: download.PullProgress) -> None:
         if not refused:
-            with pytest.raises(OSError, match="another process is pulling") as caught:
+            with pytest.raises(OSError, match="another process is writing") as caught:
                 download.pull(REPO)
             refused.append(str(caught.value))
 

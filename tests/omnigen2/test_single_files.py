@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from torch import Tensor
 import omnigen2
 from benchmarks.shapes import parameters, parts
 from omnigen2.checkpoints import convert, locate
-from omnigen2.checkpoints.published import CONFIGS
+from omnigen2.checkpoints.published import CONFIGS, REPOSITORY
+from omnigen2.manager import Manager
 from server.cli.models import app
 from tests.omnigen2.golden import KEPT
+from tests.omnigen2.hub_server import Hub, serve, use_endpoint
 
 CHECKPOINT = KEPT / "pipeline" / "checkpoint"
 WEIGHTS = {
@@ -98,10 +101,14 @@ def test_the_picture_is_that_of_the_published_layout(
     comfy: Path, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "SHARD_BYTES", 100_000)  # several shards
+    change(comfy / FILES["transformer"], lambda own: {f"model.{key}": value for key, value in own.items()})
     made = convert.convert([comfy], tmp_path / "made")
     assert made.taken["vae"] == comfy / "vae" / "ae.safetensors"
     assert made.taken["vae/config.json"] == comfy / "vae" / "config.json"
     assert len(list((tmp_path / "made" / "transformer").glob("*.safetensors"))) > 1
+    assert (tmp_path / "made" / "mllm" / WEIGHTS["mllm"]).samefile(
+        comfy / FILES["mllm"]
+    )  # as it is published
     np.testing.assert_array_equal(picture(tmp_path / "made"), picture(half))
 
 
@@ -184,19 +191,54 @@ def test_what_does_not_fit_or_is_missing_is_said(comfy: Path, tmp_path: Path) ->
     assert convert.convert(given, tmp_path / "other").taken["transformer"] == given[0]
     given[0].unlink()
     shutil.move(comfy / "processor", tmp_path / "processor")
-    with pytest.raises(FileNotFoundError, match=r"no processor/ .*hf download OmniGen2/OmniGen2 --include"):
+    with (
+        patch.dict("os.environ", HF_HUB_OFFLINE="1"),
+        patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+        pytest.raises(FileNotFoundError, match=r"no processor/ .*hf download OmniGen2/OmniGen2 --include"),
+    ):
         convert.convert([comfy], tmp_path / "made")
     (comfy / "transformer" / "config.json").unlink()  # now it would have to be of the published size
     with pytest.raises(FileNotFoundError, match=r"does not fit as transformer: missing .*layers"):
         convert.convert([comfy], tmp_path / "made")
 
 
-def test_a_command_makes_the_model_that_another_asks_for(
-    comfy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_are_imported_when_they_are_loaded_and_again_when_they_change(comfy: Path, half: Path) -> None:
     for source in (comfy, comfy / FILES["transformer"]):
-        with pytest.raises(ValueError, match=f"omnigen2-mcp models import {re.escape(str(source))}$"):
-            omnigen2.load(str(source))
+        manager = Manager(str(source), device="cpu")
+        assert manager.card().title == "OmniGen2"
+        assert manager.identify() is None
+        first = manager.acquire().result().card.digest
+        assert manager.identify() == manager.acquire().result().card
+        folder = locate.resolve(str(source))
+        assert (folder / "transformer" / WEIGHTS["transformer"]).samefile(comfy / FILES["transformer"])
+        before = (comfy / FILES["vae"]).read_bytes()
+        change(comfy / FILES["vae"], lambda own: {key: value + 0.5 for key, value in own.items()})
+        assert manager.identify() is None
+        assert manager.acquire().result().card.digest != first
+        manager.close()
+        (comfy / FILES["vae"]).write_bytes(before)
+        np.testing.assert_array_equal(picture(source), picture(half))
+        assert [left.name for left in folder.parent.glob(".*.partial")] == []
+
+
+def test_a_missing_processor_comes_from_the_hub(
+    comfy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"processor/{own.name}": own.read_bytes() for own in (comfy / "processor").iterdir()}
+    files |= {f"{part}/{name}": b"large" for part, name in WEIGHTS.items()}
+    shutil.rmtree(comfy / "processor")
+    hub = Hub(REPOSITORY, files)
+    with serve(hub) as endpoint:
+        use_endpoint(monkeypatch, endpoint)
+        for name in ("one", "two"):
+            made = convert.convert([comfy], tmp_path / name)
+    asked = [name for name, _ in hub.requests]
+    assert sorted(asked) == sorted(name for name in files if name.startswith("processor/"))  # once
+    assert (tmp_path / "two" / "processor" / "preprocessor_config.json").is_file()
+    assert made.taken["processor"].is_relative_to(locate.models_folder())
+
+
+def test_a_command_makes_a_named_model(comfy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app(["import", str(comfy), "--json"], result_action="return_value", exit_on_error=False)
     said = json.loads(capsys.readouterr().out)
     assert said["model"] == "imported/omnigen2_fp16" in locate.names()
