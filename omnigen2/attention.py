@@ -5,7 +5,8 @@ variable-length flash kernel takes their bounds. Elsewhere sequences of similar 
 padded groups, so that no Python loop runs over the samples. Callers never ask which.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -30,16 +31,29 @@ class Segments:
         return sum(self.lengths)
 
     @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each sequence starts, and where the last one ends."""
+        return tuple(itertools.accumulate(self.lengths, initial=0))
+
+    @cached_property
     def bounds(self) -> Tensor:
-        """Where each sequence starts, and where the last one ends: (n + 1,) int32."""
-        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32, device="cpu")
-        return lengths.cumsum(0, dtype=torch.int32).to(self.device)
+        """`starts` on the device: (n + 1,) int32."""
+        return torch.tensor(self.starts, dtype=torch.int32, device=self.device)
 
     @cached_property
     def owner(self) -> Tensor:
         """The sequence that each token belongs to: (total,) int64."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64, device="cpu")
-        return torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), lengths).to(self.device)
+        return self.spread(range(len(self.lengths)))
+
+    def spread(self, values: Iterable[int]) -> Tensor:
+        """A number of each sequence, for each of its tokens: (total,) int64, made on the device."""
+        table = torch.tensor([self.lengths, [*values]], dtype=torch.int64, device=self.device)
+        return torch.repeat_interleave(table[1], table[0], output_size=self.total)
+
+    def rows(self, first: Iterable[int]) -> Tensor:
+        """Where each token stands in a tensor in which the sequences start at `first`: (total,) int64."""
+        shifts = [place - start for place, start in zip(first, self.starts[:-1], strict=True)]
+        return torch.arange(self.total, device=self.device) + self.spread(shifts)
 
     @cached_property
     def groups(self) -> "tuple[Group, ...]":
@@ -55,11 +69,8 @@ class Segments:
             else:
                 groups.append([n])
                 tokens = longest
-        starts = [0]
-        for length in self.lengths:
-            starts.append(starts[-1] + length)
         return tuple(
-            _group([starts[n] for n in g], [self.lengths[n] for n in g], self.device) for g in groups
+            _group([self.starts[n] for n in g], [self.lengths[n] for n in g], self.device) for g in groups
         )
 
     @cached_property

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from omnigen2.attention import Segments
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, Guidance
 from omnigen2.lru_cache import LruCache
+from omnigen2.packing import Batch, Condition
 from omnigen2.positions import Grid
 from omnigen2.schedule import Step
-from omnigen2.transformer import Batch, Condition, OmniGen2Transformer2DModel
+from omnigen2.transformer import OmniGen2Transformer2DModel
 
 LAYOUTS = 4
 """Layouts kept for each forward of a step: where guidance starts, ends or is reused, they take turns."""
@@ -62,13 +64,13 @@ class Sample:
 class _Layout:
     """How branches map to pictures: N packed picture tokens, M packed tokens of all branches, n pictures.
 
-    `source` (M,): the picture token a branch token copies; `sample` (branches,): the picture of each branch;
+    `pictures`, and `sample` (branches,) on the device: the picture of each branch;
     `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's branches are in M, and their weights;
     `reuse` (N, 1): whether the guidance of an earlier step is used; `owner` (N,): the picture of each token.
     """
 
     batch: Batch
-    source: Tensor
+    pictures: list[int]
     sample: Tensor
     rows: Tensor
     weights: Tensor
@@ -129,7 +131,7 @@ class Denoiser:
         tokens = torch.cat([sample.tokens for sample in samples])
         before = torch.cat([sample.estimate for sample in samples])
 
-        branches = tokens[layout.source].to(layout.batch.text.dtype)
+        branches = torch.cat([samples[n].tokens for n in layout.pictures]).to(layout.batch.dtype)
         velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
         plain = velocity[layout.rows[:, Branch.FULL]]
         velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
@@ -154,31 +156,32 @@ class Denoiser:
 
     def _make_layout(self, samples: list[Sample], active: list[Guidance]) -> _Layout:
         device = samples[0].tokens.device
-        lengths = torch.tensor([len(sample.tokens) for sample in samples], device="cpu")
-        owner = torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), lengths)
-        rows = torch.zeros(len(owner), len(Branch), dtype=torch.int64, device="cpu")
-        scales = torch.zeros(len(owner), len(Branch), 1, dtype=torch.float32, device="cpu")
-        source: list[Tensor] = []
-        branches: list[tuple[int, Condition]] = []
+        lengths = tuple(len(sample.tokens) for sample in samples)
+        segments = Segments(lengths, device)
+        starts: list[list[int]] = []  # where the tokens of each branch start
+        scales: list[list[float]] = []
+        pictures: list[int] = []
+        conditions: list[Condition] = []
+        start = 0
         for n, (sample, guidance) in enumerate(zip(samples, active, strict=True)):
-            own = (owner == n).nonzero()[:, 0]
+            # An absent branch has weight 0 and points at the picture's own full branch, never at another's.
+            full = start + lengths[n] * [branch for branch, _ in guidance.weights].index(Branch.FULL)
+            starts.append([full] * len(Branch))
+            scales.append([0.0] * len(Branch))
             for branch, weight in guidance.weights:
-                first = sum(map(len, source))
-                places = torch.arange(first, first + len(own), device="cpu")
-                # An absent branch has weight 0 and points at the picture's own full branch, never at
-                # another's.
-                if branch == Branch.FULL:
-                    rows[own] = places[:, None]
-                rows[own, branch] = places
-                scales[own, branch] = weight
-                source.append(own)
-                branches.append((n, sample.conditions[branch]))
+                starts[n][branch], scales[n][branch] = start, weight
+                start += lengths[n]
+                pictures.append(n)
+                conditions.append(sample.conditions[branch])
+        own = segments.rows([0] * len(samples))
+        table = torch.tensor(scales, dtype=torch.float32, device="cpu").to(device)
+        owner = segments.owner
         return _Layout(
-            batch=self.transformer.pack([condition for _, condition in branches]),
-            source=torch.cat(source).to(device),
-            sample=torch.tensor([n for n, _ in branches], device=device),
-            rows=rows.to(device),
-            weights=scales.to(device),
-            reuse=torch.tensor([guidance.reuse for guidance in active], device="cpu")[owner, None].to(device),
-            owner=owner.to(device),
+            batch=self.transformer.pack(conditions),
+            pictures=pictures,
+            sample=torch.tensor(pictures, device=device),
+            rows=torch.tensor(starts, device=device)[owner] + own[:, None],
+            weights=table[owner, :, None],
+            reuse=torch.tensor([guidance.reuse for guidance in active], device=device)[owner, None],
+            owner=owner,
         )

@@ -23,12 +23,13 @@ from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel
 from omnigen2.lru_cache import LruCache
 from omnigen2.notes import about_inputs, about_prompt, about_result
+from omnigen2.packing import Condition
 from omnigen2.params import InvalidTask
 from omnigen2.residency import Residency
 from omnigen2.schedule import plan
 from omnigen2.sizes import Size, reduced
 from omnigen2.task import HasSize, ImageTask, TextTask
-from omnigen2.transformer import Condition, OmniGen2Transformer2DModel, patchify, unpatchify
+from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 
 REMEMBERED_PROMPTS = 256
 REMEMBERED_IMAGES = 64

@@ -3,16 +3,18 @@
 Text token i stands at (i, i, i). After L text tokens, a reference image of h x w tokens stands at
 (s, row, column) with s = L; s then grows by max(h, w) for each reference, and the denoised picture follows in
 the same way.
-Angles are computed, not looked up, so that no prompt or picture is too long for a table.
+Tables of angles grow with the positions, so that no prompt or picture is too long for them.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 THETA = 10_000.0
+TABLE = 1024  # positions by which the tables of their factors grow
 Grid = tuple[int, int]  # rows and columns, in tokens
 
 
@@ -43,21 +45,33 @@ def sample_positions(text_length: int, references: Sequence[Grid], grid: Grid) -
 
 
 def rotations(positions: np.ndarray, axes: Sequence[int], device: torch.device) -> Tensor:
-    """Unit complex numbers by which pairs of channels turn: (T, sum(axes) / 2) complex64.
+    """Cosine and sine by which pairs of channels turn: (T, sum(axes) / 2, 2) float32.
 
     Position p turns pair i of an axis with d channels by p * THETA ** (-2 i / d) (RoFormer, Su et al. 2021,
-    eq. 15); the axes follow each other along the channels. Computed in float64.
+    eq. 15); the axes follow each other along the channels. Computed in float64, once for each position.
     """
-    places = torch.from_numpy(positions).to(torch.float64)
-    angles = [
-        places[:, axis, None] * THETA ** (-torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size)
-        for axis, size in enumerate(axes)
-    ]
-    angle = torch.cat(angles, dim=1)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
+    count = -(-(int(positions.max(initial=0)) + 1) // TABLE) * TABLE
+    places = torch.from_numpy(positions)
+    parts = [_turns(count, size).index_select(0, places[:, axis]) for axis, size in enumerate(axes)]
+    return torch.cat(parts, dim=1).to(device)
+
+
+@lru_cache(maxsize=8)
+def _turns(count: int, size: int) -> Tensor:
+    """Cosine and sine of positions below `count` on an axis with `size` channels: (count, size / 2, 2)."""
+    with torch.inference_mode(False):
+        places = torch.arange(count, dtype=torch.float64, device="cpu")[:, None]
+        frequencies = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
+        angle = places * THETA**-frequencies
+        return torch.stack([angle.cos(), angle.sin()], dim=-1).to(torch.float32)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of `x` (T, heads, head_dim) by `rotation` (T, head_dim / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation[:, None, :]).flatten(-2).to(x.dtype)
+    """Turn neighbouring channel pairs of `x` (T, heads, head_dim) by `rotation` (T, head_dim / 2, 2)."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # compilers know no complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), rotation[:, None].unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:  # the same products and sums, in one sweep
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation)[:, None])
+    return turned.flatten(-2).to(x.dtype)

@@ -9,9 +9,8 @@ Parameter names and shapes are those of the published checkpoint. Loading, savin
 LoRA come from diffusers.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -25,9 +24,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from omnigen2.adapters.apply import Active, Terms, adapted, terms, terms_for_all
+from omnigen2.adapters.apply import Active, adapted, terms, terms_for_all
 from omnigen2.attention import Segments
 from omnigen2.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
+from omnigen2.packing import Batch, Condition, pack
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.positions import Grid, rotations, sample_positions, text_positions
 from omnigen2.weights import HERE, with_weights
@@ -45,46 +45,6 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: int = 2) -> Tensor:
     """(..., h * w, p * p * C) -> (..., C, h * p, w * p): undoes `patchify`; `grid` is (h, w) in tokens."""
     p, (h, w) = patch_size, grid
     return rearrange(tokens, "... (h w) (p1 p2 c) -> ... c (h p1) (w p2)", h=h, w=w, p1=p, p2=p)
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What one sequence is conditioned on, independent of time.
-
-    `text` (L, D) refined caption; `references`, one (R, D) per image, embedded patches with their image
-    index; `reference_grids` and `grid`: rows and columns, in tokens, of the references and of the picture to
-    make; `adapters`: those it was made with, and is to be denoised with.
-    """
-
-    text: Tensor
-    references: tuple[Tensor, ...]
-    reference_grids: tuple[Grid, ...]
-    grid: Grid
-    adapters: Active = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Conditions packed for `forward`; D is the hidden size, all index tensors are int64.
-
-    `text` (sum L, D) and `references` (sum R, D): packed tokens; `*_rotation`: rotary factors of packed
-    tokens; `reference_owner` (sum R,): the sample of each reference token; `order` (T,): where each joint
-    token comes from in [text, references, picture]; `picture_rows` (sum N,): where the picture tokens stand
-    in the joint sequence; `terms`: what adapters add in the rows of their conditions.
-    """
-
-    text: Tensor
-    references: Tensor
-    reference_segments: Segments
-    reference_owner: Tensor
-    reference_rotation: Tensor
-    picture_segments: Segments
-    picture_rotation: Tensor
-    joint_segments: Segments
-    joint_rotation: Tensor
-    order: Tensor
-    picture_rows: Tensor
-    terms: Terms
 
 
 class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -181,45 +141,28 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 Condition(
                     caption,
                     tuple(self._embed_reference(latents, index) for index, latents in enumerate(images)),
-                    tuple(self._grid((latents.shape[-2], latents.shape[-1])) for latents in images),
                     self._grid(size),
+                    self._rotation(len(caption), images, size, caption.device),
                     adapters,
                 )
                 for caption, images, size in zip(refined, references, sizes, strict=True)
             ]
 
+    def _rotation(self, text: int, images: Sequence[Tensor], size: Grid, device: torch.device) -> Tensor:
+        grids = [self._grid((latents.shape[-2], latents.shape[-1])) for latents in images]
+        places = np.concatenate(sample_positions(text, grids, self._grid(size)))
+        return rotations(places, self.config["axes_dim_rope"], device)
+
     def pack(self, conditions: Sequence[Condition]) -> Batch:
         """Lay the sequences of several conditions one after the other."""
-        device = conditions[0].text.device
-        places = [sample_positions(len(c.text), c.reference_grids, c.grid) for c in conditions]
-        references = [r for c in conditions for r in c.references]
-        per_sample = [sum(map(len, c.references)) for c in conditions]
-        pictures = tuple(h * w for h, w in (c.grid for c in conditions))
-        joint = Segments(tuple(sum(map(len, p)) for p in places), device)
-        order, picture_rows = _interleave([len(c.text) for c in conditions], per_sample, pictures)
-
-        def turn(parts: list[np.ndarray]) -> Tensor:
-            stacked = np.concatenate(parts) if parts else np.zeros((0, 3), dtype=np.int64)
-            return rotations(stacked, self.config["axes_dim_rope"], device)
-
-        text = torch.cat([c.text for c in conditions])
-        return Batch(
-            text=text,
-            references=torch.cat(references) if references else text[:0],
-            reference_segments=Segments(tuple(map(len, references)), device),
-            reference_owner=Segments(tuple(per_sample), device).owner,
-            reference_rotation=turn([part for p in places for part in p[1:-1]]),
-            picture_segments=Segments(pictures, device),
-            picture_rotation=turn([p[-1] for p in places]),
-            joint_segments=joint,
-            joint_rotation=turn(list(itertools.chain.from_iterable(places))),
-            order=order.to(device),
-            picture_rows=picture_rows.to(device),
-            terms=terms(
-                [c.adapters for c in conditions],
-                partial(self._rows, joint=joint.lengths, references=per_sample, pictures=pictures),
-            ),
+        batch = pack(conditions)
+        rows = partial(
+            self._rows,
+            joint=batch.joint.lengths,
+            references=batch.reference_counts,
+            pictures=batch.pictures.lengths,
         )
+        return replace(batch, terms=terms([c.adapters for c in conditions], rows))
 
     def _rows(
         self, layer: str, joint: Sequence[int], references: Sequence[int], pictures: Sequence[int]
@@ -247,41 +190,27 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _velocity(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         time = self._embed_time(timestep)
-        joint = self._joint_input(tokens, time, batch)
-        segments = batch.joint_segments
+        x = self._joint_input(tokens, time, batch)
+        joint = batch.joint
         *layers, last = self.layers
         for block in layers:
-            joint = self._run(block, joint, batch.joint_rotation, segments, time, segments.owner)
-        picture = self._run(  # nothing reads what else would leave the last layer
-            last, joint, batch.joint_rotation, segments, time, segments.owner, batch.picture_rows
-        )
-        return self.norm_out(picture, time, batch.picture_segments.owner)
+            x = self._run(block, x, batch.rotation, joint, time, joint.owner)
+        # Nothing reads what else would leave the last layer.
+        x = self._run(last, x, batch.rotation, joint, time, joint.owner, batch.picture_rows)
+        return self.norm_out(x, time, batch.pictures.owner)
 
     def _joint_input(self, tokens: Tensor, time: Tensor, batch: Batch) -> Tensor:
-        picture = self.x_embedder(tokens)
+        pictures = self.x_embedder(tokens)
+        rotation = batch.rotation.index_select(0, batch.picture_rows)
         for block in self.noise_refiner:
-            picture = self._run(
-                block,
-                picture,
-                batch.picture_rotation,
-                batch.picture_segments,
-                time,
-                batch.picture_segments.owner,
-            )
-        references = batch.references
-        if len(references):
-            for block in self.ref_image_refiner:
-                references = self._run(
-                    block,
-                    references,
-                    batch.reference_rotation,
-                    batch.reference_segments,
-                    time,
-                    batch.reference_owner,
-                )
-        return torch.cat([batch.text.to(picture.dtype), references.to(picture.dtype), picture]).index_select(
-            0, batch.order
-        )
+            pictures = self._run(block, pictures, rotation, batch.pictures, time, batch.pictures.owner)
+        if not batch.references.lengths:
+            return batch.joined(None, pictures)
+        references = batch.reference_tokens()
+        rotation = batch.rotation.index_select(0, batch.reference_rows)
+        for block in self.ref_image_refiner:
+            references = self._run(block, references, rotation, batch.references, time, batch.reference_owner)
+        return batch.joined(references, pictures)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         """(n,) -> (n, time_channels), after the SiLU that every modulated layer applies first."""
@@ -325,29 +254,6 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)  # pyright: ignore
         return block(*inputs)
-
-
-def _interleave(
-    texts: Sequence[int], references: Sequence[int], pictures: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Order of [all texts | all references | all pictures] as [text | references | picture] of each sample.
-
-    Returns `order` (T,) and `picture_rows` (sum N,), both int64.
-    """
-    order, rows = [], []
-    start_text, start_reference, start_picture = 0, sum(texts), sum(texts) + sum(references)
-    total = 0
-    for text, reference, picture in zip(texts, references, pictures, strict=True):
-        order += [
-            np.arange(start_text, start_text + text),
-            np.arange(start_reference, start_reference + reference),
-            np.arange(start_picture, start_picture + picture),
-        ]
-        start_text, start_reference = start_text + text, start_reference + reference
-        start_picture += picture
-        total += text + reference + picture
-        rows.append(np.arange(total - picture, total))
-    return torch.from_numpy(np.concatenate(order)), torch.from_numpy(np.concatenate(rows))
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -99,7 +99,7 @@ class VelocityLoss(nn.Module):
             batch["texts"], batch["references"], [(data.shape[-2], data.shape[-1]) for data, _, _ in pictures]
         )
         noisy = self._patches(noised(*picture) for picture in pictures)
-        return packed.picture_segments.lengths, self.transformer(noisy, batch["time"], packed).float()
+        return packed.pictures.lengths, self.transformer(noisy, batch["time"], packed).float()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         """The target velocity, of the same shape as the prediction."""

@@ -33,7 +33,7 @@ class Linear(nn.Module):
 
     def condition(self, texts: Any, references: Any, sizes: Any) -> Any:
         lengths = tuple(height * width // 4 for height, width in sizes)
-        return SimpleNamespace(picture_segments=Segments(lengths, torch.device("cpu")))
+        return SimpleNamespace(pictures=Segments(lengths, torch.device("cpu")))
 
     def forward(self, patches: Tensor, time: Tensor, packed: Any) -> Tensor:
         return 0.5 * patches - 0.2

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,7 +64,18 @@ def test_every_token_of_a_mixed_forward_stands_where_it_did(transformer: OmniGen
         places = sample_positions(length, sizes[:-1], sizes[-1])
         turns = torch.cat([rotations(part, axes, torch.device("cpu")) for part in places])
         golden = stored["rope.joint.angle"][n, : len(turns)]
-        assert error(torch.view_as_real(turns), torch.stack([golden.cos(), golden.sin()], -1)) < BAR
+        assert error(turns, torch.stack([golden.cos(), golden.sin()], -1)) < BAR
+
+
+def test_rotary_factors_are_cosine_and_sine_of_every_angle() -> None:
+    axes, places = (8, 4, 12), np.concatenate(sample_positions(9, [(2, 1500), (3, 1)], (2, 5)))
+    angles = [
+        torch.from_numpy(places[:, axis, None]) * 10_000.0 ** -(torch.arange(0, d, 2).double() / d)
+        for axis, d in enumerate(axes)
+    ]
+    angle = torch.cat(angles, dim=1)
+    expected = torch.stack([angle.cos(), angle.sin()], dim=-1).float()
+    assert torch.equal(rotations(places, axes, torch.device("cpu")), expected)
 
 
 FORWARDS = [
