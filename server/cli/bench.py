@@ -1,10 +1,12 @@
-"""`omnigen2-mcp bench`: how fast a model answers on this machine, one request at a time."""
+"""`omnigen2-mcp bench`: how fast a model answers on this machine, alone or beside the reference."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cyclopts import App
@@ -12,7 +14,9 @@ from PIL import Image
 
 import omnigen2
 from omnigen2.checkpoints.locate import NANO
-from server.cli.output import AsJson, show, table
+from omnigen2.comparison.compare import CASES, Settings, compare
+from omnigen2.params import SamplingOptions, Speed
+from server.cli.output import AsJson, counting_bar, show, table
 
 if TYPE_CHECKING:
     from omnigen2.model import OmniGen2
@@ -42,13 +46,21 @@ def bench(
     model: str = NANO,
     device: str = "auto",
     dtype: str = "auto",
+    side: int | None = None,
     steps: int | None = None,
+    speed: Speed = "exact",
     rounds: int = 3,
+    threads: int | None = None,
+    against: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate, edit, compose and describe with the model's own defaults, and print the time each takes.
 
     One round comes first that is not counted. Steps after the first two of a request give the time per step.
+
+    With `--against`, the same pictures are made by turns here and by the reference implementation, with equal
+    weights, noise and settings: text to image, an edit, a composition, and eight requests at once, which the
+    reference takes one after another. It fails if the pictures differ.
 
     Parameters
     ----------
@@ -58,17 +70,35 @@ def bench(
         `auto`, `cpu`, `cuda` or `cuda:N`.
     dtype
         `auto`, `float32`, `bfloat16` or `float16`.
+    side
+        Width and height of the pictures; the model's own if absent.
     steps
         Denoising steps; the model's own number if absent.
+    speed
+        How the pictures are denoised; the reference always computes every step.
     rounds
         Rounds that are counted.
+    threads
+        CPU threads to compute with at most; all if absent.
+    against
+        A folder with the reference implementation: a checkout of github.com/VectorSpaceLab/OmniGen2.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds: {rounds} given; at least 1 is needed")
+    for name, value in (("rounds", rounds), ("side", side), ("steps", steps), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value} given; at least 1 is needed")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+    if against:
+        _beside(against, Settings(model, side, steps, rounds, device, dtype, speed), as_json)
+        return
     load_s, loaded = _timed(lambda: omnigen2.load(model, device=device, dtype=dtype))
-    measured = [_images(loaded, ability, count, steps, rounds) for ability, count in ABILITIES.items()]
-    measured.append(_text(loaded, rounds))
-    width, height = _size(loaded)
+    width, height = (side, side) if side else _size(loaded)
+    sampling: SamplingOptions = {"steps": steps, "speed": speed}
+    measured = [
+        _images(loaded, ability, (width, height), count, sampling, rounds)
+        for ability, count in ABILITIES.items()
+    ]
+    measured.append(_text(loaded, (width, height), rounds))
     rows = [
         (one.ability, f"{one.total_s:.2f} s", one.steps or "", _milliseconds(one.step_s)) for one in measured
     ]
@@ -81,27 +111,63 @@ def bench(
     )
 
 
-def _images(model: "OmniGen2", ability: str, references: int, steps: int | None, rounds: int) -> Measured:
+def _beside(reference: Path, settings: Settings, as_json: bool) -> None:
+    """Measure both implementations and print how they compare.
+
+    Raises ValueError, after printing, if their pictures differ by more than rounding.
+    """
+    facts, comparing = compare(reference, settings)
+    with counting_bar() as bar:
+        results = list(bar.track(comparing, total=len(CASES), description="cases"))
+    rows = [
+        (
+            one.case,
+            f"{one.ours_s:.3f} s",
+            f"{one.reference_s:.3f} s",
+            f"{one.ratio:.2f}",
+            f"{one.cpu_ratio:.2f}",
+            f"{one.ours_images_per_s:.3f}",
+            f"{one.reference_images_per_s:.3f}",
+            f"{one.max_difference} of 255, {one.psnr_db:.0f} dB",
+        )
+        for one in results
+    ]
+    columns = ("", "here", "reference", "ratio", "CPU time", "images/s", "reference", "pictures differ by")
+    show(
+        {**facts, "results": [asdict(one) for one in results]},
+        ", ".join(f"{name} {value}" for name, value in facts.items()),
+        table(columns, rows),
+        as_json=as_json,
+    )
+    if others := [one.case for one in results if not one.same]:
+        raise ValueError(
+            f"against: the two make other pictures ({'; '.join(others)}): the ratios mean nothing"
+        )
+
+
+def _images(
+    model: "OmniGen2",
+    ability: str,
+    size: tuple[int, int],
+    references: int,
+    sampling: SamplingOptions,
+    rounds: int,
+) -> Measured:
     """The median time of making one picture. Each round has its own words and pictures: nothing is reused."""
     totals: list[float] = []
     step_times: list[float] = []
     marks: list[float] = []
-    width, height = _size(model)
     for number in range(rounds + 1):
         marks.clear()
-        words, pictures = (
-            f"a red circle, number {number}",
-            [_picture(model, number, i) for i in range(references)],
-        )
+        words = f"a red circle, number {number}"
+        pictures = [_picture(size, number, i) for i in range(references)]
+        options: SamplingOptions = {**sampling, "width": size[0], "height": size[1], "seed": number}
         started = time.perf_counter()
         model.generate(
             words,
             pictures,
-            width=width,
-            height=height,
-            steps=steps,
-            seed=number,
             on_step=lambda index, total, latents: marks.append(time.perf_counter()),
+            **options,
         )
         if number:
             totals.append(time.perf_counter() - started)
@@ -110,20 +176,18 @@ def _images(model: "OmniGen2", ability: str, references: int, steps: int | None,
     return Measured(ability, rounds, statistics.median(totals), len(marks), step)
 
 
-def _text(model: "OmniGen2", rounds: int) -> Measured:
+def _text(model: "OmniGen2", size: tuple[int, int], rounds: int) -> Measured:
     """The median time of describing one picture."""
     times = [
-        _timed(lambda number=number: model.describe([_picture(model, number, 0)], "What is in this image?"))[
-            0
-        ]
+        _timed(lambda number=number: model.describe([_picture(size, number, 0)], "What is in this image?"))[0]
         for number in range(rounds + 1)
     ]
     return Measured("describe", rounds, statistics.median(times[1:]))
 
 
-def _picture(model: "OmniGen2", number: int, index: int) -> Image.Image:
-    """A plain picture of the model's size, another one for every round and place."""
-    return Image.new("RGB", _size(model), (40 * number % 256, 90 * index % 256, 128))
+def _picture(size: tuple[int, int], number: int, index: int) -> Image.Image:
+    """A plain picture, another one for every round and place."""
+    return Image.new("RGB", size, (40 * number % 256, 90 * index % 256, 128))
 
 
 def _size(model: "OmniGen2") -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """`omnigen2-mcp bench` on the tiny checkpoint with random weights."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from omnigen2.comparison.compare import REFERENCE, Worker
 from omnigen2.model import OmniGen2
 from server.cli import bench
 
@@ -15,7 +17,7 @@ CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "check
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What the model is asked: prompt and number of pictures. Pictures are 64 x 64, not 1024 x 1024."""
+    """What the model is asked: prompt and number of pictures."""
     requests: list[tuple[str, int]] = []
     generate = OmniGen2.generate
 
@@ -24,7 +26,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return generate(self, prompt, images, **options)
 
     monkeypatch.setattr(OmniGen2, "generate", note)
-    monkeypatch.setattr(bench, "_size", lambda model: (64, 64))
     return requests
 
 
@@ -36,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
 def test_every_ability_is_measured_and_nothing_is_asked_twice(
     capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int]]
 ) -> None:
-    measured = json.loads(run(capsys, "--steps", "4", "--rounds", "1", "--json"))
+    measured = json.loads(run(capsys, "--side", "64", "--steps", "4", "--rounds", "1", "--json"))
     by_ability = {one["ability"]: one for one in measured["results"]}
     assert list(by_ability) == ["generate", "edit", "compose", "describe"]
     for ability in ("generate", "edit", "compose"):
@@ -49,3 +50,26 @@ def test_every_ability_is_measured_and_nothing_is_asked_twice(
 def test_rounds_must_be_positive() -> None:
     with pytest.raises(ValueError, match="rounds: 0 given"):
         bench.app(["--rounds", "0"], result_action="return_value", exit_on_error=False)
+
+
+CHECKOUT = os.environ.get("REFERENCE_CHECKOUT")
+
+
+@pytest.mark.skipif(not CHECKOUT, reason="REFERENCE_CHECKOUT names no checkout of the reference")
+def test_beside_the_reference_the_pictures_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--side", "64", "--steps", "2", "--rounds", "1", "--threads", "1", "--json")
+    told = json.loads(run(capsys, "--against", str(CHECKOUT), *options))
+    assert [one["ratio"] > 0 and one["max_difference"] <= 2 for one in told["results"]] == [True] * 4
+
+
+def test_a_folder_without_the_reference_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no reference implementation"):
+        bench.app(["--against", str(tmp_path)], result_action="return_value", exit_on_error=False)
+
+
+def test_what_the_reference_lacks_is_named(tmp_path: Path) -> None:
+    script = tmp_path / REFERENCE
+    script.parent.mkdir(parents=True)
+    script.write_text("import a_package_that_is_missing", encoding="utf-8")
+    with pytest.raises(ValueError, match="without a_package_that_is_missing; install"):
+        Worker("reference", tmp_path, CHECKPOINT, "cpu", "float32")

@@ -1,0 +1,245 @@
+"""Both implementations asked for the same pictures by turns: how their times and their pictures compare.
+
+Each computes in a process of its own (`omnigen2.comparison.worker`); nothing here imports torch.
+"""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from omnigen2.checkpoints import locate
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("worker.py")
+REFERENCE = Path("omnigen2", "pipelines", "omnigen2", "pipeline_omnigen2.py")
+"""The file by which a checkout of the reference implementation is known."""
+WARM_UP_STEPS = 2
+SAME_LEVELS = 2
+"""Levels of 255 by which exact pictures in float32 may differ: both compute the same, up to rounding."""
+SAME_DB = 25.0
+"""Likeness of the pictures below which a comparison in another precision or speed means nothing."""
+
+
+class Case(NamedTuple):
+    """A kind of request: how many reference images, how many requests at once."""
+
+    name: str
+    references: int
+    together: int
+
+
+CASES = (
+    Case("text to image", 0, 1),
+    Case("edit, one reference", 1, 1),
+    Case("compose, two references", 2, 1),
+    Case("text to image, eight at once", 0, 8),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both make their pictures with. `side` in pixels and `steps` are the model's own if None."""
+
+    model: str
+    side: int | None
+    steps: int | None
+    rounds: int
+    device: str
+    dtype: str
+    speed: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A case: medians over the rounds, and how many times as long the reference takes.
+
+    Seconds are of all requests of a round. `ratio` and `cpu_ratio` (of processor time) are medians of those
+    of each round. Pictures differ by at most `max_difference` levels of 255; `psnr_db` is the least of all.
+    """
+
+    case: str
+    ours_s: float
+    reference_s: float
+    ratio: float
+    cpu_ratio: float
+    ours_images_per_s: float
+    reference_images_per_s: float
+    ours_device_gb: float | None
+    reference_device_gb: float | None
+    max_difference: int
+    psnr_db: float
+    same: bool
+
+
+class Turn(NamedTuple):
+    """One round: what each said about its requests, and the largest and mean squared differences."""
+
+    ours: dict[str, Any]
+    reference: dict[str, Any]
+    max_difference: int
+    squared: float
+
+
+class Worker:
+    """The process of one implementation."""
+
+    def __init__(self, side: str, root: Path, model: Path, device: str, dtype: str):
+        environment = dict(os.environ)
+        if side == "reference":
+            environment.pop("MKL_CBWR", None)  # a choice of ours (`omnigen2`), not its
+        self.side = side
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER), side, str(root), str(model), device, dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.facts = self._answer()
+
+    def ask(self, pictures: list[dict[str, Any]]) -> dict[str, Any]:
+        """Have pictures made at once; what it says of the time they took."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"pictures": pictures}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        told: dict[str, Any] = json.loads(line or '{"missing": ""}')
+        if "missing" not in told:
+            return told
+        self.close()
+        name: str = told["missing"]
+        if not name:
+            raise ValueError(f"{self.side}: its process ended ({self._process.returncode}); it said why")
+        remedy = "the checkout is incomplete" if name.startswith("omnigen2") else f"install {name}"
+        raise ValueError(f"against: the reference cannot be imported without {name}; {remedy}")
+
+
+def compare(reference: Path, settings: Settings) -> tuple[dict[str, Any], Iterator[Compared]]:
+    """What both run on, and the cases, each measured when it is asked for.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: `reference` holds no checkout of the reference implementation, or it cannot be imported; a
+            process ended.
+    """
+    if not (reference / REFERENCE).is_file():
+        raise ValueError(
+            f"against: {reference} holds no reference implementation ({REFERENCE} is missing); "
+            "give the folder of a checkout of github.com/VectorSpaceLab/OmniGen2"
+        )
+    model = locate.find(settings.model).folder
+    ours = Worker("ours", ROOT, model, settings.device, settings.dtype)
+    facts = dict(ours.facts)
+    try:
+        other = Worker("reference", reference.resolve(), model, facts["device"], facts["dtype"])
+    except ValueError:
+        ours.close()
+        raise
+    sampling = facts.pop("sampling")
+    side = settings.side or sampling[0]["width"]
+    steps = settings.steps or sampling[0]["steps"]
+    asked = {"width": side, "height": side, "steps": steps, "speed": settings.speed}
+    facts = {"model": settings.model, "side": side, "steps": steps, "speed": settings.speed, **facts}
+    facts["reference_threads"] = other.facts["threads"]
+    return facts, _cases(ours, other, settings.rounds, [own | asked for own in sampling])
+
+
+def _cases(ours: Worker, other: Worker, rounds: int, sampling: list[dict[str, Any]]) -> Iterator[Compared]:
+    exact = sampling[0]["speed"] == "exact" and ours.facts["dtype"] == "float32"
+    try:
+        for case in CASES:
+            asked = sampling[case.references]
+            _turn(ours, other, case, asked | {"steps": WARM_UP_STEPS}, 0)
+            turns = [_turn(ours, other, case, asked, number) for number in range(1, rounds + 1)]
+            yield _summary(case, turns, exact)
+    finally:
+        ours.close()
+        other.close()
+
+
+def _turn(ours: Worker, other: Worker, case: Case, sampling: dict[str, Any], number: int) -> Turn:
+    """One round of a case; who goes first changes. Each has words, pictures and noise of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = [str(_picture(folder, sampling["width"], 10 * number + i)) for i in range(case.references)]
+
+        def pictures(side: str) -> list[dict[str, Any]]:
+            return [
+                {
+                    "prompt": f"a red circle beside a blue square, number {number}, variant {index}",
+                    "images": images,
+                    "sampling": sampling | {"seed": 100 * number + index},
+                    "to": str(folder / f"{side}_{index}.png"),
+                }
+                for index in range(case.together)
+            ]
+
+        order = (ours, other) if number % 2 else (other, ours)
+        told = {worker.side: worker.ask(pictures(worker.side)) for worker in order}
+        differences = [
+            _levels(folder / f"ours_{index}.png") - _levels(folder / f"reference_{index}.png")
+            for index in range(case.together)
+        ]
+    return Turn(
+        told["ours"],
+        told["reference"],
+        max(int(np.abs(own).max()) for own in differences),
+        max(float(np.square(own).mean()) for own in differences),
+    )
+
+
+def _picture(folder: Path, side: int, number: int) -> Path:
+    """A picture with something in it: waves of colour, others for every number."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    waves = [np.sin(2 * math.pi * (x * (1 + number % 3) + y * (1 + i) + 0.1 * number)) for i in range(3)]
+    path = folder / f"reference_image_{number}.png"
+    Image.fromarray((127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8)).save(path)
+    return path
+
+
+def _levels(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float64)
+
+
+def _summary(case: Case, turns: list[Turn], exact: bool) -> Compared:
+    ours_s = statistics.median(turn.ours["seconds"] for turn in turns)
+    reference_s = statistics.median(turn.reference["seconds"] for turn in turns)
+    difference = max(turn.max_difference for turn in turns)
+    psnr = min(10 * math.log10(255**2 / max(turn.squared, 1e-9)) for turn in turns)
+    return Compared(
+        case=case.name,
+        ours_s=ours_s,
+        reference_s=reference_s,
+        ratio=statistics.median(turn.reference["seconds"] / turn.ours["seconds"] for turn in turns),
+        cpu_ratio=statistics.median(
+            turn.reference["cpu_seconds"] / turn.ours["cpu_seconds"] for turn in turns
+        ),
+        ours_images_per_s=case.together / ours_s,
+        reference_images_per_s=case.together / reference_s,
+        ours_device_gb=turns[-1].ours["device_gb"],
+        reference_device_gb=turns[-1].reference["device_gb"],
+        max_difference=difference,
+        psnr_db=psnr,
+        same=difference <= SAME_LEVELS if exact else psnr >= SAME_DB,
+    )
