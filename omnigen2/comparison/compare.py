@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from omnigen2.checkpoints import locate
+from omnigen2.params import Speed
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
@@ -57,7 +58,7 @@ class Settings:
     rounds: int
     device: str
     dtype: str
-    speed: str
+    speed: Speed
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 import omnigen2
 from omnigen2.checkpoints.locate import NANO
 from omnigen2.comparison.compare import CASES, Settings, compare
-from omnigen2.params import SamplingOptions, Speed
+from omnigen2.params import Speed
 from server.cli.output import AsJson, counting_bar, show, table
 
 if TYPE_CHECKING:
@@ -88,22 +88,26 @@ def bench(
             raise ValueError(f"{name}: {value} given; at least 1 is needed")
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+    asked = Settings(model, side, steps, rounds, device, dtype, speed)
     if against:
-        _beside(against, Settings(model, side, steps, rounds, device, dtype, speed), as_json)
-        return
-    load_s, loaded = _timed(lambda: omnigen2.load(model, device=device, dtype=dtype))
-    width, height = (side, side) if side else _size(loaded)
-    sampling: SamplingOptions = {"steps": steps, "speed": speed}
+        _beside(against, asked, as_json)
+    else:
+        _alone(asked, as_json)
+
+
+def _alone(asked: Settings, as_json: bool) -> None:
+    """Measure this implementation, one request at a time, and print it."""
+    load_s, loaded = _timed(lambda: omnigen2.load(asked.model, device=asked.device, dtype=asked.dtype))
+    width, height = (asked.side, asked.side) if asked.side else _size(loaded)
     measured = [
-        _images(loaded, ability, (width, height), count, sampling, rounds)
-        for ability, count in ABILITIES.items()
+        _images(loaded, ability, (width, height), count, asked) for ability, count in ABILITIES.items()
     ]
-    measured.append(_text(loaded, (width, height), rounds))
+    measured.append(_text(loaded, (width, height), asked.rounds))
     rows = [
         (one.ability, f"{one.total_s:.2f} s", one.steps or "", _milliseconds(one.step_s)) for one in measured
     ]
     show(
-        {"model": model, "width": width, "height": height, "load_s": load_s}
+        {"model": asked.model, "width": width, "height": height, "load_s": load_s}
         | {"results": [asdict(one) for one in measured]},
         f"{loaded.card.title}, {width} x {height}, loaded in {load_s:.1f} s",
         table(("", "time", "steps", "per step"), rows),
@@ -146,34 +150,32 @@ def _beside(reference: Path, settings: Settings, as_json: bool) -> None:
 
 
 def _images(
-    model: "OmniGen2",
-    ability: str,
-    size: tuple[int, int],
-    references: int,
-    sampling: SamplingOptions,
-    rounds: int,
+    model: "OmniGen2", ability: str, size: tuple[int, int], references: int, asked: Settings
 ) -> Measured:
     """The median time of making one picture. Each round has its own words and pictures: nothing is reused."""
     totals: list[float] = []
     step_times: list[float] = []
     marks: list[float] = []
-    for number in range(rounds + 1):
+    for number in range(asked.rounds + 1):
         marks.clear()
         words = f"a red circle, number {number}"
         pictures = [_picture(size, number, i) for i in range(references)]
-        options: SamplingOptions = {**sampling, "width": size[0], "height": size[1], "seed": number}
         started = time.perf_counter()
         model.generate(
             words,
             pictures,
+            width=size[0],
+            height=size[1],
+            steps=asked.steps,
+            speed=asked.speed,
+            seed=number,
             on_step=lambda index, total, latents: marks.append(time.perf_counter()),
-            **options,
         )
         if number:
             totals.append(time.perf_counter() - started)
             step_times += [after - before for before, after in pairwise(marks[1:])]
     step = statistics.median(step_times) if step_times else None
-    return Measured(ability, rounds, statistics.median(totals), len(marks), step)
+    return Measured(ability, asked.rounds, statistics.median(totals), len(marks), step)
 
 
 def _text(model: "OmniGen2", size: tuple[int, int], rounds: int) -> Measured:
