@@ -10,21 +10,13 @@ from dataclasses import dataclass
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from omnigen2.autoencoder import flatten
 from omnigen2.device import isolated
 from omnigen2.params import Decoding, InvalidTask
 from omnigen2.weights import HERE, with_weights
+from omnigen2.writing import Text, Writer, begin
 
 SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
 STOPS = ("<|im_end|>", "<|img|>", "<|endoftext|>")
@@ -107,7 +99,6 @@ class LanguageModel:
             "mm_token_type_ids": (ids == self.mllm.config.image_token_id).int(),
         }
 
-    @isolated
     def answer(
         self,
         images: Sequence[Image],
@@ -116,66 +107,35 @@ class LanguageModel:
         on_token: Callable[[int], None] = lambda count: None,
     ) -> str:
         """Text written about the images. `on_token(count)` is called after each token and may raise."""
-        inputs = self.question_inputs(images, question)
-        new = self.continue_ids(inputs, decoding, on_token)
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+        return self.read_out(self.continued(self.question_inputs(images, question), decoding, on_token))
 
-    @with_weights
-    def continue_ids(
+    def continued(
         self,
         inputs: dict[str, Tensor],
         decoding: Decoding,
         on_token: Callable[[int], None] = lambda count: None,
-    ) -> list[int]:
-        """The ids that follow the inputs, the stop token included."""
-        prompt_length = inputs["input_ids"].shape[1]
-        processors = LogitsProcessorList()
-        if decoding.temperature:
-            processors.append(_Sampler(decoding.temperature, decoding.seed or 0))
-        own = self.mllm.generation_config
-        config = GenerationConfig(
-            max_new_tokens=decoding.max_tokens,
-            do_sample=False,
-            repetition_penalty=(own.repetition_penalty if own else None) or 1.0,
-            eos_token_id=self._stop_ids(),
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        output = self.mllm.generate(  # pyright: ignore
-            **inputs,
-            attention_mask=torch.ones_like(inputs["input_ids"]),
-            generation_config=config,
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([_Report(prompt_length, on_token)]),
-        )
-        return output[0, prompt_length:].tolist()
+    ) -> Text:
+        """The text that follows the inputs, done."""
+        writer = Writer(self)
+        with self.weights:
+            text = self.begin(inputs, decoding)
+            writer.add(text)
+            on_token(len(text.written))
+            while not text.done:
+                writer.step()
+                on_token(len(text.written))
+        return text
+
+    @isolated
+    @with_weights
+    def begin(self, inputs: dict[str, Tensor], decoding: Decoding) -> Text:
+        """A text that follows the inputs, up to its first token; a `Writer` goes on with it."""
+        return begin(self.mllm, inputs, decoding, self._stop_ids())
+
+    def read_out(self, text: Text) -> str:
+        """What was written, without special tokens."""
+        return str(self.tokenizer.decode(text.written, skip_special_tokens=True)).strip()
 
     def _stop_ids(self) -> list[int]:
         vocabulary = self.tokenizer.get_vocab()
         return [vocabulary[token] for token in STOPS if token in vocabulary]
-
-
-class _Sampler(LogitsProcessor):
-    """Adds Gumbel noise from its own generator, so that the most likely token is a sample (Gumbel-max trick).
-
-    It leaves the global random state alone and gives the same text on every device.
-    """
-
-    def __init__(self, temperature: float, seed: int):
-        self.temperature = temperature
-        self.generator = torch.Generator("cpu").manual_seed(seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform = torch.rand(scores.shape, generator=self.generator, dtype=torch.float32, device="cpu")
-        return scores / self.temperature - (-uniform.clamp_min(1e-20).log()).log().to(scores)
-
-
-class _Report(StoppingCriteria):
-    """Tells how many tokens there are; whatever the callback raises ends the generation."""
-
-    def __init__(self, prompt_length: int, on_token: Callable[[int], None]):
-        self.prompt_length = prompt_length
-        self.on_token = on_token
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        self.on_token(input_ids.shape[1] - self.prompt_length)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -46,7 +46,7 @@ def test_chats_have_the_token_ids_of_the_reference(name: str) -> None:
         assert error(inputs["pixel_values"], stored["mllm.pixel_values"]) < 1e-2  # 8-bit resizing differs
         inputs["pixel_values"] = stored["mllm.pixel_values"]
     wanted = stored["mllm.generated_ids"][0, inputs["input_ids"].shape[1] :].tolist()
-    assert language.continue_ids(inputs, Decoding(max_tokens=len(wanted), temperature=0.0)) == wanted
+    assert language.continued(inputs, Decoding(max_tokens=len(wanted), temperature=0.0)).written == wanted
 
 
 def test_the_place_of_images_reaches_the_model(language: LanguageModel) -> None:
