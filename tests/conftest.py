@@ -35,6 +35,7 @@ SLOW = {
     "omnigen2/test_notes.py": "whole requests through library, engine and tools",
     "omnigen2/test_other_shapes.py": "random models of many shapes against a plain implementation",
     "omnigen2/test_out_of_memory.py": "fills and empties models many times",
+    "omnigen2/test_plan.py": "runs the full size, without values",
     "omnigen2/test_process_state.py": "loads models in several threads",
     "omnigen2/test_residency.py": "whole requests in every memory mode",
     "omnigen2/test_threads.py": "measures layers",

@@ -1,0 +1,173 @@
+"""What requests take at full size, counted on the real code without a GPU and without weights.
+
+    python -m benchmarks.plan                     # a table
+    python -m benchmarks.plan --json              # one object per case and line
+    python -m benchmarks.plan --case edit --side 1024 --memory resident
+
+Text to image, an edit of one picture and a composition of two run through pipeline and `Denoiser.step` on
+tensors without values, in bfloat16, as they would on CUDA (`benchmarks/counting.py`). FLOPs, bytes, kernels,
+copies and synchronisations are those of one denoising step after the first, with full guidance; the peak is
+that of the whole request. Prompt and negative prompt have 300 and 100 tokens, references the picture's size.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+from benchmarks.counting import GPU, Counter, Work, counting
+from benchmarks.shapes import PROCESSOR, parts
+from omnigen2.autoencoder import Autoencoder
+from omnigen2.checkpoints.card import published_card
+from omnigen2.denoise import Denoiser
+from omnigen2.language import LanguageModel, generation_chat
+from omnigen2.pipeline import Pipeline, decoded
+from omnigen2.residency import MODES, Mode, Residency
+from omnigen2.task import ImageTask
+from omnigen2.weights import tensors_of
+
+CASES = {"text to image": 0, "edit": 1, "compose": 2}
+"""How many references each case has."""
+SIDES = (512, 1024, 2048)
+PROMPT_TOKENS, NEGATIVE_TOKENS = 300, 100
+GB, TERA = 1e9, 1e12
+T = TypeVar("T")
+
+
+@dataclass
+class Case:
+    """A request in a memory mode: what each of its stages does, and the weights that are there meanwhile."""
+
+    case: str
+    side: int
+    memory: Mode
+    stages: dict[str, Work]
+
+    def told(self) -> dict[str, Any]:
+        """The figures, as they are printed."""
+        step = self.stages["step"]
+        return {
+            "case": self.case,
+            "side": self.side,
+            "memory": self.memory,
+            "quantize": "none",
+            "weights_gb": _gb(max(work.peak_weights for work in self.stages.values())),
+            "peak_gb": _gb(max(work.peak_bytes for work in self.stages.values())),
+            "tflops": round((step.product_flop + step.attention_flop) / TERA, 2),
+            "elementwise_gb": _gb(step.elementwise_bytes),
+            "kernels": step.kernels,
+            "copies": step.copies,
+            "syncs": step.syncs,
+            "attention_tflops": round(step.attention_flop / TERA, 2),
+            "copied_gb": _gb(step.copied_bytes),
+            "stages": {
+                name: {
+                    "weights_gb": _gb(work.peak_weights),
+                    "activations_gb": _gb(work.peak_bytes - work.peak_weights),
+                    "tflops": round((work.product_flop + work.attention_flop) / TERA, 2),
+                }
+                for name, work in self.stages.items()
+            },
+        }
+
+
+def make_pipeline(counter: Counter, memory: Mode, tiny: bool = False) -> Pipeline:
+    """A model whose weights rest on a host, and come to `GPU` as the memory mode says."""
+    made = parts(tiny, torch.float16)  # not the precision of the device: then every weight has to be copied
+    counter.host(tensors_of(made.values()))
+    transformer = made["transformer"]
+    autoencoder = Autoencoder(made["vae"], transformer.config["patch_size"])
+    tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
+    language = LanguageModel(made["mllm"], tokenizer, Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR))
+    residency = Residency(transformer, language, autoencoder, GPU, torch.bfloat16, memory, ahead=True)
+    return Pipeline(transformer, autoencoder, language, published_card("full"), residency)
+
+
+def make_task(pipeline: Pipeline, references: int, side: int) -> ImageTask:
+    """A picture of `side` x `side` pixels with the published defaults, in three steps."""
+    chosen = pipeline.card.defaults_for(references).model_copy(
+        update={
+            "width": side,
+            "height": side,
+            "steps": 3,
+            "seed": 0,
+            "negative_prompt": _text(pipeline, NEGATIVE_TOKENS),
+        }
+    )
+    images = [Image.new("RGB", (side, side), (n, n, n)) for n in range(references)]
+    return ImageTask(_text(pipeline, PROMPT_TOKENS), tuple(images), chosen)
+
+
+def count(case: str, side: int, memory: Mode, tiny: bool = False) -> Case:
+    """Run a case, stage by stage."""
+    stages: dict[str, Work] = {}
+    with counting() as counter:
+        pipeline = make_pipeline(counter, memory, tiny)
+        limits = pipeline.card.limits.model_copy(update={"max_pixels": side * side, "max_input_side": side})
+
+        def stage(name: str, run: Callable[[], T]) -> T:
+            with counter.counted() as stages[name]:
+                return run()
+
+        task = make_task(pipeline, CASES[case], side)
+        stage("text", lambda: pipeline.caption(task.prompt, limits))
+        if task.images:
+            stage("encode", lambda: pipeline.encode_references(decoded(task), limits))
+        samples, _ = stage("prepare", lambda: pipeline.prepare(task, limits))
+        denoiser = Denoiser(pipeline.transformer)
+        denoiser.add(samples)
+        stage("first step", denoiser.step)
+        stage("step", denoiser.step)
+        denoiser.step()
+        stage("decode", lambda: pipeline.finish(task, samples, limits))
+    return Case(case, side, memory, stages)
+
+
+def _text(pipeline: Pipeline, tokens: int) -> str:
+    """A prompt whose chat has that many tokens."""
+
+    def length(words: int) -> int:
+        return len(pipeline.language.tokenizer(generation_chat(" a" * words))["input_ids"])
+
+    return " a" * ((tokens - length(0)) // (length(2) - length(1)))
+
+
+def _gb(count: int) -> float:
+    return round(count / GB, 3)
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Rows of a table in Markdown, with its head."""
+    for number, row in enumerate(rows):
+        shown = {name: value for name, value in row.items() if name != "stages"}
+        if not number:
+            yield f"| {' | '.join(shown)} |"
+            yield f"|{'---|' * 4}{'---:|' * (len(shown) - 4)}"
+        yield f"| {' | '.join(map(str, shown.values()))} |"
+
+
+def main() -> None:
+    """Count the cases that are asked for, all of them unless told."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--case", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--side", nargs="+", default=list(SIDES), type=int, metavar="PIXELS")
+    parser.add_argument("--memory", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the code")
+    asked = parser.parse_args()
+    cases = itertools.product(asked.case, asked.side, asked.memory)
+    rows = (count(case, side, memory, asked.tiny).told() for case, side, memory in cases)
+    for line in map(json.dumps, rows) if asked.json else _table(rows):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
