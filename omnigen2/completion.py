@@ -113,13 +113,12 @@ def _without_effect(asked: Sampling, sampling: ReferenceSampling, references: bo
     notes = []
     if not references and (getattr(asked, "image_guidance_scale", None) or 0) > 1:
         notes.append("image_guidance_scale has no effect without images.")
-    if any(len(step.weights) > 1 or step.reuse for step in guide(sampling, references)):
+    guidance = guide(sampling, references)
+    if sampling.speed != "exact" and all(step.weights for step in guidance):
+        notes.append(f"speed changed nothing: of {len(guidance)} steps none is left out.")
+    if any(len(step.weights) > 1 for step in guidance):
         return notes
-    guidance_only = {
-        "negative_prompt": asked.negative_prompt,
-        "cfg_range": asked.cfg_range,
-        "speed": asked.speed not in (None, "exact"),
-    }
+    guidance_only = {"negative_prompt": asked.negative_prompt, "cfg_range": asked.cfg_range}
     names = [name for name, value in guidance_only.items() if value]
     if names:
         notes.append(

@@ -1,15 +1,15 @@
 """Denoising of many pictures at once, each at its own step, size, guidance and sampler.
 
-A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture,
-combines the branches and applies each picture's own update. Pictures join and leave between steps; only then
-is anything packed anew.
+A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture
+whose velocity is computed at its step, combines the branches and applies each picture's own update. Pictures
+join and leave between steps; only then is anything packed anew.
 
 On a CPU each picture has a forward of its own, and so comes out bit for bit as it does alone: products of
 matrices round differently with the number of rows. On a GPU, where small pictures alone would leave it idle,
 all pictures share one forward, and company may change a few pixels by one level.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from omnigen2.schedule import Step
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 LAYOUTS = 4
-"""Layouts kept for each forward of a step: where guidance starts, ends or is reused, they take turns."""
+"""Layouts kept for each forward of a step: where guidance ends or steps are left out, they take turns."""
 
 
 @dataclass(eq=False)
@@ -33,8 +33,8 @@ class Sample:
     """One picture being made.
 
     `tokens` (N, p * p * C) float32 are its patchified latents, noise at first and current after every step;
-    `estimate`, of the same shape, is the data predicted at the last step; `guidance_delta` is what guidance
-    added to the velocity at the last guided step. `guidance` and `plan` have one entry per step.
+    of the same shape are `estimate`, the data predicted at the last step, and `velocity` and `before`, the
+    last two velocities that were computed. `guidance` and `plan` have one entry per step.
     """
 
     tokens: Tensor
@@ -43,11 +43,11 @@ class Sample:
     plan: list[Step]
     index: int = 0
     estimate: Tensor = field(init=False)
-    guidance_delta: Tensor = field(init=False)
+    velocity: Tensor = field(init=False)
+    before: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.estimate = torch.zeros_like(self.tokens)
-        self.guidance_delta = torch.zeros_like(self.tokens)
+        self.estimate = self.velocity = self.before = torch.zeros_like(self.tokens)
 
     @property
     def grid(self) -> Grid:
@@ -59,23 +59,33 @@ class Sample:
         """Whether every step was made."""
         return self.index == len(self.plan)
 
+    def move(self, computed: Tensor | None) -> None:
+        """Make the next step of the plan, with the velocity computed at it, or extrapolated."""
+        step = self.plan[self.index]
+        velocity = computed
+        if velocity is None:
+            assert step.ahead is not None
+            velocity = self.velocity + step.ahead * (self.velocity - self.before)
+        estimate = self.tokens + (1 - step.time) * velocity
+        tokens = step.x_coef * self.tokens + step.v_coef * velocity + step.history_coef * self.estimate
+        if computed is not None:
+            self.before, self.velocity = self.velocity, computed
+        self.tokens, self.estimate = tokens, estimate
+        self.index += 1
+
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
     """How branches map to pictures: N packed picture tokens, M packed tokens of all branches, n pictures.
 
-    `pictures`, and `sample` (branches,) on the device: the picture of each branch;
-    `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's branches are in M, and their weights;
-    `reuse` (N, 1): whether the guidance of an earlier step is used; `owner` (N,): the picture of each token.
+    `pictures`: the picture of each branch; `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's
+    branches are in M, and their weights.
     """
 
     batch: Batch
     pictures: list[int]
-    sample: Tensor
     rows: Tensor
     weights: Tensor
-    reuse: Tensor
-    owner: Tensor
 
 
 class Denoiser:
@@ -123,30 +133,23 @@ class Denoiser:
         return finished
 
     def _move(self, samples: list[Sample]) -> None:
-        """Move pictures by one step, in a single forward."""
+        """Move pictures by one step; those that need a velocity get it in a single forward."""
+        computed = [sample for sample in samples if sample.guidance[sample.index].weights]
+        velocities = dict(zip(map(id, computed), self._velocities(computed), strict=True))
+        for sample in samples:
+            sample.move(velocities.get(id(sample)))
+
+    def _velocities(self, samples: list[Sample]) -> Sequence[Tensor]:
+        """The guided velocity of each picture, as its tokens."""
+        if not samples:
+            return ()
         layout = self._layout(samples)
-        steps = [sample.plan[sample.index] for sample in samples]
-        updates = [(s.time, s.x_coef, s.v_coef, s.history_coef) for s in steps]
-        table = torch.tensor(updates, dtype=torch.float32, device="cpu").to(layout.owner.device)
-        tokens = torch.cat([sample.tokens for sample in samples])
-        before = torch.cat([sample.estimate for sample in samples])
-
+        times = [samples[n].plan[samples[n].index].time for n in layout.pictures]
+        timestep = torch.tensor(times, dtype=torch.float32, device="cpu").to(layout.rows.device)
         branches = torch.cat([samples[n].tokens for n in layout.pictures]).to(layout.batch.dtype)
-        velocity = self.transformer(branches, table[layout.sample, 0], layout.batch).float()
-        plain = velocity[layout.rows[:, Branch.FULL]]
-        velocity = (velocity[layout.rows] * layout.weights).sum(dim=1)
-        stored = torch.cat([sample.guidance_delta for sample in samples])
-        delta = torch.where(layout.reuse, stored, velocity - plain)
-        velocity = torch.where(layout.reuse, plain + delta, velocity)
-        time, x_coef, v_coef, history_coef = table[layout.owner].unsqueeze(-1).unbind(dim=1)
-        estimate = tokens + (1 - time) * velocity
-        tokens = x_coef * tokens + v_coef * velocity + history_coef * before
-
-        lengths = [len(sample.tokens) for sample in samples]
-        parts = zip(tokens.split(lengths), estimate.split(lengths), delta.split(lengths), strict=True)
-        for sample, (own_tokens, own_estimate, own_delta) in zip(samples, parts, strict=True):
-            sample.tokens, sample.estimate, sample.guidance_delta = own_tokens, own_estimate, own_delta
-            sample.index += 1
+        velocity = self.transformer(branches, timestep, layout.batch).float()
+        guided = (velocity[layout.rows] * layout.weights).sum(dim=1)
+        return guided.split([len(sample.tokens) for sample in samples])
 
     def _layout(self, samples: list[Sample]) -> _Layout:
         """The layout of this step; it changes with the company and where guidance starts or ends."""
@@ -179,9 +182,6 @@ class Denoiser:
         return _Layout(
             batch=self.transformer.pack(conditions),
             pictures=pictures,
-            sample=torch.tensor(pictures, device=device),
             rows=torch.tensor(starts, device=device)[owner] + own[:, None],
             weights=table[owner, :, None],
-            reuse=torch.tensor([guidance.reuse for guidance in active], device=device)[owner, None],
-            owner=owner,
         )

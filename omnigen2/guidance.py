@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from omnigen2.params import ReferenceSampling
+from omnigen2.schedule import computed_steps
 
 
 class Branch(IntEnum):
@@ -23,10 +24,6 @@ class Branch(IntEnum):
 
 
 Weights = dict[Branch, float]
-REUSES = {"exact": 0, "balanced": 1, "fast": 2}
-"""Steps in a row that use the guidance of an earlier step, by `speed`."""
-EARLY = 0.2
-"""Share of the steps, from the start, at which guidance is always computed: there it decides the layout."""
 
 
 def branch_weights(text_scale: float, image_scale: float, references: bool) -> Weights:
@@ -55,34 +52,22 @@ def branch_weights(text_scale: float, image_scale: float, references: bool) -> W
 
 @dataclass(frozen=True)
 class Guidance:
-    """How one step is guided: the branches to run with their weights.
-
-    With `reuse` the full branch alone is run, and what guidance added to it at the last guided step is added
-    again: that changes slowly along the way (Lv et al. 2024, "FasterCache", arXiv:2410.19355, section 3.3).
-    """
+    """How one step is guided: the branches to run with their weights; none where nothing is computed."""
 
     weights: tuple[tuple[Branch, float], ...] = ((Branch.FULL, 1.0),)
-    reuse: bool = False
 
 
 def guide(sampling: ReferenceSampling, references: bool) -> list[Guidance]:
-    """The guidance of every step: none but where start <= index / steps <= end of `cfg_range`."""
+    """The guidance of every step: none but where start <= index / steps <= end of `cfg_range`.
+
+    At steps that `speed` leaves out nothing is run.
+    """
     assert sampling.steps is not None and sampling.cfg_range is not None and sampling.speed is not None
     weights = branch_weights(
         sampling.text_guidance_scale or 0.0, sampling.image_guidance_scale or 0.0, references
     )
-    computed = Guidance(tuple(sorted(weights.items())))
     start, end = sampling.cfg_range
-    most = REUSES[sampling.speed] if len(weights) > 1 else 0
-    guidance, reused = [], most
-    for index in range(sampling.steps):
-        place = index / sampling.steps
-        if not start <= place <= end:
-            guidance.append(Guidance())
-        elif reused < most and place >= EARLY:
-            guidance.append(Guidance(reuse=True))
-            reused += 1
-        else:
-            guidance.append(computed)
-            reused = 0
-    return guidance
+    guided, plain = Guidance(tuple(sorted(weights.items()))), Guidance()
+    steps = [guided if start <= index / sampling.steps <= end else plain for index in range(sampling.steps)]
+    computed = computed_steps(sampling.speed, steps)
+    return [step if runs else Guidance(()) for step, runs in zip(steps, computed, strict=True)]

@@ -111,7 +111,7 @@ class Sampling(Params):
     scheduler: Scheduler | None = None
     """The sampler; `dpmsolver++` needs fewer steps."""
     speed: Speed | None = None
-    """`balanced` and `fast` reuse guidance, and differ slightly from `exact`."""
+    """`balanced` and `fast` compute fewer steps, and differ slightly from `exact`."""
 
     @field_validator("cfg_range")
     @classmethod

@@ -91,7 +91,7 @@ class Pipeline:
                 f"noise: shape {list(start.shape)} given; "
                 f"this request needs {[sampling.num_images, channels, height, width]}"
             )
-        steps = plan(sampling.scheduler or "euler", len(guidance), height * width)
+        steps = plan(sampling.scheduler or "euler", [bool(step.weights) for step in guidance], height * width)
         patch = self.transformer.config["patch_size"]
         tokens = patchify(start, patch).to(self.transformer.device)
         notes = self._notes(task, limits, captions)

@@ -18,6 +18,8 @@ from omnigen2.params import Decoding, ReferenceSampling
 
 NUMERICS_VERSION = 2
 """Raised whenever the same recipe would give other pixels; part of the key of remembered results."""
+SPEEDS_VERSION = 2
+"""The same for recipes at another speed than `exact`."""
 
 
 class HasSize(Protocol):

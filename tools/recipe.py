@@ -18,7 +18,7 @@ from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.completion import complete_decoding, complete_sampling
 from omnigen2.params import Decoding, InvalidTask, ReferenceSampling, Sampling
 from omnigen2.sizes import WHOLE_PIXELS, Size
-from omnigen2.task import NUMERICS_VERSION, HasSize, ImageTask, Task, TextTask
+from omnigen2.task import NUMERICS_VERSION, SPEEDS_VERSION, HasSize, ImageTask, Task, TextTask
 from storage import Model, StoredImage
 from tools.adapters import find_adapters
 from tools.base import Context, Request, ToolError
@@ -63,7 +63,7 @@ class Recipe:
             "parameters": self.parameters,
             "inputs": [image.id for image in self.inputs],
             "seed": self.params.seed,
-            **identity(self.card),
+            **identity(self.card, self.params),
         }
 
     @property
@@ -84,7 +84,7 @@ class Recipe:
         return ImageTask(words, images, self.params, self.adapters)
 
 
-def identity(card: ModelCard) -> dict[str, Any]:
+def identity(card: ModelCard, params: ReferenceSampling | Decoding) -> dict[str, Any]:
     """What the key of a request and the record of its outcome say of the model: weights and arithmetic."""
     limits, published = card.limits, Limits.model_construct()
     numerics = str(NUMERICS_VERSION)
@@ -92,6 +92,8 @@ def identity(card: ModelCard) -> dict[str, Any]:
         numerics += f" {limits.max_pixels} {limits.max_input_side} {limits.max_text_tokens}"
     if limits.max_pixels > WHOLE_PIXELS:
         numerics += " strips"
+    if isinstance(params, ReferenceSampling) and params.speed != "exact":
+        numerics += f" {params.speed} {SPEEDS_VERSION}"
     return {"model": Model(id=card.id, digest=card.digest), "numerics": numerics}
 
 

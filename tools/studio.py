@@ -95,7 +95,7 @@ def _record(
     differ by rounding, but the same call must not give two ids.
     """
     card = (outcome.card or recipe.card).model_copy(update={"id": recipe.card.id})  # as it was asked for
-    key = recipe.key | identity(card)
+    key = recipe.key | identity(card, recipe.params)
     with _STORING if recipe.fixed else nullcontext():
         first = context.store.find_equal(**key) if recipe.fixed else None
         if first is not None:

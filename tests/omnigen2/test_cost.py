@@ -46,6 +46,10 @@ def test_cost_grows_with_pictures_and_guided_steps() -> None:
     assert cost(half_guided) == 6
 
 
+def test_cost_counts_computed_steps_only() -> None:
+    assert cost(image_task(steps=50, speed="fast")) == 18 * cost(image_task())
+
+
 def test_pictures_cost_what_they_are_computed_and_seen_at() -> None:
     limits = Limits(max_pixels=256 * 256, max_input_side=128)
     task = image_task(Size(4000, 4000), width=1024, height=1024, text=1, image=1)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from omnigen2.checkpoints.card import published_card
+from omnigen2.denoise import Denoiser, Sample
 from omnigen2.guidance import Branch, Guidance, branch_weights, guide
 from omnigen2.params import ReferenceSampling
+from omnigen2.task import ImageTask
 from tests.omnigen2.golden import PIPELINE, error, model
 from tests.omnigen2.test_model import picture
 
@@ -41,18 +43,10 @@ def test_guidance_applies_in_its_range_only() -> None:
     assert [index for index, step in enumerate(plan) if len(step.weights) > 1] == [3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("speed", "computed"), [("exact", 10), ("balanced", 6), ("fast", 4)])
-def test_speed_computes_guidance_less_often_and_always_at_the_start(speed: str, computed: int) -> None:
-    plan = asked(speed=speed)
-    fresh = [index for index, step in enumerate(plan) if not step.reuse]
-    assert len(fresh) == computed
-    assert fresh[:2] == [0, 1]
-
-
-def test_nothing_is_reused_where_nothing_is_guided() -> None:
-    assert not any(
-        step.reuse for step in asked(text_guidance_scale=1.0, image_guidance_scale=1.0, speed="fast")
-    )
+def test_nothing_is_run_at_steps_that_are_left_out() -> None:
+    plan = asked(steps=50, speed="fast", cfg_range=(0, 0.5))
+    assert [len(step.weights) for step in plan[:10]] == [3] * 7 + [0] * 3
+    assert [len(step.weights) for step in plan[22:32]] == [3, 0, 0, 0, 1, 1, 0, 0, 0, 1]
 
 
 def test_faster_pictures_are_close_to_the_exact_one() -> None:
@@ -60,18 +54,15 @@ def test_faster_pictures_are_close_to_the_exact_one() -> None:
 
     def edit(speed: str) -> torch.Tensor:
         return omnigen.generate(
-            "make it green", [picture(32, 32)], steps=12, seed=3, speed=speed, output="latents"
+            "make it green", [picture(32, 32)], steps=30, seed=3, speed=speed, output="latents"
         )
 
     exact, balanced, fast = edit("exact"), edit("balanced"), edit("fast")
-    assert 0 < error(balanced, exact) < error(fast, exact) < 0.1
+    assert 0 < error(balanced, exact) < error(fast, exact) < 0.3  # the weights are random
 
 
-def test_speed_is_each_pictures_own_in_mixed_company() -> None:
+def test_speed_is_each_pictures_own_in_mixed_company(monkeypatch: pytest.MonkeyPatch) -> None:
     omnigen = model(PIPELINE / "checkpoint")
-    from omnigen2.denoise import Denoiser
-    from omnigen2.task import ImageTask
-
     tasks = [
         ImageTask("a circle", (), ReferenceSampling(width=32, height=32, steps=9, seed=2, speed=speed).filled(
             omnigen.card.defaults_for(0)))
@@ -79,10 +70,31 @@ def test_speed_is_each_pictures_own_in_mixed_company() -> None:
     ]  # fmt: skip
     together = [omnigen.pipeline.prepare(task)[0][0] for task in tasks]
     alone = [omnigen.pipeline.prepare(task)[0][0] for task in tasks]
+    packed = [omnigen.pipeline.prepare(task)[0][0] for task in tasks]
+    transformer = omnigen.pipeline.transformer
+    ran: list[int] = []  # branches of each forward
+    forward = transformer.forward
+
+    def counted(tokens: torch.Tensor, timestep: torch.Tensor, batch: object) -> torch.Tensor:
+        ran.append(len(timestep))
+        return forward(tokens, timestep, batch)
+
+    monkeypatch.setattr(transformer, "forward", counted)
     for group in (together, *([sample] for sample in alone)):
-        denoiser = Denoiser(omnigen.pipeline.transformer)
-        denoiser.add(group)
-        while denoiser.samples:
-            denoiser.step()
+        run(Denoiser(transformer), group)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.tokens, other.tokens)
+    ran.clear()
+    run(Denoiser(transformer, together=True), packed)
+    assert ran == [6, 6, 6, 6, 2, 4, 2, 6, 6]
+    for one, other in zip(packed, alone, strict=True):
+        assert error(one.tokens, other.tokens) < 1e-5
+    ran.clear()
+    run(Denoiser(transformer, together=True), [omnigen.pipeline.prepare(tasks[0])[0][0]])
+    assert ran == [2] * 6
+
+
+def run(denoiser: Denoiser, samples: list[Sample]) -> None:
+    denoiser.add(samples)
+    while denoiser.samples:
+        denoiser.step()

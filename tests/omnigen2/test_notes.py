@@ -84,6 +84,8 @@ def test_a_negative_prompt_that_is_cut_or_not_used_is_told(nano: OmniGen2) -> No
     assert "The negative prompt was longer than 256 tokens; what came after was ignored." in cut.notes
     idle = nano.generate("a circle", negative_prompt="red star " * 400, text_guidance_scale=1.0, steps=1)
     assert len(idle.notes) == 1 and idle.notes[0].startswith("negative_prompt changed nothing")
+    few = nano.generate("a circle", speed="fast", steps=4)
+    assert few.notes == ("speed changed nothing: of 4 steps none is left out.",)
     guided = nano.generate("a circle", image_guidance_scale=2.0, steps=1)
     assert guided.notes == ("image_guidance_scale has no effect without images.",)
 

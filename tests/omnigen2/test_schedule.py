@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from omnigen2.schedule import plan, time_grid
+from omnigen2.params import Speed
+from omnigen2.schedule import computed_steps, plan, time_grid
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, error, keys, names, needs_steps, tensors
 
 NAMES = {"dpm": "dpmsolver++", "dpmsolver++": "dpmsolver++", "euler": "euler"}
@@ -24,7 +25,7 @@ def test_given_predictions_lead_where_the_reference_goes(run: tuple[str, str, st
         for name, tensor in tensors(PIPELINE / "schedulers").items()
         if name.startswith(".".join(run) + ".")
     }
-    planned = plan(NAMES[kind], int(steps), int(pixels))
+    planned = plan(NAMES[kind], [True] * int(steps), int(pixels))
     times = torch.tensor([step.time for step in planned])
     assert error(times, stored["timesteps"]) < BAR
     x = recalled = stored["x0"]
@@ -46,7 +47,7 @@ def test_a_given_field_is_followed_step_by_step(run: str) -> None:
     stored = tensors(STEPS / "cases" / "schedulers")
     path = stored[f"{run}.trajectory"]
     x = recalled = path[0]
-    planned = plan(NAMES[kind], int(steps.removeprefix("steps")), int(pixels.removeprefix("tokens")))
+    planned = plan(NAMES[kind], [True] * int(steps.removeprefix("steps")), int(pixels.removeprefix("tokens")))
     assert error(torch.tensor([step.time for step in planned]), stored[f"{run}.timesteps"]) < BAR
     for step, there in zip(planned, path[1:], strict=True):
         mixed = torch.einsum("ij,bjhw->bihw", stored[f"{run}.W"], x)
@@ -64,6 +65,42 @@ def test_a_larger_picture_spends_more_steps_near_the_noise() -> None:
     assert all(a > b for a, b in zip(small[1:-1], large[1:-1], strict=True))
 
 
+@pytest.mark.parametrize(
+    ("speed", "steps", "computed"),
+    [
+        *[("exact", 50, 50), ("balanced", 50, 29), ("fast", 50, 18), ("balanced", 12, 8), ("fast", 12, 6)],
+        *[("fast", 5, 5), ("fast", 4, 4), ("fast", 1, 1)],
+    ],
+)
+def test_a_speed_computes_the_start_the_end_and_some_of_the_rest(
+    speed: Speed, steps: int, computed: int
+) -> None:
+    runs = computed_steps(speed, [1] * steps)
+    assert sum(runs) == computed and all(runs[:4]) and runs[-1]
+
+
+@pytest.mark.parametrize(("speed", "most"), [("balanced", 0.6), ("fast", 0.4)])
+def test_of_many_steps_a_speed_computes_no_more_than_its_share(speed: Speed, most: float) -> None:
+    for steps in range(20, 1001, 7):
+        assert sum(computed_steps(speed, [1] * steps)) <= most * steps
+
+
+def test_two_steps_are_computed_where_guidance_changes() -> None:
+    runs = computed_steps("fast", [1] * 25 + [0] * 25)
+    assert [index for index, own in enumerate(runs) if own][7:14] == [10, 14, 18, 22, 25, 26, 30]
+
+
+def test_a_velocity_that_is_linear_in_time_is_extrapolated_exactly() -> None:
+    steps = plan("euler", computed_steps("fast", [1] * 30), 4096)
+    last = before = 0.0
+    for step in steps:
+        velocity = 3 - 2 * step.time
+        if step.ahead is None:
+            last, before = velocity, last
+        else:
+            assert last + step.ahead * (last - before) == pytest.approx(velocity, abs=1e-12)
+
+
 def test_an_unknown_scheduler_is_named_with_what_is_allowed() -> None:
     with pytest.raises(ValueError, match=r"scheduler: 'ddim' is unknown; allowed: euler, dpmsolver\+\+"):
-        plan("ddim", 4, 64)
+        plan("ddim", [True] * 4, 64)
