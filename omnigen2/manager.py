@@ -14,7 +14,7 @@ from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.cost import cost
 from omnigen2.factory import BackendFactory, Checkpoints, Placement
-from omnigen2.task import Backend, Estimating, Task, Watched
+from omnigen2.task import Backend, Estimating, Outliving, Task, Watched
 
 IN_HAND_S = 10.0
 """Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
@@ -163,7 +163,7 @@ class Manager:
             residents = list(self._residents.values())
             self._residents.clear()
         closing = [
-            threading.Thread(target=resident.backend.add_done_callback, args=(_close,), daemon=True)
+            threading.Thread(target=resident.backend.add_done_callback, args=(_leave,), daemon=True)
             for resident in residents
         ]
         for thread in closing:
@@ -245,6 +245,12 @@ class Manager:
 def _identity(card: ModelCard) -> tuple[str | None, Limits]:
     """What decides the pictures that a model makes of a complete request."""
     return card.digest, card.limits
+
+
+def _leave(backend: "Future[Backend]") -> None:
+    if backend.exception() is None:
+        loaded = backend.result()
+        (loaded.leave if isinstance(loaded, Outliving) else loaded.close)()
 
 
 def _close(backend: "Future[Backend]") -> None:

@@ -56,9 +56,12 @@ Task = ImageTask | TextTask
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a task is. `preview` is a small picture of the current estimate, made only on request."""
+    """Where a task is. `preview` is a small picture of the current estimate, made only on request.
 
-    stage: Literal["encode", "denoise", "decode", "write"]
+    `moved`: what did it was lost, and another replica begins anew.
+    """
+
+    stage: Literal["encode", "denoise", "decode", "write", "moved"]
     step: int = 0
     steps: int = 0
     preview: Image | None = None
@@ -159,4 +162,13 @@ class Watched(Protocol):
 
         A step of a large model may take minutes on a slow device; hours mean that it hangs.
         """
+        ...
+
+
+@runtime_checkable
+class Outliving(Protocol):
+    """What a backend may offer beside `Backend`, if its model can stay loaded when this process ends."""
+
+    def leave(self) -> None:
+        """As `Backend.close`, but for the next process the model may stay loaded."""
         ...

@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import ModelCard
+from omnigen2.factory import BackendFactory
 from omnigen2.manager import Manager
 from server.arguments import read_arguments
 from server.caller import READ, WRITE, Caller, insufficient
@@ -250,10 +251,20 @@ def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> Ap
         device=settings.device,
         dtype=settings.dtype,
         memory=settings.memory,
-        factories=loaded.backends().values(),
+        factories=factories(settings, loaded),
         idle_unload_s=settings.idle_unload,
     )
     return App(settings, loaded, open_store(settings, loaded), manager)
+
+
+def factories(settings: Settings, plugins: Plugins) -> list[BackendFactory]:
+    """Every kind of models, loaded in this process or in replicas, as the settings have it."""
+    kinds = plugins.backends()
+    if settings.replica_range is None:
+        return list(kinds.values())
+    from server.replicas.factory import with_replicas  # what they need is not installed everywhere
+
+    return with_replicas(settings, kinds)
 
 
 def open_store(settings: Settings, plugins: Plugins) -> ImageStore:

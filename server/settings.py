@@ -64,6 +64,16 @@ class Settings(BaseSettings):
     memory: Literal["auto", "resident", "offload", "stream"] = "auto"
     """Where weights rest: on the device (`resident`), on the host until a whole part (`offload`) or a block
     (`stream`) is used; `auto` takes the quickest that fits."""
+    replicas: int | None = Field(default=None, ge=1, le=1000)
+    """Processes in which a model is loaded, each with a GPU to itself where there are any: `2` serves two
+    requests side by side. Needs `omnigen2-mcp[ray]`, as does the next."""
+    ray: str | None = None
+    """A Ray cluster in which the replicas run: `HOST:PORT`, or `auto` for the one that this machine is part
+    of. Without it, they run on this machine and end with the server."""
+    min_replicas: int | None = Field(default=None, ge=1, le=1000)
+    """Fewest replicas of a model, where their number follows the work."""
+    max_replicas: int | None = Field(default=None, ge=1, le=1000)
+    """Most replicas of a model, where their number follows the work."""
     idle_unload: float | None = Field(default=None, gt=0)
     """Seconds without work after which a model leaves the memory. Without it, it stays."""
     queue_size: int = Field(default=64, ge=1)
@@ -109,6 +119,15 @@ class Settings(BaseSettings):
     """Origins of web pages elsewhere that may call over HTTP (CORS), such as `https://studio.example`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of the messages that are logged, to stderr."""
+
+    @property
+    def replica_range(self) -> tuple[int, int] | None:
+        """The fewest and the most replicas of a model; None if models are loaded in this process."""
+        asked = (self.replicas, self.min_replicas, self.max_replicas)
+        if self.ray is None and not any(asked):
+            return None
+        least = self.min_replicas or self.replicas or 1
+        return least, self.max_replicas or max(self.replicas or 1, least)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -161,6 +180,13 @@ class Settings(BaseSettings):
     def _oauth_is_whole(self) -> Self:
         if (self.oauth_issuer is None) != (self.oauth_audience is None):
             raise ValueError("oauth_issuer and oauth_audience belong together")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_are_in_order(self) -> Self:
+        least, most = self.replica_range or (1, 1)
+        if least > most:
+            raise ValueError(f"max_replicas: {most} is less than the fewest replicas, {least}")
         return self
 
     @field_validator("lora_dir")

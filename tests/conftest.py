@@ -46,6 +46,7 @@ SLOW = {
     "server/core/test_job_faults.py": "jobs that fail in every way",
     "server/core/test_jobs.py": "jobs that are held, cancelled and waited for",
     "server/core/test_weights.py": "hashes and loads models",
+    "server/replicas/test_replicas.py": "a Ray with two replicas",
     "server/surfaces/test_cancel.py": "a server for each way to cancel",
     "server/surfaces/test_connections.py": "connections that wait for their timeout",
     "server/surfaces/test_ending.py": "server processes that end",

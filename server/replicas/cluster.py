@@ -1,0 +1,194 @@
+"""Ray, started for this server or joined, and the event loop on which everything about replicas happens.
+
+Ray is imported and started at first use only: both take seconds. One thread starts it and lives on with the
+loop: the kernel ends Ray's processes when the thread that started them ends, and so with this process.
+"""
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.log import get_logger
+from server.replicas.replica import Replica
+
+T = TypeVar("T")
+NAMESPACE = "omnigen2-mcp"
+"""Ray's namespace of all replicas."""
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Shared memory of a Ray that is started here, for pictures on their way; what is more goes to disk."""
+LONGEST_FOLDER = 40
+"""Characters of a folder for temporary files in which Ray's sockets still have short enough names."""
+INSTALL = "ray: it is not installed; install it with: pip install 'omnigen2-mcp[ray]'"
+log = get_logger(__name__)
+
+
+class Cluster:
+    """A Ray cluster, as one server uses it. Safe for use by several threads."""
+
+    def __init__(self, address: str | None, size: int) -> None:
+        """`address`: of a cluster to join, as `ray start` prints it; None starts Ray on this machine.
+
+        `size`: most replicas of a model.
+        """
+        self.address = address
+        self.size = size
+        self.front = secrets.token_hex(4)
+        """Name of this server among those that use the cluster."""
+        self.loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._started: Future[Any] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was started for this server, and ends with it."""
+        return self.address is None
+
+    @property
+    def ray(self) -> Any:
+        """The library, once Ray runs.
+
+        Raises:
+            ValueError: Ray is not installed, or cannot be started or reached; the message says what to do.
+        """
+        with self._lock:
+            if self._started is None or (self._started.done() and self._started.exception()):
+                self._started = Future()
+                threading.Thread(target=self._live, args=(self._started,), name="ray", daemon=True).start()
+            started = self._started
+        return started.result()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run a coroutine on the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def actor(self, name: str, *given: Any) -> Any:
+        """The replica of this name, made with `given` if there is none.
+
+        It has a GPU to itself where the cluster has GPUs. It outlives this server unless Ray does not, is
+        started again wherever there is room when it is lost, and is found by its name.
+        """
+        ray = self.ray
+        gpus = self.gpus() > 0
+        return (
+            ray.remote(Replica)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_gpus=1 if gpus else 0,
+                num_cpus=0 if self.is_own or gpus else 1,
+                max_restarts=-1,
+                max_task_retries=0,  # a task is sent again by the front, to whichever replica is best
+                max_concurrency=1000,
+                scheduling_strategy="SPREAD",
+            )
+            .remote(*given)
+        )
+
+    def gpus(self) -> float:
+        """Number of GPUs in the cluster."""
+        return float(self.ray.cluster_resources().get("GPU", 0))
+
+    def free_gpus(self) -> float:
+        """Number of GPUs that no replica has."""
+        return float(self.ray.available_resources().get("GPU", 0))
+
+    def threads(self) -> int:
+        """Threads of the CPU for each replica, so that together they have as many as there are cores."""
+        cores = os.cpu_count() or 1
+        return max(1, cores // self.size) if self.is_own else cores
+
+    def _live(self, started: "Future[Any]") -> None:
+        try:
+            ray = _start(self.address, self.size)
+        except BaseException as error:
+            log.warning("Ray is not there", reason=repr(error)[:500])
+            started.set_exception(error if isinstance(error, ValueError) else ValueError(_reason(error)))
+            return
+        started.set_result(ray)
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+
+def library() -> Any:
+    """Ray, without starting it. Raises ValueError if it is not installed."""
+    # No telemetry; nothing but this machine can connect, unless `ray start` says so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # Ray is never started by a call that comes late
+    try:
+        ray: Any = import_module("ray")
+    except ImportError as error:
+        raise ValueError(INSTALL) from error
+    # Ray prints events such as the death of a replica to stdout, which may belong to a client.
+    worker: Any = import_module("ray._private.worker")
+    worker._worker_logs_enabled = False
+    return ray
+
+
+def _start(address: str | None, size: int) -> Any:
+    if address is None:
+        return _start_here(size)
+    if "://" in address:
+        raise ValueError(
+            f"ray: {address} is no address of a cluster; give HOST:PORT, as `ray start` prints it"
+        )
+    ray = library()
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    return ray
+
+
+def _start_here(size: int) -> Any:
+    temporary = tempfile.gettempdir()
+    if len(temporary) > LONGEST_FOLDER:
+        temporary = "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="omnigen2-ray-", dir=temporary))
+    token = folder / "token"
+    with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    os.environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Says "no cluster of several machines": then everything is bound to 127.0.0.1.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_worker_niceness": "0",  # Ray's 15 would leave a model what all others leave of the cores
+    }
+    _start_reaper(folder)
+    ray = library()
+    ray.init(
+        num_cpus=size,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        namespace=NAMESPACE,
+        _temp_dir=str(folder),
+    )
+    return ray
+
+
+def _start_reaper(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server.replicas.reaper", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _reapers.append(process)  # keeps its stdin open until this process ends
+
+
+_reapers: list["subprocess.Popen[bytes]"] = []
+
+
+def _reason(error: BaseException) -> str:
+    return f"ray: it cannot be started or reached: {error}"

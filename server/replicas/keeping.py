@@ -1,0 +1,257 @@
+"""Keeps the replicas of one model alive: starts, compares with the front, watches, adds and ends them.
+
+One task of the event loop per replica (`Keeper._keep`), and one that adds and removes replicas.
+"""
+
+import asyncio
+import hashlib
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from omnigen2.checkpoints.card import ModelCard
+from omnigen2.factory import BackendFactory, Placement
+from omnigen2.task import OutOfMemory
+from server.log import get_logger
+from server.replicas.cluster import Cluster
+from server.replicas.delivery import is_lost
+from server.replicas.members import Member, Members
+from server.replicas.replica import Software
+
+BEAT_S = 2.0
+"""Seconds between looks at a replica."""
+SILENCE_S = 5.0
+"""Seconds without an answer after which a replica is not given more work until it answers again."""
+AGAIN_S = 0.5
+"""Seconds until a lost replica is looked for again."""
+PLACE_S = 600.0
+"""Seconds in which a replica must be placed on a machine; a cluster may have to start one."""
+LOADS = 5
+"""Times that a replica may be lost before its model was ever loaded."""
+GROW_S = 2.0
+"""Seconds for which work must wait before a replica is added."""
+SHRINK_S = 120.0
+"""Seconds without work after which a replica that is not needed is ended."""
+log = get_logger(__name__)
+
+
+class Refused(ValueError):
+    """A replica does not fit this server: its software or its weights are others."""
+
+
+class Keeper:
+    """Starts and watches the replicas of one model, from `least` to `most` of them."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        factory: BackendFactory,
+        model: str,
+        placement: Placement,
+        least: int,
+        most: int,
+    ) -> None:
+        self.members = Members()
+        self.card: ModelCard | None = None
+        """The card of the replicas, all of which have the same."""
+        self.least, self.most = least, most
+        self._cluster = cluster
+        self._made_of = (cluster.front, factory, model, placement, cluster.threads())
+        own = hashlib.sha256(repr((model, placement)).encode()).hexdigest()[:8]
+        self._base = f"{model.rstrip('/').rpartition('/')[2]}-{own}"
+        self._tasks: dict[Member, asyncio.Task[None]] = {}
+        self._scaling: asyncio.Task[None] | None = None
+        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanted_since: float | None = None
+        """Since when work waits that no replica has room for; None if none does."""
+
+    async def start(self) -> None:
+        """Start the replicas; return once the first one is ready.
+
+        Raises:
+            ValueError, OSError, ...: what loading the model raised, or `Refused`.
+        """
+        for _ in range(self.least):
+            self._add()
+        if self.most > self.least:
+            self._scaling = asyncio.create_task(self._scale())
+        await self._first
+
+    async def stop(self, *, end: bool) -> None:
+        """Watch them no more; `end`: and end them."""
+        tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for member in self.members:
+            if end:
+                self._end(member)
+            elif member.state == "ready":
+                member.actor.part.remote(self._cluster.front)
+
+    def lost(self, member: Member) -> None:
+        """A replica failed while it worked: give it nothing until it was found again."""
+        if member.state in ("ready", "silent"):
+            self._set(member, "lost", "its process, its machine or the connection to it ended")
+            member.adapters.clear()
+
+    def note_room(self, has_room: bool) -> None:
+        """Take in whether there was room for a task that waits. For any thread."""
+        if has_room:
+            self._wanted_since = None
+        elif self._wanted_since is None:
+            self._wanted_since = time.monotonic()
+
+    # -- one replica ----------------------------------------------------------------------------------
+
+    def _add(self) -> None:
+        taken = {member.name for member in self.members}
+        name = next(name for name in map(f"{self._base}-{{}}".format, range(self.most)) if name not in taken)
+        member = Member(name, None, idle_since=time.monotonic())
+        self.members.all.append(member)
+        self._tasks[member] = asyncio.create_task(self._keep(member))
+
+    async def _keep(self, member: Member) -> None:
+        """Find or start a replica, again and again, and watch it while it is ready."""
+        losses = 0
+        while True:
+            try:
+                await self._connect(member)
+                losses = 0
+                self._set(member, "ready")
+                if not self._first.done():
+                    self._first.set_result(None)
+                await self._watch(member)
+            except Exception as error:
+                losses += 1
+                never = member.card is None and losses >= LOADS
+                if never or not is_lost(self._cluster.ray, error):
+                    self._give_up(member, error)
+                    return
+                self._set(member, "lost" if member.card else "loading", str(error)[:300])
+            await asyncio.sleep(AGAIN_S)
+
+    async def _connect(self, member: Member) -> None:
+        """Wait until the replica has loaded its model.
+
+        One that an earlier server left, that does not fit and that nobody uses, is replaced.
+
+        Raises:
+            Refused: it does not fit this server.
+            OutOfMemory: no machine has room for it.
+        """
+        difference = await self._meet(member)
+        if difference and not member.in_use and member.seen.get("maker") != self._cluster.front:
+            log.info("an old replica is replaced", name=member.name, because=difference)
+            self._end(member)
+            await asyncio.sleep(AGAIN_S)
+            difference = await self._meet(member)
+        if difference:
+            raise Refused(
+                f"replica {member.name} does not fit this server: {difference}; "
+                "install the same version and the same weights at both ends"
+            )
+
+    async def _meet(self, member: Member) -> str:
+        """In what a replica differs from what this server needs; empty if it fits. Raises OutOfMemory."""
+        member.actor = await asyncio.to_thread(self._cluster.actor, member.name, *self._made_of)
+        try:
+            there = await asyncio.wait_for(_get(member.actor.software.remote()), PLACE_S)
+        except TimeoutError:
+            raise OutOfMemory(
+                f"no machine of the cluster has had room for a replica for {PLACE_S} s"
+            ) from None
+        member.seen = {"maker": there.pop("maker")}
+        member.in_use = bool(set(there.pop("fronts")) - {self._cluster.front})
+        here = asdict(Software.here())
+        if there != here:
+            return f"it runs {_listed(there)}, this server {_listed(here)}"
+        facts = await _get(member.actor.ready.remote(self._cluster.front))
+        card = ModelCard.model_validate(facts.pop("card"))
+        difference = _difference(self.card or await asyncio.to_thread(self._expected), card)
+        if not difference:
+            self.card = member.card = card
+            member.seen |= facts
+        return difference
+
+    def _expected(self) -> ModelCard | None:
+        _, factory, model, *_ = self._made_of
+        return factory.identify(model)
+
+    async def _watch(self, member: Member) -> None:
+        """Look at a replica every few seconds. Returns once it was lost; raises how."""
+        while member.state != "lost":
+            try:
+                asked = _get(member.actor.state.remote(self._cluster.front))
+                member.seen |= await asyncio.wait_for(asked, SILENCE_S)
+                if member.state == "silent":
+                    self._set(member, "ready")
+            except TimeoutError:
+                if member.state == "ready":
+                    self._set(member, "silent", f"it has not answered for {SILENCE_S:.0f} s")
+            await asyncio.sleep(BEAT_S)
+
+    def _give_up(self, member: Member, error: Exception) -> None:
+        """A replica cannot be had: its model cannot be loaded, or it does not fit."""
+        cause = getattr(error, "cause", None) or error
+        self._set(member, "refused", str(cause)[:500])
+        if not isinstance(error, Refused):
+            self._end(member)
+        others = [each for each in self.members if each.state != "refused"]
+        if not self._first.done() and not others:
+            self._first.set_exception(cause)
+
+    def _end(self, member: Member) -> None:
+        if member.actor is not None:
+            with suppress(Exception):  # it is gone already
+                self._cluster.ray.kill(member.actor)
+
+    def _set(self, member: Member, state: Any, reason: str = "") -> None:
+        if member.state != state:
+            say = log.info if state == "ready" else log.warning
+            say("replica", name=member.name, state=state, reason=reason)
+        member.state, member.reason = state, reason
+        self.members.touch()
+
+    # -- how many -------------------------------------------------------------------------------------
+
+    async def _scale(self) -> None:
+        """Add a replica when work waits, and end one that has had none for long."""
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for member in self.members:
+                if member.attempts:
+                    member.idle_since = now
+            waiting = self._wanted_since is not None and now - self._wanted_since > GROW_S
+            loading = any(member.state == "loading" for member in self.members)
+            if waiting and not loading and len(self.members.all) < self.most:
+                self._add()
+                log.info("a replica is added", replicas=len(self.members.all))
+            idle = [member for member in self.members.ready() if now - member.idle_since > SHRINK_S]
+            if idle and len(self.members.all) > self.least:
+                self._remove(idle[-1])
+
+    def _remove(self, member: Member) -> None:
+        self.members.all.remove(member)
+        self._tasks.pop(member).cancel()
+        self._end(member)
+        log.info("a replica is ended", replicas=len(self.members.all))
+
+
+async def _get(ref: Any) -> Any:
+    return await ref
+
+
+def _difference(expected: ModelCard | None, card: ModelCard) -> str:
+    """In what the model of a replica differs from the one of this server, if it does."""
+    if expected is None:
+        return ""
+    if expected.digest is not None and expected.digest != card.digest:
+        return f"its weights have the digest {card.digest}, those of this server {expected.digest}"
+    return "" if expected.limits == card.limits else "the limits on the cards of the model differ"
+
+
+def _listed(software: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in software.items())

@@ -1,0 +1,36 @@
+"""Ends a Ray that was started for one server, once that server is gone, however it ended.
+
+    python -m server.replicas.reaper FOLDER
+
+Waits until its stdin closes, which the kernel does when the server ends; then kills every process that has a
+file of FOLDER in its environment, and deletes FOLDER. Ray alone leaves its agents behind after a `kill -9`.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from contextlib import suppress
+
+import psutil
+
+MARK = "RAY_AUTH_TOKEN_PATH"
+"""Variable that every process of such a Ray has; its value is a file in the folder."""
+
+
+def main() -> None:
+    """Wait for the end of the server, then clean up."""
+    folder = sys.argv[1]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the server
+    sys.stdin.buffer.read()
+    for _ in range(5):  # a process may start another one while it is looked for
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(folder + os.sep):
+                    process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Replicas on a real Ray: what they make, how they are cancelled and lost, and what is left of them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omnigen2.engine import Engine
+from omnigen2.params import Decoding, InvalidTask, ReferenceSampling
+from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask
+from server.replicas.backend import RemoteBackend
+
+STEPS = 4
+
+
+def image_task(seed: int = 1, steps: int = STEPS, images: tuple[Image.Image, ...] = ()) -> ImageTask:
+    sampling = ReferenceSampling(
+        width=32, height=32, num_images=1, seed=seed, steps=steps, text_guidance_scale=3.0,
+        image_guidance_scale=1.5, cfg_range=(0.0, 1.0), scheduler="euler", speed="exact", negative_prompt="",
+    )  # fmt: skip
+    return ImageTask("a red circle", images, sampling)
+
+
+def picture(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+TASKS: dict[str, Task] = {
+    "generate": image_task(),
+    "edit": image_task(2, images=(picture(),)),
+    "compose": image_task(3, images=(picture(), picture(1))),
+    "describe": TextTask("what?", (picture(),), Decoding(max_tokens=4, temperature=0.0, seed=0)),
+}
+
+
+def pixels(outcome: Outcome) -> list[bytes]:
+    return [own.tobytes() for own in outcome.pictures]
+
+
+def until(holds: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_outcomes_are_those_of_the_engine(name: str, remote: RemoteBackend, local: Engine) -> None:
+    heard: list[Progress] = []
+    there = remote.submit(TASKS[name], heard.append).future.result(120)
+    here = local.submit(TASKS[name]).future.result(120)
+    assert (pixels(there), there.text, there.notes) == (pixels(here), here.text, here.notes)
+    assert there.card == here.card and set(there.timings) == set(here.timings)
+    assert heard
+
+
+def test_wrong_tasks_fail_as_they_do_in_the_engine(remote: RemoteBackend) -> None:
+    task = ImageTask("", (), image_task().sampling)
+    with pytest.raises(InvalidTask, match="prompt"):
+        remote.submit(task, lambda _: None).future.result(60)
+    assert not remote.busy()
+
+
+def test_a_picture_is_sent_to_each_replica_once(remote: RemoteBackend) -> None:
+    def fetched() -> int:
+        return sum(member.seen["fetched"] for member in remote._members)
+
+    before, own = fetched(), (picture(9),)
+    for seed in range(6):
+        remote.submit(image_task(seed, images=own), lambda _: None).future.result(60)
+    time.sleep(2.5)  # a beat, with which replicas say what they fetched
+    assert 1 <= fetched() - before <= 2
+
+
+def test_a_preview_comes_when_it_is_wanted(remote: RemoteBackend) -> None:
+    heard: list[Progress] = []
+    ticket = remote.submit(image_task(5, steps=40), heard.append)
+    ticket.wants_preview.set()
+    ticket.future.result(60)
+    assert any(progress.preview for progress in heard) and not ticket.wants_preview.is_set()
+
+
+def test_a_cancelled_task_takes_no_further_step(remote: RemoteBackend) -> None:
+    heard: list[Progress] = []
+    ticket = remote.submit(image_task(6, steps=1000), heard.append)
+    until(lambda: len(heard) > 3)
+    ticket.cancel()
+    with pytest.raises(Cancelled):
+        ticket.future.result(10)
+    until(lambda: not any(member.seen["tasks"] for member in remote._members), 10)
+
+
+def test_a_killed_replica_loses_no_task(remote: RemoteBackend, local: Engine) -> None:
+    tasks = [image_task(seed, steps=60) for seed in range(10, 14)]
+    heard: dict[int, list[Progress]] = {index: [] for index in range(4)}
+    tickets = [remote.submit(task, heard[index].append) for index, task in enumerate(tasks)]
+    until(lambda: all(len(news) > 2 for news in heard.values()))
+    assert {len(member.attempts) for member in remote._members} == {2}  # by outstanding tokens
+    os.kill(remote._members.all[0].seen["pid"], signal.SIGKILL)
+    there = [pixels(ticket.future.result(120)) for ticket in tickets]
+    here = [pixels(local.submit(task).future.result(120)) for task in tasks]
+    assert there == here
+    moved = [index for index, news in heard.items() if Progress("moved") in news]
+    assert len(moved) == 2
+    until(lambda: len(remote._members.ready()) == 2)  # Ray started it again
+    states = {each["state"] for each in remote.replicas()}
+    assert states == {"ready"}
