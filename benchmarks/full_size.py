@@ -3,7 +3,7 @@
     python -m benchmarks.full_size --make FOLDER            # a checkpoint of the published layout, 15.6 GB
     python -m benchmarks.full_size --run FOLDER             # on any machine; 256 x 256 on a CPU
     python -m benchmarks.full_size --run FOLDER --memory resident offload stream --side 1024     # on a GPU
-    python -m benchmarks.full_size --make FOLDER --tiny     # the same code, tiny
+    python -m benchmarks.full_size --make FOLDER --tiny     # the same code, tiny; or --mid
 
 Random weights cost what trained ones cost. Each mode runs in a process of its own, and prints a JSON object
 for loading and for each case: a picture, an edit of one picture, an answer of 8 tokens.
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import omnigen2
-from benchmarks.shapes import PROCESSOR, parts
+from benchmarks.shapes import GOLDEN, parts
 from omnigen2.engine import Engine
 from omnigen2.params import Decoding, ReferenceSampling
 from omnigen2.residency import MODES
@@ -41,17 +41,19 @@ NOISE = 1 << 22
 """Values of the block of noise that is repeated."""
 NAMES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "mllm": "model"}
 GB = 1e9
+CASES = ("picture", "edit", "answer")
 
 
 # -- making a checkpoint ------------------------------------------------------------------------------
 
 
-def make(folder: Path, tiny: bool) -> None:
+def make(folder: Path, tiny: bool, mid: bool) -> None:
     """Write a checkpoint with random bfloat16 weights, in shards."""
-    for name, part in parts(tiny).items():
+    for name, part in parts(tiny, mid=mid).items():
         part.save_config(folder / name) if name != "mllm" else part.config.save_pretrained(folder / name)
         _write_shards(folder / name, NAMES[name], part)
-    shutil.copytree(PROCESSOR, folder / "processor", dirs_exist_ok=True)
+    for name in ("processor", "scheduler"):
+        shutil.copytree(GOLDEN / name, folder / name, dirs_exist_ok=True)
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     print(json.dumps({"folder": str(folder), "gb": round(size / GB, 2)}))
 
@@ -149,8 +151,8 @@ class Peak:
         }
 
 
-def run(folder: Path, memory: str, side: int, steps: int, dtype: str) -> None:
-    """Load the checkpoint in a mode, and time each case."""
+def run(folder: Path, memory: str, side: int, steps: int, dtype: str, cases: Sequence[str]) -> None:
+    """Load the checkpoint in a mode, and time some cases."""
     peak = Peak()
     with peak.watched():
         started = time.perf_counter()
@@ -162,29 +164,33 @@ def run(folder: Path, memory: str, side: int, steps: int, dtype: str) -> None:
             seconds=time.perf_counter() - started, weights_gb=pipeline.memory_bytes() / GB, **peak.told(),
         )  # fmt: skip
         engine = Engine(model)
-        for name, task in _cases(model, side, steps):
+        for name in cases:
+            task = _task(name, model, side, steps)
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             _print(case=name, memory=mode, side=side, **_timed(engine, task), **peak.told())
         engine.close()
 
 
-def _cases(model: Any, side: int, steps: int) -> Iterator[tuple[str, Task]]:
+def _task(name: str, model: Any, side: int, steps: int) -> Task:
+    """What a case asks for."""
     image = Image.effect_noise((side, side), 60).convert("RGB")
-    for name, images in (("text to image", ()), ("edit", (image,))):
-        asked = ReferenceSampling(width=side, height=side, steps=steps, seed=0, speed="exact")
-        sampling = asked.filled(model.card.defaults_for(len(images)))
-        yield name, ImageTask("a cat " * 60, images, sampling)
-    yield "answer", TextTask("what is this?", (image,), Decoding(max_tokens=8, temperature=0.0))
+    if name == "answer":
+        return TextTask("what is this?", (image,), Decoding(max_tokens=8, temperature=0.0))
+    images = (image,) if name == "edit" else ()
+    asked = ReferenceSampling(width=side, height=side, steps=steps, seed=0, speed="exact")
+    return ImageTask("a cat " * 60, images, asked.filled(model.card.defaults_for(len(images))))
 
 
 def _timed(engine: Engine, task: Task) -> dict[str, Any]:
     """Seconds of one task: in all, to its first step, and the mean of the steps after that."""
     at: list[float] = []
+    busy: list[float] = []
 
     def progress(told: Progress) -> None:
         if told.step:
             at.append(time.perf_counter())
+            busy.append(time.process_time())
 
     started = time.perf_counter()
     outcome = engine.submit(task, progress).future.result()
@@ -194,6 +200,7 @@ def _timed(engine: Engine, task: Task) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "first_step_s": at[0] - started,
         "step_s": sum(later) / len(later) if later else None,
+        "step_cpu_s": (busy[-1] - busy[0]) / len(later) if later else None,
         **{name: value for name, value in outcome.timings.items() if name in ("encode_ms", "decode_ms")},
     }
 
@@ -211,6 +218,8 @@ def main() -> None:
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="write a checkpoint with random weights")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="measure a checkpoint")
     parser.add_argument("--tiny", action="store_true", help="make a tiny one, to try the code")
+    parser.add_argument("--mid", action="store_true", help="make one with 63 million parameters")
+    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=CASES, help="what to measure")
     parser.add_argument("--memory", nargs="+", default=["auto"], choices=["auto", *MODES])
     parser.add_argument("--dtype", default="auto", help="precision of the computation")
     parser.add_argument("--side", type=int, help="side of the pictures in pixels (1024; 256 on a CPU)")
@@ -218,10 +227,10 @@ def main() -> None:
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     if options.make:
-        make(options.make, options.tiny)
+        make(options.make, options.tiny, options.mid)
     if options.run and len(options.memory) == 1:
         side, steps = options.side or (1024 if gpu else 256), options.steps or (10 if gpu else 2)
-        run(options.run, options.memory[0], side, steps, options.dtype)
+        run(options.run, options.memory[0], side, steps, options.dtype, options.cases)
     elif options.run:
         words = [word for word in sys.argv[1:] if word not in ("--memory", *options.memory)]
         for memory in options.memory:

@@ -18,8 +18,8 @@ from transformers import (
 from omnigen2.language import IMAGE
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
-PROCESSOR = Path(__file__).parents[1] / "tests" / "data" / "golden" / "pipeline" / "checkpoint" / "processor"
-"""A tokenizer and an image processor of the published kind, with few words."""
+GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden" / "pipeline" / "checkpoint"
+"""A checkpoint of the published layout, with a tokenizer of few words."""
 FULL_TRANSFORMER = {
     "hidden_size": 2520,
     "num_layers": 32,
@@ -37,6 +37,14 @@ TINY_TRANSFORMER = FULL_TRANSFORMER | {
     "axes_dim_rope": (8, 8, 8),
     "text_feat_dim": 64,
     "multiple_of": 32,
+}
+MID_TRANSFORMER = TINY_TRANSFORMER | {
+    "hidden_size": 480,
+    "num_layers": 8,
+    "num_attention_heads": 4,
+    "num_kv_heads": 2,
+    "axes_dim_rope": (40, 40, 40),
+    "multiple_of": 256,
 }
 QWEN_3B = {
     "hidden_size": 2048,
@@ -62,9 +70,14 @@ FLUX_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "
 TINY_VAE = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 
-def parts(tiny: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """The modules by the folder they have in a checkpoint, on the meta device."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(PROCESSOR)
+def parts(tiny: bool = False, dtype: torch.dtype = torch.bfloat16, mid: bool = False) -> dict[str, Any]:
+    """The modules by the folder they have in a checkpoint, on the meta device.
+
+    With `mid`, the transformer has 63 million parameters and all else is tiny.
+    """
+    shape = MID_TRANSFORMER if mid else TINY_TRANSFORMER if tiny else FULL_TRANSFORMER
+    tiny = tiny or mid
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(GOLDEN / "processor")
     config = Qwen2_5_VLConfig(
         text_config=TINY_QWEN if tiny else QWEN_3B,
         vision_config=TINY_VISION if tiny else QWEN_3B_VISION,
@@ -72,7 +85,7 @@ def parts(tiny: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict[str, 
         tie_word_embeddings=True,
     )
     with torch.device("meta"), _default_dtype(dtype):
-        transformer = OmniGen2Transformer2DModel(**(TINY_TRANSFORMER if tiny else FULL_TRANSFORMER))
+        transformer = OmniGen2Transformer2DModel(**shape)
         autoencoder = AutoencoderKL(
             in_channels=3,
             out_channels=3,
