@@ -20,6 +20,7 @@ from omnigen2.transformer import OmniGen2Transformer2DModel
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden" / "pipeline" / "checkpoint"
 """A checkpoint of the published layout, with a tokenizer of few words."""
+PROCESSOR = GOLDEN / "processor"
 FULL_TRANSFORMER = {
     "hidden_size": 2520,
     "num_layers": 32,
@@ -77,7 +78,7 @@ def parts(tiny: bool = False, dtype: torch.dtype = torch.bfloat16, mid: bool = F
     """
     shape = MID_TRANSFORMER if mid else TINY_TRANSFORMER if tiny else FULL_TRANSFORMER
     tiny = tiny or mid
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(GOLDEN / "processor")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(PROCESSOR)
     config = Qwen2_5_VLConfig(
         text_config=TINY_QWEN if tiny else QWEN_3B,
         vision_config=TINY_VISION if tiny else QWEN_3B_VISION,
