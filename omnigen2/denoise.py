@@ -95,7 +95,8 @@ class Denoiser:
         """`together`: whether one forward serves all pictures; None is the better choice for the device."""
         self.transformer = transformer
         self.samples: list[Sample] = []
-        self._together = transformer.device.type != "cpu" if together is None else together
+        self.together = transformer.device.type != "cpu" if together is None else together
+        """Whether one forward serves all pictures."""
         self._layouts: LruCache[_Layout] = LruCache(LAYOUTS)
 
     @property
@@ -116,16 +117,16 @@ class Denoiser:
 
     def forget(self) -> None:
         """Drop the packed layouts, to free memory."""
-        self._layouts = LruCache(LAYOUTS if self._together else LAYOUTS * len(self.samples))
+        self._layouts = LruCache(LAYOUTS if self.together else LAYOUTS * len(self.samples))
 
     @isolated
-    def step(self) -> list[Sample]:
-        """Move every picture by one step of its plan; returns and lets go those that are finished.
+    def step(self, chosen: Sequence[Sample] | None = None) -> list[Sample]:
+        """Move some or all pictures by one step of their plans; returns and lets go those that are finished.
 
         If it raises, each picture has either been moved or not been touched.
         """
-        moving = [sample for sample in self.samples if not sample.done]
-        for samples in [moving] if self._together else [[sample] for sample in moving]:
+        moving = [sample for sample in (self.samples if chosen is None else chosen) if not sample.done]
+        for samples in [moving] if self.together else [[sample] for sample in moving]:
             self._move(samples)
         finished = [sample for sample in self.samples if sample.done]
         if finished:

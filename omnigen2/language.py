@@ -4,7 +4,7 @@ The chat strings are the reference's, built here and not from a checkpoint's tem
 PIL image processor are used separately, because the library's combined processor needs torchvision.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,7 @@ class LanguageModel:
         features = self.mllm.model.language_model(input_ids=kept).last_hidden_state[0]
         return Caption(features, cut=len(ids) > max_tokens)
 
+    @isolated
     def question_inputs(self, images: Sequence[Image], question: str) -> dict[str, Tensor]:
         """What the model needs to answer: token ids (1, L), and the images' patches if there are any."""
         chat = question_chat(question.replace(IMAGE, ""), len(images))
@@ -99,38 +100,20 @@ class LanguageModel:
             "mm_token_type_ids": (ids == self.mllm.config.image_token_id).int(),
         }
 
-    def answer(
-        self,
-        images: Sequence[Image],
-        question: str,
-        decoding: Decoding,
-        on_token: Callable[[int], None] = lambda count: None,
-    ) -> str:
-        """Text written about the images. `on_token(count)` is called after each token and may raise."""
-        return self.read_out(self.continued(self.question_inputs(images, question), decoding, on_token))
-
-    def continued(
-        self,
-        inputs: dict[str, Tensor],
-        decoding: Decoding,
-        on_token: Callable[[int], None] = lambda count: None,
-    ) -> Text:
-        """The text that follows the inputs, done."""
-        writer = Writer(self)
-        with self.weights:
-            text = self.begin(inputs, decoding)
-            writer.add(text)
-            on_token(len(text.written))
-            while not text.done:
-                writer.step()
-                on_token(len(text.written))
-        return text
-
     @isolated
     @with_weights
     def begin(self, inputs: dict[str, Tensor], decoding: Decoding) -> Text:
         """A text that follows the inputs, up to its first token; a `Writer` goes on with it."""
         return begin(self.mllm, inputs, decoding, self._stop_ids())
+
+    @with_weights
+    def completed(self, text: Text) -> Text:
+        """A begun text, written to its end."""
+        writer = Writer(self)
+        writer.add(text)
+        while not text.done:
+            writer.step()
+        return text
 
     def read_out(self, text: Text) -> str:
         """What was written, without special tokens."""

@@ -6,7 +6,7 @@ many at once.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL.Image import Image, Resampling
@@ -20,7 +20,7 @@ from omnigen2.cost import step_tokens
 from omnigen2.denoise import Sample
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, guide
-from omnigen2.language import Caption, LanguageModel
+from omnigen2.language import Caption, LanguageModel, Text
 from omnigen2.lru_cache import LruCache
 from omnigen2.notes import about_inputs, about_prompt, about_result
 from omnigen2.packing import Condition
@@ -145,8 +145,8 @@ class Pipeline:
         most = limits.max_text_tokens
         return self._captions.get((prompt, most), lambda: self.language.encode(prompt, most))
 
-    def write(self, task: TextTask, on_token: Callable[[int], None] = lambda count: None) -> str:
-        """The text of a task. `on_token(count)` is called after each token and may raise to cancel.
+    def begin_text(self, task: TextTask) -> Text:
+        """The text of a task up to its first token; a `Writer` goes on with it.
 
         Raises:
             ValueError: no question, or an unreadable image.
@@ -156,10 +156,15 @@ class Pipeline:
             image.resize(size, Resampling.LANCZOS) if size != image.size else image
             for image, size in zip(map(flatten, decoded(task)), self._seen(task), strict=True)
         ]
-        return self.language.answer(images, task.question, task.decoding, on_token)
+        return self.language.begin(self.language.question_inputs(images, task.question), task.decoding)
+
+    def write(self, task: TextTask) -> str:
+        """The whole text of a task. Raises ValueError as `begin_text`."""
+        with self.language.weights:
+            return self.language.read_out(self.language.completed(self.begin_text(task)))
 
     def text_notes(self, task: TextTask) -> list[str]:
-        """Notes on a task that `write` does."""
+        """Notes on a text task."""
         return about_inputs(decoded(task), self._seen(task))
 
     def _seen(self, task: TextTask) -> list[Size]:

@@ -12,7 +12,7 @@ from collections import deque
 from types import UnionType
 
 from omnigen2.device import is_out_of_memory
-from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Task, TextTask, Ticket
+from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Progress, Task, TextTask, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ class Tickets:
         self._waiting: deque[Ticket] = deque()
         self._taken: list[Ticket] = []
         self._closed = False
+        self.answered = 0
+        """How many were answered."""
         self._last_progress = time.monotonic()
 
     def submit(self, ticket: Ticket) -> None:
@@ -65,6 +67,7 @@ class Tickets:
     def answer(self, ticket: Ticket, answer: Outcome | Exception) -> None:
         """Remove the ticket, then resolve its future, so that callbacks see the freed capacity."""
         with self._changed:
+            self.answered += 1
             for tickets in (self._waiting, self._taken):
                 if ticket in tickets:
                     tickets.remove(ticket)
@@ -102,12 +105,13 @@ class Tickets:
         """Whether `close` was called."""
         return self._closed
 
-    # -- progress, for health checks ---
+    # -- progress, also for health checks ---
 
-    def progressed(self) -> None:
-        """Note that the work went on."""
+    def report(self, ticket: Ticket, progress: Progress) -> None:
+        """Tell a client how far its task is, and note that work went on. Raises what the client does."""
         with self._changed:
             self._last_progress = time.monotonic()
+        ticket.on_progress(progress)
 
     def stalled_s(self) -> float:
         """Seconds since the work went on, or since there is some; 0.0 without work."""

@@ -46,7 +46,8 @@ def test_chats_have_the_token_ids_of_the_reference(name: str) -> None:
         assert error(inputs["pixel_values"], stored["mllm.pixel_values"]) < 1e-2  # 8-bit resizing differs
         inputs["pixel_values"] = stored["mllm.pixel_values"]
     wanted = stored["mllm.generated_ids"][0, inputs["input_ids"].shape[1] :].tolist()
-    assert language.continued(inputs, Decoding(max_tokens=len(wanted), temperature=0.0)).written == wanted
+    decoding = Decoding(max_tokens=len(wanted), temperature=0.0)
+    assert language.completed(language.begin(inputs, decoding)).written == wanted
 
 
 def test_the_place_of_images_reaches_the_model(language: LanguageModel) -> None:
@@ -79,22 +80,10 @@ def test_a_question_about_several_images_numbers_them() -> None:
 
 
 def test_an_answer_at_some_temperature_follows_its_seed(language: LanguageModel) -> None:
-    def ask(seed: int) -> str:
-        return language.answer([], "what is a dog?", Decoding(max_tokens=12, temperature=1.0, seed=seed))
+    def ask(seed: int) -> list[int]:
+        decoding = Decoding(max_tokens=12, temperature=1.0, seed=seed)
+        return language.completed(language.begin(language.question_inputs([], "what?"), decoding)).written
 
     state = torch.get_rng_state()
     assert ask(1) == ask(1) != ask(2)
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_an_answer_stops_when_its_listener_raises(language: LanguageModel) -> None:
-    seen: list[int] = []
-
-    def listen(count: int) -> None:
-        seen.append(count)
-        if count == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        language.answer([], "what is a dog?", Decoding(max_tokens=50, temperature=0.0), listen)
-    assert seen == [1, 2, 3]

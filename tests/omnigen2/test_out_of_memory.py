@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import omnigen2
-from omnigen2 import engine as engine_module
+from omnigen2 import running_pictures
 from omnigen2.denoise import Denoiser
 from omnigen2.device import is_out_of_memory
 from omnigen2.engine import Engine
@@ -86,7 +86,7 @@ def needing(
         "encode": (omnigen.pipeline, "prepare"),
         "denoise": (omnigen.pipeline.transformer, "forward"),
         "decode": (omnigen.pipeline, "finish"),
-        "write": (omnigen.pipeline, "write"),
+        "write": (omnigen.pipeline, "begin_text"),
         "preview": (omnigen.pipeline, "preview"),
     }
     owner, name = parts[stage]
@@ -132,8 +132,10 @@ def test_the_youngest_waits_loses_nothing_and_the_budget_comes_back(
     omnigen: OmniGen2, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device where one forward serves all pictures, and needs memory for each of their tokens."""
-    monkeypatch.setattr(engine_module, "Denoiser", lambda transformer: Denoiser(transformer, together=True))
-    monkeypatch.setattr(engine_module, "RECOVERY_STEPS", 20)
+    monkeypatch.setattr(
+        running_pictures, "Denoiser", lambda transformer: Denoiser(transformer, together=True)
+    )
+    monkeypatch.setattr(running_pictures, "RECOVERY_STEPS", 20)
     engine = Engine(omnigen, tokens_in_flight=4 * omnigen.pipeline.step_tokens(task(omnigen)))
     alone = engine.submit(task(omnigen, "two", seed=2)).future.result(60).pictures[0]
     transformer, whole = omnigen.pipeline.transformer, omnigen.pipeline.transformer.forward

@@ -162,7 +162,8 @@ def test_on_a_gpu_texts_come_out_alone_as_in_company() -> None:
     language = load_language_model(PIPELINE / "checkpoint", torch.float32)
     language.mllm.to(torch.device("cuda"))  # pyright: ignore
     wanted = [
-        language.continued(language.question_inputs([], each[0]), each[2]).written for each in QUESTIONS
+        language.completed(language.begin(language.question_inputs([], each[0]), each[2])).written
+        for each in QUESTIONS
     ]
     writer = Writer(language)
     texts = [language.begin(language.question_inputs([], each[0]), each[2]) for each in QUESTIONS]

@@ -1,0 +1,196 @@
+"""The image tasks under way: they are prepared, denoised step by step, and decoded.
+
+A step takes as many of them as the token budget allows. Where there are more, they take turns (see
+`omnigen2.turns`). On a CPU, where company saves nothing, a step is of one task.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+
+from omnigen2.denoise import Denoiser, Sample
+from omnigen2.device import is_out_of_memory
+from omnigen2.device_memory import DeviceMemory
+from omnigen2.pipeline import Pipeline
+from omnigen2.running import Running, RunningTasks
+from omnigen2.task import ImageTask, Outcome, Progress, Ticket
+from omnigen2.tickets import Tickets, too_big
+from omnigen2.turns import Turns
+
+RECOVERY_STEPS = 256
+"""Successful steps after which a reduced token budget is back at its full size."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Pictures(Running):
+    """A task whose pictures are being denoised; its size is the estimated number of tokens of a step."""
+
+    task: ImageTask
+    samples: list[Sample]
+    notes: list[str]
+    timings: dict[str, float]
+
+    @property
+    def done(self) -> bool:
+        return all(sample.done for sample in self.samples)
+
+    @property
+    def share_left(self) -> float:
+        first = self.samples[0]
+        return 1 - first.index / (len(first.plan) or 1)
+
+
+class RunningPictures(RunningTasks[ImageTask, _Pictures]):
+    """The image tasks under way."""
+
+    kind = ImageTask
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tickets: Tickets,
+        memory: DeviceMemory,
+        room: int,
+        company: Callable[[], bool],
+        threads: int,
+    ):
+        """`room`: tokens of a step, also those up to which tasks join; `threads`: of a CPU."""
+        super().__init__(pipeline, tickets, memory, room, company)
+        self._threads = threads
+        self._whole_room = room
+        self._turns = Turns[_Pictures]()
+        self._denoiser = Denoiser(pipeline.transformer)
+        memory.caches.append(lambda: self._denoiser.forget())
+
+    def turn(self) -> bool:
+        torch.set_num_threads(self._threads)  # each time, as the setting is partly process-wide
+        joined = self._let_in()
+        moving = [entry for entry in self._running if not entry.done]
+        if moving:
+            self._step(moving)
+        finished = [entry for entry in self._running if entry.done]
+        for entry in finished:
+            self._finish(entry)
+        return bool(joined or moving or finished)
+
+    def clear(self) -> None:
+        super().clear()
+        self._denoiser = Denoiser(self._pipeline.transformer)
+
+    def _size(self, task: ImageTask) -> int:
+        return self._pipeline.step_tokens(task)
+
+    def _begun(self, ticket: Ticket, task: ImageTask) -> _Pictures:
+        started = time.perf_counter()
+        self._tickets.report(ticket, Progress("encode"))
+        samples, notes = self._pipeline.prepare(task)
+        ended = time.perf_counter()
+        return _Pictures(
+            ticket, self._size(task), self._work(task), ended, False,
+            task, samples, notes, timings={"encode_ms": 1000 * (ended - started)},
+        )  # fmt: skip
+
+    def _joined(self, entry: _Pictures) -> None:
+        self._denoiser.add(sample for sample in entry.samples if not sample.done)
+
+    def _left(self, entry: _Pictures) -> None:
+        self._denoiser.remove(entry.samples)
+        self._turns.forget(entry)
+
+    def _outcome(self, entry: _Pictures) -> Outcome:
+        started = time.perf_counter()
+        self._tickets.report(entry.ticket, Progress("decode"))
+        pictures = self._pipeline.finish(entry.task, entry.samples)
+        ended = time.perf_counter()
+        entry.timings["denoise_ms"] = 1000 * (started - entry.started)
+        entry.timings["decode_ms"] = 1000 * (ended - started)
+        notes, card = tuple(entry.notes), self._pipeline.card
+        return Outcome(tuple(pictures), notes=notes, timings=entry.timings, card=card)
+
+    # -- steps ---
+
+    def _step(self, moving: list[_Pictures]) -> None:
+        chosen = self._chosen(moving)
+        started = time.perf_counter()
+        try:
+            self._denoiser.step([sample for entry in chosen for sample in entry.samples])
+            device = self._pipeline.transformer.device
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except Exception as error:
+            if not is_out_of_memory(error):  # a step serves all of them: none can go on
+                for entry in chosen:
+                    self._fail(entry, error)
+                return
+        else:
+            self._step_seconds = time.perf_counter() - started
+            self._room = min(self._whole_room, self._room + self._whole_room // RECOVERY_STEPS + 1)
+            for entry in chosen:
+                entry.retrying = False
+                if len(chosen) < len(moving):
+                    self._turns.charge(entry, self._step_seconds * entry.size / (_tokens(chosen) or 1))
+                self._report(entry)
+            return
+        self._shrink(chosen)
+
+    def _chosen(self, moving: list[_Pictures]) -> list[_Pictures]:
+        """Those that make the next step."""
+        if self._denoiser.together and _tokens(moving) <= self._room:
+            return moving
+        first, *others = self._turns.order(moving)
+        chosen = [first]
+        for entry in others if self._denoiser.together else ():
+            if self._turns.due(entry) and _tokens(chosen) + entry.size <= self._room:
+                chosen.append(entry)
+        return chosen
+
+    def _shrink(self, chosen: Sequence[_Pictures]) -> None:
+        """After a step ran out of memory: free caches, and take fewer tasks at once.
+
+        One that was alone is suspended if there are others; otherwise it is tried again. If that does not
+        help, less of the model stays on the device.
+        """
+        self._memory.free()
+        youngest = chosen[-1]
+        if len(chosen) > 1:
+            self._room = 3 * _tokens(chosen) // 4
+        elif len(self._running) > 1 or self._company():
+            self._suspend(youngest)
+        elif not youngest.retrying:
+            youngest.retrying = True
+        elif self._memory.can_lower:
+            self._memory.lower()
+        else:
+            self._fail(youngest, too_big())
+
+    def _report(self, entry: _Pictures) -> None:
+        """Report the progress of a task, with a preview if one is wanted."""
+        first = entry.samples[0]
+        preview = self._preview(entry)
+        try:
+            self._tickets.report(entry.ticket, Progress("denoise", first.index, len(first.plan), preview))
+        except BaseException as error:
+            self._fail(entry, error)
+
+    def _preview(self, entry: _Pictures) -> Image | None:
+        """A small picture if one is wanted and can be made; a failure costs only the preview."""
+        wanted = entry.ticket.wants_preview
+        if not wanted.is_set():
+            return None
+        wanted.clear()
+        try:
+            return self._pipeline.preview(entry.samples[0])
+        except Exception:
+            log.warning("a preview could not be made", exc_info=True)
+        self._memory.free()
+        return None
+
+
+def _tokens(running: Iterable[_Pictures]) -> int:
+    return sum(entry.size for entry in running)

@@ -1,0 +1,128 @@
+"""The text tasks under way: they are begun, written a token at a time, and answered."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from omnigen2.device import is_out_of_memory
+from omnigen2.device_memory import DeviceMemory
+from omnigen2.pipeline import Pipeline
+from omnigen2.running import Running, RunningTasks
+from omnigen2.task import Outcome, Progress, TextTask, Ticket
+from omnigen2.tickets import Tickets, too_big
+from omnigen2.weights import HERE
+from omnigen2.writing import Text, Writer
+
+TEXTS_AT_ONCE = 8
+"""Texts up to which others join that are not much shorter: more would slow all of them down."""
+HOLD_S = 1.0
+"""Seconds that texts are written in a row where the weights have to come first, as that takes long."""
+
+
+@dataclass(eq=False)
+class _Writing(Running):
+    """A task whose text is being written; each has the size 1."""
+
+    task: TextTask
+    text: Text
+
+    @property
+    def share_left(self) -> float:
+        return 1 - len(self.text.written) / self.text.limit
+
+
+class RunningTexts(RunningTasks[TextTask, _Writing]):
+    """The text tasks under way."""
+
+    kind = TextTask
+
+    def __init__(
+        self, pipeline: Pipeline, tickets: Tickets, memory: DeviceMemory, company: Callable[[], bool]
+    ):
+        super().__init__(pipeline, tickets, memory, TEXTS_AT_ONCE, company)
+        self._writer = Writer(pipeline.language)
+        memory.caches.append(lambda: self._writer.forget())
+
+    def turn(self) -> bool:
+        joined = self._let_in()
+        moving = [entry for entry in self._running if not entry.text.done]
+        if moving and not self._write():
+            self._shrink()
+        finished = [entry for entry in self._running if entry.text.done]
+        for entry in finished:
+            self._finish(entry)
+        return bool(joined or moving or finished)
+
+    def clear(self) -> None:
+        super().clear()
+        self._writer = Writer(self._pipeline.language)
+
+    def _size(self, task: TextTask) -> int:
+        return 1
+
+    def _begun(self, ticket: Ticket, task: TextTask) -> _Writing:
+        started = time.perf_counter()
+        text = self._pipeline.begin_text(task)
+        entry = _Writing(ticket, self._size(task), self._work(task), started, False, task, text)
+        self._tell(entry)
+        return entry
+
+    def _joined(self, entry: _Writing) -> None:
+        self._writer.add(entry.text)
+
+    def _left(self, entry: _Writing) -> None:
+        self._writer.remove(entry.text)
+
+    def _outcome(self, entry: _Writing) -> Outcome:
+        text = self._pipeline.language.read_out(entry.text)
+        timings = {"write_ms": 1000 * (time.perf_counter() - entry.started)}
+        notes, card = tuple(self._pipeline.text_notes(entry.task)), self._pipeline.card
+        return Outcome(text=text, notes=notes, timings=timings, card=card)
+
+    # -- tokens ---
+
+    def _write(self) -> bool:
+        """Write a token of each text, or more where weights have to come first; False if memory ran out."""
+        weights = self._pipeline.language.weights
+        until = time.perf_counter() + (0.0 if weights is HERE else HOLD_S)
+        try:
+            with weights:
+                while self._write_token() and time.perf_counter() < until and not self._tickets.closed:
+                    self.drop_cancelled()
+        except Exception as error:
+            if is_out_of_memory(error):
+                return False
+            for entry in self._running:
+                self._fail(entry, error)
+        return True
+
+    def _write_token(self) -> bool:
+        """Write a token of each text; whether all of them go on."""
+        if not self._running:
+            return False
+        started = time.perf_counter()
+        self._writer.step()
+        self._step_seconds = time.perf_counter() - started
+        for entry in self._running:
+            entry.retrying = False
+            try:
+                self._tell(entry)
+            except BaseException as error:
+                self._fail(entry, error)
+        return not any(entry.text.done for entry in self._running)
+
+    def _tell(self, entry: _Writing) -> None:
+        self._tickets.report(entry.ticket, Progress("write", len(entry.text.written), entry.text.limit))
+
+    def _shrink(self) -> None:
+        """After memory ran out: as for pictures, but the youngest of several is suspended at once."""
+        self._memory.free()
+        youngest = self._running[-1]
+        if len(self._running) > 1 or self._company():
+            self._suspend(youngest)
+        elif not youngest.retrying:
+            youngest.retrying = True
+        elif self._memory.can_lower:
+            self._memory.lower()
+        else:
+            self._fail(youngest, too_big())
