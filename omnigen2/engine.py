@@ -24,22 +24,21 @@ from omnigen2.task import Cancelled, Progress, Task, TextTask, Ticket
 from omnigen2.tickets import Kind, Tickets
 from omnigen2.turns import Turns
 
-TOKENS_IN_FLIGHT = 24_000
-"""Tokens of a step on the device, enough for a large GPU: more would only make the steps longer."""
-
 log = logging.getLogger(__name__)
 
 
 class Engine:
     """A resident model that works on many tasks at once; a `Backend` (see `omnigen2.task`)."""
 
-    def __init__(self, model: OmniGen2, tokens_in_flight: int = TOKENS_IN_FLIGHT):
+    def __init__(self, model: OmniGen2, tokens_in_flight: int | None = None):
+        """`tokens_in_flight`: tokens of a step up to which tasks join; None: as many as memory allows."""
         self.card = model.card
         self._pipeline = pipeline = model.pipeline
         self._tickets = tickets = Tickets()
         memory = DeviceMemory(pipeline)
+        budget = tokens_in_flight or pipeline.token_budget()
         self._pictures = RunningPictures(
-            pipeline, tickets, memory, tokens_in_flight, lambda: bool(self._texts), model.threads
+            pipeline, tickets, memory, budget, lambda: bool(self._texts), model.threads
         )
         self._texts = RunningTexts(pipeline, tickets, memory, lambda: bool(self._pictures))
         self._turns = Turns[RunningPictures | RunningTexts]()

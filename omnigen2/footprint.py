@@ -1,13 +1,12 @@
 """The device memory that a model needs to work, beside its weights; from shapes alone.
 
-Each figure is read off the code it stands for, and `tests/omnigen2/test_footprint.py` holds it against what is
-counted when that code runs (`benchmarks/counting.py`). Attention and norms hold less than what is named here.
+Each figure is read off the code it stands for, and `tests/omnigen2/test_footprint.py` holds it against what
+is counted when that code runs (`benchmarks/counting.py`).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.headers import TensorInfo
@@ -49,12 +48,6 @@ class Footprint:
         except (KeyError, IndexError):
             return None
 
-    def token_bytes(self, itemsize: int) -> int:
-        """Of each token of a denoising step: in a feed-forward layer with its three products and the tokens
-        before and after it, values of `itemsize` bytes.
-        """
-        return itemsize * (3 * self.inner + 5 * self.hidden)
-
     def decode_bytes(self, pixels: int, itemsize: int) -> int:
         """Of a picture that is decoded: between its last two resolutions there are input, output and two
         intermediate results; in strips (`omnigen2/strips.py`) there is one of them, and those of a strip.
@@ -75,6 +68,14 @@ class Footprint:
         return 3 * (text + picture) + 2 * reference
 
 
-def token_budget(free: int, token_bytes: int) -> int:
-    """Tokens that a denoising step may have with that much memory beside the weights; at least one."""
-    return max(1, min(MOST_TOKENS, math.floor(free * (1 - RESERVE) / token_bytes)))
+def token_bytes(hidden: int, inner: int, itemsize: int) -> int:
+    """Bytes of each token of a denoising step, of values of `itemsize` bytes.
+
+    There is most in a feed-forward layer: three products, and the tokens before, between and after.
+    """
+    return itemsize * (3 * inner + 5 * hidden)
+
+
+def token_budget(free: int, each: int) -> int:
+    """Tokens of `each` bytes that a denoising step may have in `free` bytes; at least one."""
+    return max(1, min(MOST_TOKENS, math.floor(free * (1 - RESERVE) / each)))

@@ -16,9 +16,11 @@ from omnigen2.adapters.apply import Active
 from omnigen2.adapters.loaded import LoadedAdapters
 from omnigen2.autoencoder import Autoencoder, flatten
 from omnigen2.checkpoints.card import Limits, ModelCard
+from omnigen2.checkpoints.fit import free_bytes
 from omnigen2.cost import step_tokens
 from omnigen2.denoise import Sample
 from omnigen2.device import isolated
+from omnigen2.footprint import MOST_TOKENS, token_budget, token_bytes
 from omnigen2.guidance import Branch, guide
 from omnigen2.language import Caption, LanguageModel, Text
 from omnigen2.lru_cache import LruCache
@@ -112,6 +114,15 @@ class Pipeline:
             return step_tokens(task, self.card.limits, self.autoencoder.multiple)
         except Exception:  # `prepare` says what is wrong with it
             return 0
+
+    def token_budget(self) -> int:
+        """Tokens that a denoising step may have, by the memory that is free now."""
+        if self.device.type == "cpu":  # where each picture has a forward of its own
+            return MOST_TOKENS
+        block = next(self.transformer.blocks())
+        inner = block.feed_forward.linear_1.out_features
+        each = token_bytes(self.transformer.config["hidden_size"], inner, self.residency.dtype.itemsize)
+        return token_budget(free_bytes(self.device) - self.residency.coming_bytes, each)
 
     def memory_bytes(self) -> int:
         """Bytes of the weights that are on the device now."""

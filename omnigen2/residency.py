@@ -97,6 +97,11 @@ class Residency:
         """Bytes of the weights that are on the device now."""
         return device_bytes(self._modules(), self.device)
 
+    @property
+    def coming_bytes(self) -> int:
+        """Bytes of weights that come to the device when pictures are denoised, beside those there now."""
+        return max(0, self._parts[0].bytes - self.bytes) if self._parts else 0
+
     def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self._transformer, self._language.mllm, self._autoencoder.vae
 

@@ -143,6 +143,11 @@ class Part(AbstractContextManager[None]):
         """Whether somebody uses it now."""
         return self._uses > 0
 
+    @property
+    def bytes(self) -> int:
+        """Bytes that it takes on the device."""
+        return self._unit.bytes
+
     def _come(self) -> None:
         if self._present:
             return

@@ -26,6 +26,7 @@ SLOW = {
     "omnigen2/test_auxiliary.py": "trains",
     "omnigen2/test_engine_failures.py": "engines that fail in every way",
     "omnigen2/test_finetune.py": "trains",
+    "omnigen2/test_footprint.py": "runs the full size, without values",
     "omnigen2/test_golden_requests.py": "whole requests of the reference, step by step",
     "omnigen2/test_guidance.py": "whole requests at every speed",
     "omnigen2/test_lora.py": "loads a model for each adapter",

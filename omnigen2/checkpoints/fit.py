@@ -11,11 +11,10 @@ import torch
 from omnigen2.checkpoints.headers import TensorInfo, read_headers
 from omnigen2.checkpoints.locate import PARTS, Checkpoint
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.footprint import Footprint, token_bytes
 from omnigen2.residency import MODES, Mode
 from omnigen2.task import OutOfMemory
 
-WORKING_SHARE = 0.15
-"""Assumed memory for activations, as a share of that for the weights; a lower bound."""
 SLOTS = 2
 """Blocks that are on the device at once while they are streamed."""
 
@@ -23,32 +22,41 @@ _BLOCK = re.compile(r".*?(?:layers|blocks|_refiner)\.\d+\.")
 
 
 def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype, memory: Mode = "resident") -> int:
-    """Bytes that a checkpoint takes on the device: its weights in `dtype`, and a floor of working memory.
+    """Bytes that a checkpoint takes on the device: its weights in `dtype`, and what it needs to work.
+
+    That is the largest common request (`Footprint.request_tokens`), alone; more at once waits for memory.
 
     Raises:
         ValueError: a file is damaged.
     """
     headers = {part: read_headers(checkpoint.folder / part) for part in PARTS}
-    values = {part: sum(tensor.values for tensor in header.values()) for part, header in headers.items()}
-    whole = sum(values.values())
+    sizes = {part: _sizes(header, dtype) for part, header in headers.items()}
+    step = decode = 0
+    if footprint := Footprint.of(headers["transformer"], headers["vae"]):
+        limits = checkpoint.card.limits
+        each = token_bytes(footprint.hidden, footprint.inner, dtype.itemsize)
+        step = each * footprint.request_tokens(limits)
+        decode = footprint.decode_bytes(limits.max_pixels, dtype.itemsize)
+    return _most(sizes, memory, step, decode)
+
+
+def _most(sizes: Mapping[str, Counter[str]], memory: Mode, step: int, decode: int) -> int:
+    """The most that is on the device at once: weights (see `_sizes`), and what works with them meanwhile."""
+    transformer, language, autoencoder = (sizes[part].total() for part in ("transformer", "mllm", "vae"))
     if memory == "resident":
-        present = whole
-    elif memory == "offload":
-        present = max(values["transformer"], values["mllm"]) + values["vae"]
-    else:
-        blocks = {part: _block_values(headers[part]) for part in ("transformer", "mllm")}
-        rest = {part: values[part] - sum(of.values()) for part, of in blocks.items()}
-        largest = max((*blocks["transformer"].values(), *blocks["mllm"].values()), default=0)
-        present = SLOTS * largest + rest["transformer"] + max(rest["mllm"], values["vae"])
-    return int((present + whole * WORKING_SHARE) * dtype.itemsize)
+        return transformer + language + autoencoder + max(step, decode)
+    if memory == "offload":  # a part stays until another one comes; the autoencoder comes beside them
+        return max(transformer + step, max(transformer, language) + autoencoder + decode)
+    blocks = [size for own in sizes.values() for name, size in own.items() if name]
+    present = SLOTS * max(blocks, default=0) + sizes["transformer"][""]
+    return present + max(step, sizes["mllm"][""], autoencoder + decode)
 
 
-def _block_values(header: Mapping[str, TensorInfo]) -> Counter[str]:
-    """Number of values in each block of a part, by the block's prefix."""
+def _sizes(header: Mapping[str, TensorInfo], dtype: torch.dtype) -> Counter[str]:
+    """Bytes of each block of a part on the device, by the block's prefix; `` is what is in no block."""
     counted: Counter[str] = Counter()
     for name, tensor in header.items():
-        if block := _BLOCK.match(name):
-            counted[block[0]] += tensor.values
+        counted[found[0] if (found := _BLOCK.match(name)) else ""] += tensor.values * dtype.itemsize
     return counted
 
 

@@ -19,7 +19,7 @@ class Preflight:
     """Where and how a checkpoint would run.
 
     `memory` is the mode it would be loaded in; `needed_bytes` counts, for each mode, the weights that are on
-    the device at once and a floor of working memory.
+    the device at once and what the largest common request needs to work.
     """
 
     device: str
