@@ -7,7 +7,7 @@ A step takes as many of them as the token budget allows. Where there are more, t
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL.Image import Image
@@ -88,11 +88,13 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
 
     def _begun(self, ticket: Ticket, task: ImageTask) -> _Pictures:
         started = time.perf_counter()
+        size, work = self._size(task), self._work(task)
         self._tickets.report(ticket, Progress("encode"))
         samples, notes = self._pipeline.prepare(task)
+        task = ticket.task = replace(task, images=())  # they were read, and take memory
         ended = time.perf_counter()
         return _Pictures(
-            ticket, self._size(task), self._work(task), ended, False,
+            ticket, size, work, ended, False,
             task, samples, notes, timings={"encode_ms": 1000 * (ended - started)},
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omnigen2.device import is_out_of_memory
 from omnigen2.device_memory import DeviceMemory
@@ -23,8 +23,8 @@ HOLD_S = 1.0
 class _Writing(Running):
     """A task whose text is being written; each has the size 1."""
 
-    task: TextTask
     text: Text
+    notes: list[str]
 
     @property
     def share_left(self) -> float:
@@ -62,8 +62,9 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
 
     def _begun(self, ticket: Ticket, task: TextTask) -> _Writing:
         started = time.perf_counter()
-        text = self._pipeline.begin_text(task)
-        entry = _Writing(ticket, self._size(task), self._work(task), started, False, task, text)
+        text, notes = self._pipeline.begin_text(task), self._pipeline.text_notes(task)
+        entry = _Writing(ticket, self._size(task), self._work(task), started, False, text, notes)
+        ticket.task = replace(task, images=())  # they were read, and take memory
         self._tell(entry)
         return entry
 
@@ -76,7 +77,7 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
     def _outcome(self, entry: _Writing) -> Outcome:
         text = self._pipeline.language.read_out(entry.text)
         timings = {"write_ms": 1000 * (time.perf_counter() - entry.started)}
-        notes, card = tuple(self._pipeline.text_notes(entry.task)), self._pipeline.card
+        notes, card = tuple(entry.notes), self._pipeline.card
         return Outcome(text=text, notes=notes, timings=timings, card=card)
 
     # -- tokens ---

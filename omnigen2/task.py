@@ -95,7 +95,8 @@ class OutOfMemory(Exception):
 class Ticket:
     """A task under way: `future` gives its `Outcome` or raises `Cancelled`, `OutOfMemory`, `InvalidTask`.
 
-    Anything else it raises is a fault, which is logged, and of which the caller is told nothing.
+    Anything else it raises is a fault, which is logged, and of which the caller is told nothing. A backend
+    that has read the images of `task` for good may drop them there.
     """
 
     task: Task

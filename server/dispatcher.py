@@ -24,6 +24,7 @@ from omnigen2.params import InvalidTask
 from omnigen2.task import Backend, Cancelled, Outcome, OutOfMemory, Progress, Task
 from server.caller import Caller
 from server.counts import Counts
+from server.decoded import DecodedPixels
 from server.errors import as_tool_error, without_folders
 from server.idempotency import Key
 from server.jobs import Job
@@ -42,8 +43,6 @@ RETRY_S = 0.05
 """Seconds after which a model without room is asked again."""
 GRACE_S = 5.0
 """Seconds that running jobs get to finish when the server stops."""
-DECODED_PIXELS = 128_000_000
-"""Maximum pixels of decoded inputs in memory at once; a job with more is decoded alone."""
 TRIES = 3
 """Attempts to start a job whose model is unloaded before it is submitted."""
 T = TypeVar("T")
@@ -67,7 +66,7 @@ class Dispatcher:
         self._lanes: dict[tuple[str, bool], Lane] = {}
         self.closing = False
         """Whether the server stops, and nothing more is taken on."""
-        self._decoded_pixels = 0
+        self._pixels = DecodedPixels()
         # Threads of their own, so that jobs go on while requests keep all other threads busy.
         self._admitting = anyio.CapacityLimiter(8)
         self._completing = anyio.CapacityLimiter(8)
@@ -257,40 +256,36 @@ class Dispatcher:
         raise not_loaded(lane.model, Cancelled("it was unloaded again and again"))
 
     def _release_pixels(self, job: Job) -> None:
-        """Count the job's pictures as gone from memory, or as never loaded."""
+        """Its pictures are no longer in memory, or were never loaded: others may be."""
         lane = self.lane(job)
         if lane.entering is job:
             lane.entering = None
-        if job.decoded:
-            self._decoded_pixels -= job.pixels
-            job.decoded = False
+        self._pixels.release(job)
 
     # -- lanes ----------------------------------------------------------------------------------------
 
     def _pump(self, lane: Lane) -> None:
-        """Call the next waiting job if the model has room; the one after it once that one is handed over."""
+        """Call the next job that the model has room for; the one after it once that one is handed over."""
         while lane.queue and lane.entering is None:
             job = lane.queue.order()[0]
             try:
                 backend = self._backend(lane)
                 if backend is None:
                     break
-                if not (self._affordable(job) and backend.has_room(job.task)):
+                for job in lane.candidates():
+                    if self._pixels.affordable(job) and backend.has_room(job.task):
+                        break
+                else:
                     self._pump_again(lane)
                     break
             except Exception as error:  # a plugin's backend may fail in any way
                 lane.queue.discard(job)
                 job.fail(error)
                 continue
-            lane.entering = lane.queue.pop()
-            self._decoded_pixels += job.pixels
-            job.decoded = True
+            lane.entering = lane.queue.pop(job)
+            self._pixels.take(job)
             job.call(backend)
         lane.place()
-
-    def _affordable(self, job: Job) -> bool:
-        """Whether the job's pictures may be decoded beside those in memory."""
-        return self._decoded_pixels == 0 or self._decoded_pixels + job.pixels <= DECODED_PIXELS
 
     def _pump_again(self, lane: Lane) -> None:
         """Try again soon: a step or an end mostly shows that there is room, but not always."""
@@ -304,6 +299,8 @@ class Dispatcher:
         def on_progress(progress: Progress) -> None:
             nonlocal stage, reported
             now, last = time.monotonic(), progress.step == progress.steps
+            if job.decoded and job.ticket and not job.ticket.task.images:  # the model has read them
+                self._loop.call_soon_threadsafe(self._release_pixels, job)
             if progress.stage != stage or last or progress.preview or now - reported >= PROGRESS_S:
                 stage, reported = progress.stage, now
                 if lane.report(job, progress, now):

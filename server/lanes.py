@@ -22,6 +22,10 @@ LOADING = "load"
 """The stage of a job that waits for its model to be loaded."""
 MAX_PENDING = 64
 """Most progress events that are kept until the loop takes them in."""
+CANDIDATES = 8
+"""Most jobs of which the model is asked at once whether it has room."""
+MUCH_SMALLER = 2
+"""How many times the work of a smaller job that one has that it may overtake."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in an average."""
 
@@ -101,6 +105,14 @@ class Lane:
     def _status(self, job: Job, preview: Picture | None = None) -> JobStatus:
         stage = LOADING if self.is_loading(job) else job.status.stage
         return job.status.changed(stage=stage, eta_seconds=self.eta_s(job), preview=preview)
+
+    def candidates(self) -> list[Job]:
+        """The jobs that may be called: the next one, or else one that is much smaller.
+
+        There may be room for that one first: a model takes it in beside longer ones (`omnigen2.running`).
+        """
+        first, *others = self.queue.order()
+        return [first, *(job for job in others if MUCH_SMALLER * job.cost < first.cost)][:CANDIDATES]
 
     # -- estimates ------------------------------------------------------------------------------------
 

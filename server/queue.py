@@ -54,16 +54,19 @@ class FairQueue(Generic[T]):
         """All items, as they would be taken if no other came."""
         return [entry.item for _, _, entry, _ in self._tags()]
 
-    def pop(self) -> T:
-        """Take the next item.
+    def pop(self, item: T | None = None) -> T:
+        """Take the next item or, where there is no room for that one yet, another that waits.
 
         Raises:
             IndexError: nothing waits.
         """
-        end, _, entry, client = self._tags()[0]
-        self._clients[client].clock = end
-        self._clock = max(self._clock, end)
-        self._drop(client, entry)
+        tags = self._tags()
+        end, _, entry, name = next((tag for tag in tags if tag[2].item is item), tags[0])
+        client = self._clients[name]
+        client.clock += entry.cost
+        if entry is tags[0][2]:
+            self._clock = max(self._clock, end)
+        self._drop(name, entry)
         return entry.item
 
     def discard(self, item: T) -> None:

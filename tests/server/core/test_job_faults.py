@@ -13,7 +13,7 @@ from PIL import Image
 
 from omnigen2.model import OmniGen2
 from omnigen2.task import Cancelled, Outcome, Progress, Task, Ticket
-from server import dispatcher
+from server import decoded
 from server.app import App
 from server.caller import Caller
 from storage import StoreView
@@ -94,7 +94,7 @@ async def test_what_a_backend_does_wrong_ends_that_job_alone(
     async with app:
         running = await call(app, "generate_image", prompt="x", background=True, **SMALL)
         await engine.is_held()
-        engine._budget = 1  # the next ones have to wait until another job's end calls them
+        engine._pictures._room = 1  # the next ones have to wait until another job's end calls them
         jobs = [
             await call(app, "generate_image", who, prompt=prompt, background=True, **SMALL)
             for who, prompt in ((ANN, PROMPT), (BOB, "y"))
@@ -153,7 +153,7 @@ async def test_pictures_are_decoded_when_the_model_takes_them_and_not_before(
     image = app.store.put(Image.new("RGB", (64, 64), "red"))
     opened = Opened(monkeypatch)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
     async with app:
         await call(app, "generate_image", prompt="x", background=True, **SMALL)
         await engine.is_held()
@@ -170,7 +170,7 @@ async def test_pictures_are_decoded_when_the_model_takes_them_and_not_before(
 async def test_models_have_no_more_decoded_pixels_at_once_than_are_allowed(
     app: App, engine: HeldEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "DECODED_PIXELS", 2 * 64 * 64)
+    monkeypatch.setattr(decoded, "DECODED_PIXELS", 2 * 64 * 64)
     monkeypatch.setattr(engine, "has_room", lambda task: True)
     image = app.store.put(Image.new("RGB", (64, 64), "red"))
     opened = Opened(monkeypatch)
@@ -189,7 +189,7 @@ async def test_models_have_no_more_decoded_pixels_at_once_than_are_allowed(
         engine.released.set()
         for job in jobs:
             assert (await call(app, "get_job", job_id=job.job_id, wait_seconds=30)).status == "done"
-        assert app.dispatcher._decoded_pixels == 0
+        assert app.dispatcher._pixels.count == 0
 
 
 async def test_jobs_that_ended_keep_no_picture(app: App) -> None:
@@ -212,7 +212,7 @@ async def test_one_client_leaves_room_in_the_queue_for_every_other(
 ) -> None:
     app = make_app(lambda: engine, queue_size=8)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
     taken: dict[str, int] = {}
     async with app:
         await call(app, "generate_image", prompt="x", background=True, **SMALL)

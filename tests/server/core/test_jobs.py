@@ -118,7 +118,7 @@ async def test_a_job_cancelled_in_the_middle_takes_no_further_step_and_stores_no
 
 async def test_a_job_cancelled_while_it_waits_never_begins(app: App, engine: HeldEngine) -> None:
     engine.hold_at = 1
-    engine._budget = 1  # one at a time
+    engine._pictures._room = 1  # one at a time
     async with app:
         first = await call(app, "generate_image", prompt="x", background=True, **SMALL)
         await engine.is_held()
@@ -169,7 +169,7 @@ async def test_a_job_is_its_principals_alone(app: App, engine: HeldEngine) -> No
 
 async def test_clients_take_turns_and_the_short_overtakes(app: App, engine: HeldEngine) -> None:
     engine.hold_at = 1
-    engine._budget = 1  # one at a time
+    engine._pictures._room = 1  # one at a time
     async with app:
         first = await call(app, "generate_image", prompt="first", background=True, **SMALL)
         await engine.is_held()
@@ -194,7 +194,7 @@ async def test_more_than_can_wait_is_refused_with_when_to_come_back(
 ) -> None:
     app = make_app(lambda: engine, queue_size=4)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
     async with app:
         running = await call(app, "generate_image", prompt="x", background=True, **SMALL)
         await engine.is_held()
@@ -320,7 +320,7 @@ async def test_stopping_the_server_lets_the_running_finish_and_hands_back_the_wa
 ) -> None:
     app = make_app(lambda: engine)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
 
     async def release_after(job: Job) -> None:
         await job.ended.wait()

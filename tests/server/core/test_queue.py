@@ -43,6 +43,16 @@ def test_a_short_request_overtakes_a_long_one_of_the_same_client() -> None:
     assert drained(queue) == ["short", "long"]
 
 
+def test_one_that_is_taken_out_of_turn_pays_for_itself_and_takes_nothing_from_the_others() -> None:
+    queue: FairQueue[str] = FairQueue()
+    items = {client: [f"{client}{number}" for number in range(3)] for client in ("ann", "bob")}
+    for client, own in items.items():
+        for item in own:
+            queue.push(item, client, 5)
+    assert queue.pop(items["bob"][2]) == "bob2"
+    assert drained(queue) == ["ann0", "ann1", "bob0", "ann2", "bob1"]
+
+
 def test_a_long_request_is_not_starved_by_short_ones_of_ever_new_clients() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.push("long", "ann", 10)

@@ -122,7 +122,7 @@ async def test_a_job_that_made_nothing_costs_nothing(make_app: Callable[..., App
 
 async def test_only_so_many_jobs_of_one_principal_wait(make_app: Callable[..., App], engine: HeldEngine):
     app = make_app(lambda: engine, max_waiting_jobs=2)
-    engine.hold_at, engine._budget = 1, 1
+    engine.hold_at, engine._pictures._room = 1, 1
     async with app:
         await call(app, "generate_image", ANN, prompt="x", background=True, **SMALL)
         await engine.is_held()

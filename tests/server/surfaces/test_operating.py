@@ -42,7 +42,7 @@ async def test_ready_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr(health, "PROBE_S", 0)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
     app = make_app(lambda: engine, queue_size=1)
     async with rest(app, tokens=TOKENS) as client:
         with anyio.fail_after(30):

@@ -48,7 +48,7 @@ async def test_waiting_callers_have_the_documented_refusal_when_the_server_stops
     monkeypatch.setattr(dispatcher, "GRACE_S", 0.5)
     monkeypatch.setattr(serve, "SHUTDOWN_S", 3)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
     answers: dict[str, httpx.Response] = {}
     halves: list[bytes] = []
 
@@ -187,7 +187,7 @@ async def test_what_a_client_calls_itself_gives_it_no_further_place_in_the_queue
 ) -> None:
     app = make_app(lambda: engine, queue_size=4)
     engine.hold_at = 1
-    engine._budget = 1
+    engine._pictures._room = 1
     ann = {"Authorization": "Bearer a-token-of-some-length"}
     async with rest(app, tokens=tokens, headers=ann) as client:
         body = {"prompt": "x", "background": True, **SMALL}
