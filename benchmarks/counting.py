@@ -8,7 +8,7 @@ kernel (workspace of cuDNN and cuBLAS) and what torch's allocator loses to round
 import contextlib
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -267,14 +267,14 @@ def _attend(
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Counter]:
+def counting(code: Callable[[Counter], TorchFunctionMode] = CodeForGpu) -> Iterator[Counter]:
     """A counter of what code does on `GPU`, as it would on CUDA."""
     counter = Counter()
     with (
         mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),  # knows no meta
         mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0)),
         counter,
-        CodeForGpu(counter),
+        code(counter),
     ):
         yield counter
 

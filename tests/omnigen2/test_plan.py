@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.counting import GPU, counting
+from benchmarks.peaks import counted, measured_apart
 from benchmarks.plan import count
 
 
@@ -45,3 +46,10 @@ def test_a_step_at_full_size_is_counted_exactly() -> None:
     assert resident["attention_tflops"] == pytest.approx(
         32 * 4 * 2520 * sum(n * n for n in branches) / 1e12, rel=0.05
     )
+
+
+def test_counted_memory_is_what_a_process_takes() -> None:
+    taken = measured_apart("tiny", 512)
+    expected = counted("tiny", 512)
+    for stage in ("step", "decode"):  # to prepare needs the host's memory, too: pictures before they are sent
+        assert taken[stage] == pytest.approx(expected[stage], rel=0.15)
