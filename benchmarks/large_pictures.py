@@ -2,10 +2,12 @@
 
     python -m benchmarks.large_pictures                              # differences to pictures computed whole
     python -m benchmarks.large_pictures --pictures a.jpg b.png       # of these, instead of generated ones
-    python -m benchmarks.large_pictures --peak 1024 2048             # memory and seconds, at full size
+    python -m benchmarks.large_pictures --count 1024 2048            # memory at full size, counted
+    python -m benchmarks.large_pictures --peak 1024                  # memory and seconds, measured
 
 Differences are of nano's trained autoencoder in every precision, and of the full-size one, which has random
-weights. Each peak is measured in a process of its own; a CPU needs minutes for a side of 2048.
+weights. Memory is what tensors take beside the weights, counted on tensors without values; or what a process of
+its own takes in fact. A CPU needs minutes for a side of 1024.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.counting import GPU, counting
 from benchmarks.shapes import parts
 from omnigen2 import strips
 from omnigen2.autoencoder import to_image, to_pixels
@@ -75,13 +78,30 @@ def compare(name: str, vae: AutoencoderKL, picture: Image.Image, exact: Autoenco
     )  # fmt: skip
 
 
+def count(side: int, dtype: str, direction: str, whole: bool) -> None:
+    """Print the memory that encoding or decoding takes beside the weights, and the work."""
+    kind = DTYPES[dtype]
+    vae = parts(dtype=kind)["vae"]
+    with counting() as counter:
+        given = torch.empty(_shape(direction, side), dtype=kind, device=GPU)
+        with counter.counted() as work:
+            (encoded if direction == "encode" else decoded)(vae, given, whole)
+    _print(
+        direction=direction, side=side, dtype=dtype, how="whole" if whole else "strips",
+        counted_mb=round(work.peak_bytes / MB), tflop=(work.product_flop + work.attention_flop) / 1e12,
+    )  # fmt: skip
+
+
+def _shape(direction: str, side: int) -> tuple[int, int, int, int]:
+    return (1, 3, side, side) if direction == "encode" else (1, 16, side // 8, side // 8)
+
+
 def peak(side: int, dtype: str, direction: str, whole: bool) -> None:
     """Print the seconds and the memory that encoding or decoding takes on top of the weights."""
     vae = full_size(DTYPES[dtype])
     run: Callable[[AutoencoderKL, Tensor, bool], Tensor] = encoded if direction == "encode" else decoded
-    shape = (1, 3, side, side) if direction == "encode" else (1, 16, side // 8, side // 8)
-    run(vae, torch.randn(*shape[:2], 64, 64, dtype=vae.dtype), whole)  # what libraries take once
-    given = torch.randn(shape, dtype=vae.dtype)
+    run(vae, torch.randn(_shape(direction, 512), dtype=vae.dtype), whole)  # what libraries take once
+    given = torch.randn(_shape(direction, side), dtype=vae.dtype)
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
     assert run(vae, given, whole).isfinite().all()
@@ -109,17 +129,18 @@ def main() -> None:
     )
     parser.add_argument("--pictures", nargs="+", type=Path, help="pictures to compare with")
     parser.add_argument("--peak", nargs="+", type=int, metavar="SIDE", help="measure memory at these sides")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision, with --peak")
+    parser.add_argument("--count", nargs="+", type=int, metavar="SIDE", help="count memory at these sides")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of these")
     parser.add_argument("--directions", nargs="+", choices=("encode", "decode"), default=["encode", "decode"])
     parser.add_argument("--how", nargs="+", choices=("whole", "strips"), default=["whole", "strips"])
     options = parser.parse_args()
-    cases = [
-        (side, to, how) for side in options.peak or () for to in options.directions for how in options.how
-    ]
+    sides: list[int] = options.count or options.peak or []
+    cases = [(side, to, how) for side in sides for to in options.directions for how in options.how]
     with torch.inference_mode():
-        if len(cases) == 1:
-            side, direction, how = cases[0]
-            return peak(side, options.dtype, direction, how == "whole")
+        if options.count or len(cases) == 1:
+            for side, direction, how in cases:
+                (count if options.count else peak)(side, options.dtype, direction, how == "whole")
+            return
         for side, direction, how in cases:
             words = ["--peak", str(side), "--dtype", options.dtype, "--directions", direction, "--how", how]
             subprocess.run([sys.executable, "-m", "benchmarks.large_pictures", *words], check=True)
