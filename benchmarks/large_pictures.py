@@ -6,8 +6,8 @@
     python -m benchmarks.large_pictures --peak 1024                  # memory and seconds, measured
 
 Differences are of nano's trained autoencoder in every precision, and of the full-size one, which has random
-weights. Memory is what tensors take beside the weights, counted on tensors without values; or what a process of
-its own takes in fact. A CPU needs minutes for a side of 1024.
+weights. Memory is what tensors take beside the weights, counted on tensors without values; or what a process
+of its own takes in fact. A CPU needs minutes for a side of 1024.
 """
 
 import argparse

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from omnigen2.checkpoints.card import Limits, published_card
 from omnigen2.params import MAX_SEED
+from omnigen2.task import NUMERICS_VERSION
 from storage.errors import ImageNotFound, InvalidArgument
 from tests.tools.studio import BY_NAME, Studio
 from tools.base import ToolError, short_id
+from tools.recipe import identity
 
 pytestmark = pytest.mark.anyio
 QUICK: dict[str, Any] = {"steps": 2, "width": 32, "height": 32, "seed": 7}
@@ -24,6 +27,19 @@ QUICK: dict[str, Any] = {"steps": 2, "width": 32, "height": 32, "seed": 7}
 def picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
+
+
+def test_only_what_is_made_in_another_way_has_numerics_of_its_own() -> None:
+    card = published_card("m")
+    large = card.model_copy(update={"limits": Limits(max_pixels=2048 * 2048)})
+    exact = card.defaults_for(0)
+    fast = exact.model_copy(update={"speed": "fast"})
+    assert identity(card, exact)["numerics"] == identity(card, card.defaults.describe)["numerics"]
+    assert identity(card, exact)["numerics"] == str(NUMERICS_VERSION)
+    own = {
+        identity(*given)["numerics"] for given in ((card, exact), (card, fast), (large, exact), (large, fast))
+    }
+    assert len(own) == 4
 
 
 async def test_a_result_says_what_was_made_and_every_effective_value(studio: Studio) -> None:
