@@ -170,7 +170,8 @@ def check(container: Container, token: str) -> None:
     with httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {token}"}, timeout=START_S) as client:
         with container.serving() as server:
             assert set(server.uids()) == {OWNER}, server.uids()
-            assert client.get("/readyz").json()["ready"]
+            while not client.get("/readyz").json()["ready"]:  # the model is being loaded
+                time.sleep(0.2)
             assert httpx.get(f"{URL}/v1/models").status_code == 401
             made = client.post("/v1/tools/generate_image", json=asked).raise_for_status().json()
             picture = client.get(f"/images/{made['images'][0]['id'].rpartition('/')[2]}").raise_for_status()
