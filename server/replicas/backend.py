@@ -40,7 +40,7 @@ class RemoteBackend:
         self._unplaced: list[Task] = []
         """Tasks that were submitted, and that no replica has yet."""
         self._without_since: float | None = None
-        """Since when there is no replica that could be given a task."""
+        """Since when there is no replica, and none to be expected."""
         self._closed = False
 
     def submit(self, task: Task, on_progress: Callable[[Progress], None]) -> Ticket:
@@ -66,7 +66,7 @@ class RemoteBackend:
             ToolError: `not_ready`: there has been no replica for a while.
         """
         ready = self._members.ready()
-        if ready:
+        if not self._members.hopeless:
             self._without_since = None
         elif self._without_since is None:
             self._without_since = time.monotonic()

@@ -24,13 +24,13 @@ from tools.base import ToolError
 MOVES = 8
 """Times that a task is sent again; one that is lost more often may be what ends the replicas."""
 PATIENCE_S = 60.0
-"""Seconds for which a task waits for a replica when there is none."""
+"""Seconds for which a task waits when there is no replica, and none is loading its model."""
 HEDGE_S = 10.0
 """Least seconds without news of a task after which another replica is given it, too."""
 HEDGE_FACTOR = 4.0
 """The same, as a multiple of the longest silence of a task so far."""
 POLL_S = 1.0
-"""Seconds until a replica is looked for again for a hedge."""
+"""Seconds until a replica is looked for again."""
 ORDER = ("encode", "denoise", "write", "decode")
 log = get_logger(__name__)
 
@@ -107,13 +107,14 @@ class Delivery:
 
     async def _replica(self) -> Member:
         """The replica for the task, waiting for one if there is none. Raises ToolError as `outcome`."""
-        until = time.monotonic() + PATIENCE_S
-        members = self._route.members
+        members, since = self._route.members, time.monotonic()
         while (member := members.choose(self._ticket.task)) is None:
-            try:
-                await asyncio.wait_for(members.changed.wait(), until - time.monotonic())
-            except TimeoutError:
-                raise no_replica() from None
+            if not members.hopeless:
+                since = time.monotonic()
+            elif time.monotonic() - since > PATIENCE_S:
+                raise no_replica()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(members.changed.wait(), POLL_S)
         return member
 
     def _begin(self, member: Member) -> None:

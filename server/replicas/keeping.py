@@ -167,6 +167,8 @@ class Keeper:
         here = asdict(Software.here())
         if there != here:
             return f"it runs {_listed(there)}, this server {_listed(here)}"
+        if member.state == "lost":
+            self._set(member, "loading")
         facts = await _get(member.actor.ready.remote(self._cluster.front))
         card = ModelCard.model_validate(facts.pop("card"))
         difference = _difference(self.card or await asyncio.to_thread(self._expected), card)

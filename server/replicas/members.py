@@ -88,6 +88,11 @@ class Members:
         """Those that answer."""
         return [member for member in self if member.state == "ready"]
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether there is no replica, and none is known to be loading its model."""
+        return not any(member.state in ("ready", "loading") for member in self)
+
     def touch(self) -> None:
         """Wake whoever waits for a replica."""
         self.changed.set()
