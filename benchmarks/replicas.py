@@ -5,7 +5,7 @@
     python -m benchmarks.replicas overhead [--rounds 100]
     python -m benchmarks.replicas throughput [--seconds 1.0]
 
-`kills`: rounds of 64 requests for pictures by nano through the whole server (queue, journal, store), eight at
+`kills`: rounds of 64 requests for pictures by nano through the whole server (queue, journal, store), four at
 a time, on two replicas, one of which is killed with SIGKILL every three to nine seconds. Held to: every
 request is answered, every picture is that of an engine in this process, and there is one record for each.
 `machines`: two simulated machines on loopback with a replica each; one is frozen for ten seconds, removed
@@ -50,7 +50,7 @@ from tools.base import JobStatus, ToolError
 
 PLACEMENT = Placement("cpu", "float32")
 REQUESTS = 64
-AT_ONCE = 8
+AT_ONCE = 4
 BAR = 0.9
 
 

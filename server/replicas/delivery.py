@@ -21,7 +21,7 @@ from server.replicas.replica import Failed, News
 from server.replicas.sending import Missing, SentTask, adapters_of
 from tools.base import ToolError
 
-MOVES = 8
+MOVES = 12
 """Times that a task is sent again; one that is lost more often may be what ends the replicas."""
 PATIENCE_S = 60.0
 """Seconds for which a task waits when there is no replica, and none is loading its model."""

@@ -24,7 +24,9 @@ BEAT_S = 2.0
 SILENCE_S = 5.0
 """Seconds without an answer after which a replica is not given more work until it answers again."""
 AGAIN_S = 0.5
-"""Seconds until a lost replica is looked for again."""
+"""Seconds until a lost replica is looked for again; more after each failure in a row."""
+LATER = 20
+"""Most times that long."""
 PLACE_S = 600.0
 """Seconds in which a replica must be placed on a machine; a cluster may have to start one."""
 LOADS = 5
@@ -125,12 +127,17 @@ class Keeper:
                 await self._watch(member)
             except Exception as error:
                 losses += 1
-                never = member.card is None and losses >= LOADS
-                if never or not is_lost(self._cluster.ray, error):
+                if self._is_final(member, error, losses):
                     self._give_up(member, error)
                     return
                 self._set(member, "lost" if member.card else "loading", str(error)[:300])
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(min(losses + 1, LATER) * AGAIN_S)
+
+    def _is_final(self, member: Member, error: Exception, losses: int) -> bool:
+        """Whether it is of no use to try again. What was ready once may be so again."""
+        if member.card is not None:
+            return isinstance(error, Refused)
+        return losses >= LOADS or not is_lost(self._cluster.ray, error)
 
     async def _connect(self, member: Member) -> None:
         """Wait until the replica has loaded its model.

@@ -7,6 +7,7 @@ Runs in a process of its own, on whatever machine Ray placed it. Its methods are
 import asyncio
 import os
 import pickle
+import sys
 import threading
 import time
 from collections import deque
@@ -71,6 +72,7 @@ class Replica:
         """`maker`: the front that had it made; `threads`: most threads of the CPU to compute with."""
         self._maker = maker
         os.environ["OMP_NUM_THREADS"] = str(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
+        self._device = ""
         self._backend: Future[Backend] = Future()
         self._receiver = Receiver()
         self._tickets: dict[str, tuple[str, Ticket]] = {}
@@ -145,7 +147,7 @@ class Replica:
         return {
             "pid": os.getpid(),
             "host": os.uname().nodename,
-            "device": _device(),
+            "device": self._device,
             "memory_bytes": backend.memory_bytes() if backend else 0,
             "tasks": len(self._tickets),
             "fetched": self._receiver.fetched,
@@ -153,7 +155,9 @@ class Replica:
 
     def _load(self, factory: BackendFactory, model: str, placement: Placement) -> None:
         try:
-            self._backend.set_result(factory.load(model, placement, lambda: False))
+            backend = factory.load(model, placement, lambda: False)
+            self._device = _device()
+            self._backend.set_result(backend)
         except BaseException as error:
             self._backend.set_exception(error)
 
@@ -215,9 +219,7 @@ class _News:
 
 def _device() -> str:
     """The name of the accelerator that Ray gave to this process, or `cpu`."""
-    import sys
-
-    torch = sys.modules.get("torch")  # only what is loaded already
+    torch = sys.modules.get("torch")  # only if the model uses it
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return "cpu"
