@@ -141,16 +141,18 @@ class Manager:
         """Whether the last loading of a model succeeded. If it was unloaded since, the next task loads it."""
         return (model or self.default_model) in self._proven
 
+    def loaded(self) -> dict[str, Backend]:
+        """The loaded models by name."""
+        with self._lock:
+            return {name: each.backend.result() for name, each in self._residents.items() if each.ready}
+
     def memory_bytes(self) -> int:
         """Bytes that the loaded models keep on their devices."""
-        with self._lock:
-            backends = [each.backend.result() for each in self._residents.values() if each.ready]
-        return sum(backend.memory_bytes() for backend in backends)
+        return sum(backend.memory_bytes() for backend in self.loaded().values())
 
     def stalled_s(self) -> float:
         """The longest `Watched.stalled_s` of the loaded models; one that is not `Watched` counts as 0.0."""
-        with self._lock:
-            backends = [each.backend.result() for each in self._residents.values() if each.ready]
+        backends = self.loaded().values()
         return max((each.stalled_s() for each in backends if isinstance(each, Watched)), default=0.0)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -163,6 +163,15 @@ class Watched(Protocol):
 
         A step of a large model may take minutes on a slow device; hours mean that it hangs.
         """
+        ...
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """What a backend may offer beside `Backend`, if its model is loaded several times."""
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What an operator wants to know of each: `replica`, `state`, `node`, `device`, `memory_bytes`."""
         ...
 
 

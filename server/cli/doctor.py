@@ -48,6 +48,8 @@ def doctor(
     device: str | None = None,
     dtype: str | None = None,
     store: str | None = None,
+    replicas: int | None = None,
+    ray: str | None = None,
     config: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
@@ -65,6 +67,10 @@ def doctor(
         `auto`, `float32`, `bfloat16` or `float16`.
     store
         Where images are kept.
+    replicas
+        Processes in which a model is loaded.
+    ray
+        A Ray cluster in which the replicas run.
     config
         A TOML file with settings.
     """
@@ -73,6 +79,8 @@ def doctor(
         "device": device,
         "dtype": dtype,
         "store": store,
+        "replicas": replicas,
+        "ray": ray,
         "config": config,
     }
     settings = Settings(**{name: value for name, value in typed.items() if value is not None})
@@ -102,6 +110,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield Finding("model", "ok", f"{brought[0].card(settings.model).title}, brought by a plugin")
     else:
         yield from check_model(settings.model, settings.device, settings.dtype, settings.memory)
+    yield from check_replicas(settings)
     yield from check_models()
     yield from check_adapters(AdapterFolder(settings.lora_dir))
     scheme, separator, place = settings.store.partition("://")
@@ -166,6 +175,21 @@ def check_device(
         f"{seen.memory}; needs about: {needed}; {decimal(seen.free_bytes)} are free",
         "" if seen.fits else "free memory, choose another device, or use nano",
     )
+
+
+def check_replicas(settings: Settings) -> Iterator[Finding]:
+    """Whether replicas could be started; those there are, in a cluster that is there."""
+    if settings.replica_range is None:
+        return
+    from server.replicas.cluster import Cluster
+
+    least, most = settings.replica_range
+    try:
+        seen = Cluster(settings.ray, most).seen() if settings.ray else Cluster.installed()
+    except ValueError as error:
+        yield Finding("replicas", "problem", str(error), "install or start Ray, or serve without replicas")
+        return
+    yield Finding("replicas", "ok", f"{least} to {most} of a model; {seen}")
 
 
 def check_models() -> Iterator[Finding]:

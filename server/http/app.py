@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from server.app import App
 from server.caller import Caller
-from server.http import health, images, jobs, mcp, metrics, oauth, openai, openapi, rest
+from server.http import health, images, jobs, mcp, metrics, oauth, openai, openapi, rest, status
 from server.http.addresses import Addresses, signing_key
 from server.http.auth import Identity, Tokens, Verifier
 from server.http.connections import WholeBody
@@ -34,6 +34,7 @@ ROUTED = (
     jobs,
     health,
     metrics,
+    status,
     oauth,
 )
 """The modules of routes, beside that of MCP."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server.log import get_logger
+from server.replicas.reaper import MARK
 from server.replicas.replica import Replica
 
 T = TypeVar("T")
@@ -95,6 +96,20 @@ class Cluster:
             .remote(*given)
         )
 
+    def seen(self) -> str:
+        """What is in the cluster: machines, GPUs, replicas."""
+        ray = self.ray
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        named = ray.util.list_named_actors(all_namespaces=True)
+        names = sorted(each["name"] for each in named if each["namespace"] == NAMESPACE)
+        listed = f": {', '.join(names)}" if names else ""
+        return f"{len(nodes)} machines, {self.gpus():g} GPUs, {len(names)} replicas{listed}"
+
+    @staticmethod
+    def installed() -> str:
+        """The version of Ray. Raises ValueError if it is not installed."""
+        return f"Ray {library().__version__}, started with the server"
+
     def gpus(self) -> float:
         """Number of GPUs in the cluster."""
         return float(self.ray.cluster_resources().get("GPU", 0))
@@ -157,6 +172,7 @@ def _start_here(size: int) -> Any:
     with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
         file.write(secrets.token_hex(32))
     os.environ |= {
+        MARK: str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Says "no cluster of several machines": then everything is bound to 127.0.0.1.

@@ -2,8 +2,8 @@
 
     python -m server.replicas.reaper FOLDER
 
-Waits until its stdin closes, which the kernel does when the server ends; then kills every process that has a
-file of FOLDER in its environment, and deletes FOLDER. Ray alone leaves its agents behind after a `kill -9`.
+Waits until its stdin closes, which the kernel does when the server ends; then kills every process that has
+FOLDER in its environment as `MARK`, and deletes FOLDER. Ray alone leaves its agents behind after a `kill -9`.
 """
 
 import os
@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import psutil
 
-MARK = "RAY_AUTH_TOKEN_PATH"
-"""Variable that every process of such a Ray has; its value is a file in the folder."""
+MARK = "OMNIGEN2_RAY"
+"""Variable that every process of such a Ray inherits; its value is the folder."""
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     for _ in range(5):  # a process may start another one while it is looked for
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(folder + os.sep):
+                if process.pid != os.getpid() and process.environ().get(MARK) == folder:
                     process.kill()
     shutil.rmtree(folder, ignore_errors=True)
 

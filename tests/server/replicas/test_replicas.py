@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -94,6 +97,18 @@ def test_a_cancelled_task_takes_no_further_step(remote: RemoteBackend) -> None:
     with pytest.raises(Cancelled):
         ticket.future.result(10)
     until(lambda: not any(member.seen["tasks"] for member in remote._members), 10)
+
+
+def test_ray_ends_with_a_server_that_is_killed() -> None:
+    """Without a model: what is started is Ray alone."""
+    start = "from server.replicas.cluster import Cluster; Cluster(None, 1).ray; print(flush=True); input()"
+    server = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdout and server.stdout.readline()
+    own = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}
+    assert len(own) > 3
+    server.kill()
+    server.communicate()
+    until(lambda: not any(map(psutil.pid_exists, own)), 20)
 
 
 def test_a_killed_replica_loses_no_task(remote: RemoteBackend, local: Engine) -> None:

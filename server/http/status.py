@@ -1,0 +1,59 @@
+"""/status: which models are loaded, and each of their replicas, for an operator."""
+
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnigen2.task import Replicated
+from server.app import App
+from server.errors import without_folders
+from server.http.openapi import JSON, Paths, answer, operation
+
+STATUS = "/status"
+
+
+def status(app: App) -> dict[str, Any]:
+    """The loaded models: name, memory, whether they work, and their replicas, if they have some."""
+    return {
+        "models": [
+            {
+                "model": without_folders(name),
+                "busy": backend.busy(),
+                "memory_bytes": backend.memory_bytes(),
+                "replicas": backend.replicas() if isinstance(backend, Replicated) else [],
+            }
+            for name, backend in app.manager.loaded().items()
+        ]
+    }
+
+
+def routes(app: App, _: object) -> list[Route]:
+    """The route of the state of the models."""
+
+    async def answered(_: Request) -> Response:
+        """The state of the models."""
+        return JSONResponse(await to_thread.run_sync(status, app))
+
+    return [Route(STATUS, answered)]
+
+
+def described(_: App) -> Paths:
+    """The path of the state of the models."""
+    replica = _object(
+        replica="string", state="string", reason="string", node="string", pid=["integer", "null"],
+        device="string", memory_bytes="integer", tasks="integer", tokens_outstanding="integer",
+    )  # fmt: skip
+    model = _object(model="string", busy="boolean", memory_bytes="integer")
+    model["properties"]["replicas"] = {"type": "array", "items": replica}
+    models = _object()
+    models["properties"]["models"] = {"type": "array", "items": model}
+    said = answer("Each loaded model, with its replicas if it has some.", {JSON: models})
+    about = "Where tokens are needed, it needs one that may read."
+    return {STATUS: {"get": operation("status", "Loaded models and replicas", {200: said}, about=about)}}
+
+
+def _object(**kinds: str | list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"type": kind} for name, kind in kinds.items()}}
