@@ -1,89 +1,118 @@
-"""Full attention inside each sequence of a packed tensor: one call, one signature, on every device.
+"""Full attention inside each sequence of a packed tensor: one operator, opaque to compilers, on every device.
 
-Sequences of different lengths lie one after the other along the token axis. On CUDA, in half precision, the
-variable-length flash kernel takes their bounds. Elsewhere sequences of similar length are gathered into
-padded groups, so that no Python loop runs over the samples. Callers never ask which.
+Sequences of different lengths lie one after the other along the token axis; `bounds` says where. On CUDA, in
+half precision, the variable-length flash kernel takes them so. A CPU attends sequence by sequence. Where
+gradients are needed, and on a GPU too old for the flash kernel, sequences of similar length are gathered into
+padded groups, so that no Python loop runs over them. Callers never ask which.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHORT = 256  # tokens up to which a CPU attends faster without a fused kernel
+SHORT = 256  # tokens up to which a CPU attends to padded groups faster without a fused kernel
 MAX_PADDING = 1.25  # a group may hold this many times the tokens it was given
 
 
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """The sequences packed along the token axis of a tensor, in order."""
+def attend(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    """Attention of every token to all tokens of its own sequence, scaled by head_dim ** -0.5.
 
-    lengths: tuple[int, ...]
-    device: torch.device
+    `query` (T, heads, head_dim); `key`, `value` (T, kv_heads, head_dim), each kv head serving
+    heads / kv_heads query heads (grouped-query attention, Ainslie et al. 2023); `bounds` (n + 1,) int32:
+    where each of n sequences starts, and where the last one ends; `longest`: tokens of the longest. Returns
+    (T, heads, head_dim).
+    """
+    if not torch.is_grad_enabled():
+        return packed_attention(query, key, value, bounds, longest)
+    if _flash_takes(query):
+        return _attend_flash(query, key, value, bounds, longest)
+    return _attend_grouped(query, key, value, bounds)
 
-    @property
-    def total(self) -> int:
-        """Tokens of all sequences together."""
-        return sum(self.lengths)
 
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """Where each sequence starts, and where the last one ends."""
-        return tuple(itertools.accumulate(self.lengths, initial=0))
+@torch.library.custom_op("omnigen2::packed_attention", mutates_args=())
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    """`attend` without gradients."""
+    if _flash_takes(query):
+        return _attend_flash(query, key, value, bounds, longest)
+    if query.is_cuda:
+        return _attend_grouped(query, key, value, bounds)
+    return _attend_each(query, key, value, bounds)
 
-    @cached_property
-    def bounds(self) -> Tensor:
-        """`starts` on the device: (n + 1,) int32."""
-        return torch.tensor(self.starts, dtype=torch.int32, device=self.device)
 
-    @cached_property
-    def owner(self) -> Tensor:
-        """The sequence that each token belongs to: (total,) int64."""
-        return self.spread(range(len(self.lengths)))
+@packed_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    return torch.empty_like(query)
 
-    def spread(self, values: Iterable[int]) -> Tensor:
-        """A number of each sequence, for each of its tokens: (total,) int64, made on the device."""
-        table = torch.tensor([self.lengths, [*values]], dtype=torch.int64, device=self.device)
-        return torch.repeat_interleave(table[1], table[0], output_size=self.total)
 
-    def rows(self, first: Iterable[int]) -> Tensor:
-        """Where each token stands in a tensor in which the sequences start at `first`: (total,) int64."""
-        shifts = [place - start for place, start in zip(first, self.starts[:-1], strict=True)]
-        return torch.arange(self.total, device=self.device) + self.spread(shifts)
+def _flash_takes(query: Tensor) -> bool:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and _has_flash(query.device)
 
-    @cached_property
-    def groups(self) -> "tuple[Group, ...]":
-        """The sequences in groups of similar length."""
-        order = sorted((n for n in range(len(self.lengths)) if self.lengths[n]), key=self.lengths.__getitem__)
-        groups: list[list[int]] = []
-        tokens = 0
-        for n in order:
-            longest = self.lengths[n]
-            if groups and longest * (len(groups[-1]) + 1) <= MAX_PADDING * (tokens + longest):
-                groups[-1].append(n)
-                tokens += longest
-            else:
-                groups.append([n])
-                tokens = longest
-        return tuple(
-            _group([self.starts[n] for n in g], [self.lengths[n] for n in g], self.device) for g in groups
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether the flash kernel runs on a GPU: from compute capability 8.0 on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def newest_flash(
+    capability: tuple[int, int], is_installed: Callable[[str], bool] | None = None
+) -> str | None:
+    """The installed flash kernel that is faster on a GPU than the one of torch; None if there is none."""
+    found = is_installed or (lambda module: importlib.util.find_spec(module) is not None)
+    if capability == (9, 0) and found("flash_attn_interface"):
+        return "FA3"
+    if capability[0] in (9, 10) and found("flash_attn") and found("flash_attn.cute"):
+        return "FA4"
+    return None
+
+
+@cache
+def use_newest_flash(device: torch.device) -> None:
+    """Attend with the newest flash kernel that is installed, in the whole process."""
+    if device.type != "cuda" or (kernel := newest_flash(torch.cuda.get_device_capability(device))) is None:
+        return
+    from torch.nn.attention import activate_flash_attention_impl
+
+    activate_flash_attention_impl(kernel)
+
+
+def _attend_flash(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        enable_gqa=True,
+        num_splits=1,  # so that a sequence is summed up the same way in any company
+    )
+    assert isinstance(out, Tensor)  # a tuple only when auxiliary outputs are asked for
+    return out
+
+
+def _attend_each(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
+    """One sequence after the other, without padding: their bits do not depend on their company."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    parts = [
+        F.scaled_dot_product_attention(
+            q[..., start:end, :], k[..., start:end, :], v[..., start:end, :], enable_gqa=True
         )
-
-    @cached_property
-    def places(self) -> Tensor:
-        """Where each packed token stands among the padded tokens of all groups: (total,) int64."""
-        places = torch.empty(self.total, dtype=torch.int64, device="cpu")
-        start = 0
-        for group in self.groups:
-            # Backwards, so that of a repeated token its first place counts: what follows is padding.
-            at = torch.arange(start, start + len(group.rows), device="cpu").flip(0)
-            places[group.rows.cpu().flip(0)] = at
-            start += len(group.rows)
-        return places.to(self.device)
+        for start, end in pairwise(bounds.tolist())
+        if start < end
+    ]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return out[0].transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,57 +127,59 @@ class Group:
     valid: Tensor | None
     shape: tuple[int, int]
 
+    def to(self, device: torch.device) -> "Group":
+        """The same on a device."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return Group(self.rows.to(device), valid, self.shape)
 
-def _group(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Group:
+
+@lru_cache(maxsize=16)
+def grouped(lengths: tuple[int, ...], device: torch.device) -> tuple[list[Group], Tensor]:
+    """Packed sequences in groups of similar length.
+
+    Also returns where each packed token stands among the padded tokens of all groups: (T,) int64.
+    """
+    starts = list(accumulate(lengths, initial=0))
+    order = sorted((n for n in range(len(lengths)) if lengths[n]), key=lengths.__getitem__)
+    members: list[list[int]] = []
+    tokens = 0
+    for n in order:
+        longest = lengths[n]
+        if members and longest * (len(members[-1]) + 1) <= MAX_PADDING * (tokens + longest):
+            members[-1].append(n)
+            tokens += longest
+        else:
+            members.append([n])
+            tokens = longest
+    groups = [_group([starts[n] for n in own], [lengths[n] for n in own]) for own in members]
+    places = torch.empty(starts[-1], dtype=torch.int64, device="cpu")
+    start = 0
+    for group in groups:
+        # Backwards, so that of a repeated token its first place counts: what follows is padding.
+        at = torch.arange(start, start + len(group.rows), device="cpu").flip(0)
+        places[group.rows.flip(0)] = at
+        start += len(group.rows)
+    there = [
+        Group(g.rows.to(device), None if g.valid is None else g.valid.to(device), g.shape) for g in groups
+    ]
+    return there, places.to(device)
+
+
+def _group(starts: Sequence[int], lengths: Sequence[int]) -> Group:
     longest = max(lengths)
     offsets = torch.arange(longest, device="cpu")
     limits = torch.tensor(lengths, device="cpu")[:, None]
     rows = torch.tensor(starts, device="cpu")[:, None] + torch.minimum(offsets[None, :], limits - 1)
-    valid = None if min(lengths) == longest else (offsets[None, :] < limits).to(device)
-    return Group(rows.flatten().to(device), valid, (len(lengths), longest))
+    valid = None if min(lengths) == longest else offsets[None, :] < limits
+    return Group(rows.flatten(), valid, (len(lengths), longest))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
-    """Attention of every token to all tokens of its own sequence, scaled by head_dim ** -0.5.
-
-    `query` (T, heads, head_dim); `key`, `value` (T, kv_heads, head_dim), each kv head serving
-    heads / kv_heads query heads (grouped-query attention, Ainslie et al. 2023). Returns (T, heads, head_dim).
-    """
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and _has_flash(query.device):
-        return _attend_flash(query, key, value, segments)
-    return _attend_grouped(query, key, value, segments)
-
-
-@cache
-def _has_flash(device: torch.device) -> bool:
-    """Whether the flash kernel runs on a GPU: from compute capability 8.0 on."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _attend_flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    longest = max(segments.lengths)
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        segments.bounds,
-        segments.bounds,
-        longest,
-        longest,
-        enable_gqa=True,
-        num_splits=1,  # so that a sequence is summed up the same way in any company
-    )
-    assert isinstance(out, Tensor)  # a tuple only when auxiliary outputs are asked for
-    return out
-
-
-def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
-    groups = segments.groups
+def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
+    lengths = tuple(bounds.diff().tolist())
+    with torch.inference_mode(False):  # whoever trains may use what was made for others
+        groups, places = grouped(lengths, query.device)
     if len(groups) == 1 and groups[0].valid is None:  # equal lengths: the packed tensor is the batch
-        shape = (len(segments.lengths), -1)
+        shape = groups[0].shape
         out = _attend_padded(
             query.unflatten(0, shape), key.unflatten(0, shape), value.unflatten(0, shape), None
         )
@@ -158,7 +189,7 @@ def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, segments: Segment
         shape = group.shape
         q, k, v = (x.index_select(0, group.rows).unflatten(0, shape) for x in (query, key, value))
         parts.append(_attend_padded(q, k, v, group.valid).flatten(0, 1))
-    return torch.cat(parts).index_select(0, segments.places)
+    return torch.cat(parts).index_select(0, places)
 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:

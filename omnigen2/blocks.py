@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from omnigen2.attention import Segments, attend
+from omnigen2.attention import attend
 from omnigen2.positions import rotate
 
 FREQUENCIES = 256  # channels of the sinusoid that encodes the timestep
@@ -82,14 +82,14 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, kv_heads * head_dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels, bias=False)])
 
-    def forward(self, x: Tensor, rotation: Tensor, segments: Segments) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, bounds: Tensor, longest: int) -> Tensor:
         """(T, channels) -> (T, channels)."""
         query, key, value = (
             project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.to_q, self.to_k, self.to_v)
         )
         query = rotate(self.norm_q(query), rotation)
         key = rotate(self.norm_k(key), rotation)
-        return self.to_out[0](attend(query, key, value.to(query.dtype), segments).flatten(-2))
+        return self.to_out[0](attend(query, key, value.to(query.dtype), bounds, longest).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -124,26 +124,29 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotation: Tensor,
-        segments: Segments,
+        bounds: Tensor,
+        longest: int,
         time: Tensor | None = None,
         owner: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
         """(T, channels) -> (T, channels), or (len(rows), channels) if only those tokens are needed.
 
-        `time` (n, time_channels) is the embedded time after SiLU, `owner` (T,) the row of it for each token.
+        `rotation` (T, head_dim / 2, 2): as `rotations` makes it; `bounds` (n + 1,) and `longest` as for
+        `attend`; `time` (m, time_channels): the embedded times after SiLU, `owner` (T,) the row of it for
+        each token.
         """
         if time is None or not isinstance(self.norm1, ModulatedNorm):
-            x = x + self.norm2(self.attn(self.norm1(x), rotation, segments))
+            x = x + self.norm2(self.attn(self.norm1(x), rotation, bounds, longest))
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         scale1, gate1, scale2, gate2 = self.norm1.modulation(time)
         assert owner is not None
-        attended = self.attn(self.norm1.norm(x) * _rows(scale1, owner), rotation, segments)
+        attended = self.attn(_scaled(self.norm1.norm(x), scale1, owner), rotation, bounds, longest)
         if rows is not None:
             x, attended, owner = _rows(x, rows), _rows(attended, rows), _rows(owner, rows)
-        x = x + _rows(gate1, owner) * self.norm2(attended)
-        scaled = self.ffn_norm1(x) * _rows(scale2, owner)
-        return x + _rows(gate2, owner) * self.ffn_norm2(self.feed_forward(scaled))
+        x = x + _scaled(self.norm2(attended), gate1, owner)
+        scaled = _scaled(self.ffn_norm1(x), scale2, owner)
+        return x + _scaled(self.ffn_norm2(self.feed_forward(scaled)), gate2, owner)
 
 
 class TimeCaptionEmbedding(nn.Module):
@@ -165,8 +168,13 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, owner: Tensor) -> Tensor:
         """(N, channels) -> (N, out)."""
-        scale = _rows(1 + self.linear_1(time), owner)
-        return self.linear_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * scale)
+        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        return self.linear_2(_scaled(normed, 1 + self.linear_1(time), owner))
+
+
+def _scaled(x: Tensor, scale: Tensor, owner: Tensor) -> Tensor:
+    """`x` (T, channels), each row times that row of `scale` (n, channels) which `owner` (T,) names."""
+    return x * (scale if len(scale) == 1 else _rows(scale, owner))
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnigen2.attention import Segments
 from omnigen2.device import isolated
 from omnigen2.guidance import Branch, Guidance
 from omnigen2.lru_cache import LruCache
-from omnigen2.packing import Batch, Condition
+from omnigen2.packing import Batch, Condition, Segments
 from omnigen2.positions import Grid
 from omnigen2.schedule import Step
 from omnigen2.transformer import OmniGen2Transformer2DModel
@@ -78,12 +77,10 @@ class Sample:
 class _Layout:
     """How branches map to pictures: N packed picture tokens, M packed tokens of all branches, n pictures.
 
-    `pictures`: the picture of each branch; `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's
-    branches are in M, and their weights.
+    `rows` (N, 3) and `weights` (N, 3, 1): where a picture token's branches are in M, and their weights.
     """
 
     batch: Batch
-    pictures: list[int]
     rows: Tensor
     weights: Tensor
 
@@ -145,10 +142,10 @@ class Denoiser:
         if not samples:
             return ()
         layout = self._layout(samples)
-        times = [samples[n].plan[samples[n].index].time for n in layout.pictures]
+        times = [sample.plan[sample.index].time for sample in samples]
         timestep = torch.tensor(times, dtype=torch.float32, device="cpu").to(layout.rows.device)
-        branches = torch.cat([samples[n].tokens for n in layout.pictures]).to(layout.batch.dtype)
-        velocity = self.transformer(branches, timestep, layout.batch).float()
+        tokens = torch.cat([sample.tokens for sample in samples]).to(layout.batch.dtype)
+        velocity = self.transformer(tokens, timestep, layout.batch).float()
         guided = (velocity[layout.rows] * layout.weights).sum(dim=1)
         return guided.split([len(sample.tokens) for sample in samples])
 
@@ -181,8 +178,7 @@ class Denoiser:
         table = torch.tensor(scales, dtype=torch.float32, device="cpu").to(device)
         owner = segments.owner
         return _Layout(
-            batch=self.transformer.pack(conditions),
-            pictures=pictures,
+            batch=self.transformer.pack(conditions, pictures),
             rows=torch.tensor(starts, device=device)[owner] + own[:, None],
             weights=table[owner, :, None],
         )

@@ -9,7 +9,7 @@ Parameter names and shapes are those of the published checkpoint. Loading, savin
 LoRA come from diffusers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -25,9 +25,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omnigen2.adapters.apply import Active, adapted, terms, terms_for_all
-from omnigen2.attention import Segments
 from omnigen2.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
-from omnigen2.packing import Batch, Condition, pack
+from omnigen2.packing import Batch, Condition, Segments, pack
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.positions import Grid, rotations, sample_positions, text_positions
 from omnigen2.weights import HERE, with_weights
@@ -137,10 +136,11 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """As `condition`, but one value per sample, for packing in changing company."""
         with adapted(self, terms_for_all(adapters)):
             refined = self._refine_text(text)
+            embedded = {id(images): self._embed_references(images) for images in references}
             return [
                 Condition(
                     caption,
-                    tuple(self._embed_reference(latents, index) for index, latents in enumerate(images)),
+                    embedded[id(images)],
                     self._grid(size),
                     self._rotation(len(caption), images, size, caption.device),
                     adapters,
@@ -153,37 +153,40 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         places = np.concatenate(sample_positions(text, grids, self._grid(size)))
         return rotations(places, self.config["axes_dim_rope"], device)
 
-    def pack(self, conditions: Sequence[Condition]) -> Batch:
-        """Lay the sequences of several conditions one after the other."""
-        batch = pack(conditions)
-        rows = partial(
-            self._rows,
-            joint=batch.joint.lengths,
-            references=batch.reference_counts,
-            pictures=batch.pictures.lengths,
-        )
-        return replace(batch, terms=terms([c.adapters for c in conditions], rows))
+    def pack(self, conditions: Sequence[Condition], of: Sequence[Hashable] | None = None) -> Batch:
+        """Lay the sequences of several conditions one after the other; `of` says which are of one picture.
 
-    def _rows(
-        self, layer: str, joint: Sequence[int], references: Sequence[int], pictures: Sequence[int]
-    ) -> Sequence[int]:
-        """The rows of each sample in the input of a layer, in `forward`."""
-        if layer.endswith("norm1.linear") or "timestep_embedder" in layer or layer == "norm_out.linear_1":
-            return [1] * len(joint)  # of the time
+        By default each is of a picture of its own.
+        """
+        batch = pack(conditions, range(len(conditions)) if of is None else of)
+        return replace(batch, terms=terms([c.adapters for c in conditions], partial(self._rows, batch)))
+
+    def _rows(self, batch: Batch, layer: str) -> Sequence[int]:
+        """The rows of each sequence in the input of a layer, in `forward`: of what is shared, the first's."""
         stage = layer.partition(".")[0]
+        once = [batch.picture.index(n) == place for place, n in enumerate(batch.picture)]
+        if layer.endswith("norm1.linear") or "timestep_embedder" in layer or layer == "norm_out.linear_1":
+            return list(map(int, once))  # of the time
         if stage in ("time_caption_embed", "context_refiner", "ref_image_patch_embedder"):
-            return [0] * len(joint)  # only `conditions` runs it
+            return [0] * len(once)  # only `conditions` runs it
         if stage == "ref_image_refiner":
-            return references
-        of_pictures = layer.startswith(f"layers.{len(self.layers) - 1}.feed_forward.")
-        return joint if stage == "layers" and not of_pictures else pictures
+            lengths = [batch.groups.lengths[n] for n in batch.group]
+            return [
+                length * (batch.group.index(n) == place)
+                for place, (n, length) in enumerate(zip(batch.group, lengths, strict=True))
+            ]
+        if stage in ("x_embedder", "noise_refiner"):
+            return [length * own for length, own in zip(batch.seen.lengths, once, strict=True)]
+        of_pictures = stage != "layers" or layer.startswith(f"layers.{len(self.layers) - 1}.feed_forward.")
+        return batch.seen.lengths if of_pictures else batch.joint.lengths
 
     @with_weights
     def forward(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
-        """Velocity of every picture of the batch.
+        """Velocity of the picture of every sequence of the batch.
 
-        `tokens` (sum N, p * p * C): the patchified noisy latents of all samples, packed; `timestep` (n,):
-        flow time of each sample, 0 = noise, 1 = data. Returns (sum N, p * p * C).
+        `tokens` (sum N, p * p * C): the patchified noisy latents of all pictures, packed; `timestep` (n,):
+        flow time of each picture, 0 = noise, 1 = data. Returns (sum M, p * p * C), M the tokens of the
+        picture that a sequence sees.
         """
         with adapted(self, batch.terms):
             return self._velocity(tokens, timestep, batch)
@@ -191,21 +194,20 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _velocity(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         time = self._embed_time(timestep)
         x = self._joint_input(tokens, time, batch)
-        joint = batch.joint
         *layers, last = self.layers
         for block in layers:
-            x = self._run(block, x, batch.rotation, joint, time, joint.owner)
+            x = self._run(block, x, batch.rotation, batch.joint, time, batch.joint_owner)
         # Nothing reads what else would leave the last layer.
-        x = self._run(last, x, batch.rotation, joint, time, joint.owner, batch.picture_rows)
-        return self.norm_out(x, time, batch.pictures.owner)
+        x = self._run(last, x, batch.rotation, batch.joint, time, batch.joint_owner, batch.seen_rows)
+        return self.norm_out(x, time, batch.seen_owner)
 
     def _joint_input(self, tokens: Tensor, time: Tensor, batch: Batch) -> Tensor:
         pictures = self.x_embedder(tokens)
         rotation = batch.rotation.index_select(0, batch.picture_rows)
         for block in self.noise_refiner:
             pictures = self._run(block, pictures, rotation, batch.pictures, time, batch.pictures.owner)
-        if not batch.references.lengths:
-            return batch.joined(None, pictures)
+        if not batch.references.total:
+            return batch.joined(pictures[:0], pictures)
         references = batch.reference_tokens()
         rotation = batch.rotation.index_select(0, batch.reference_rows)
         for block in self.ref_image_refiner:
@@ -234,12 +236,13 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x = self._run(block, x, rotation, segments)
         return x.split(lengths)
 
-    def _embed_reference(self, latents: Tensor, index: int) -> Tensor:
-        if index >= MAX_REFERENCES:
-            raise ValueError(f"references: at most {MAX_REFERENCES} images, got image number {index + 1}")
-        return (
-            self.ref_image_patch_embedder(patchify(latents, self.config["patch_size"]))
-            + self.image_index_embedding[index]
+    def _embed_references(self, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if len(images) > MAX_REFERENCES:
+            raise ValueError(f"references: at most {MAX_REFERENCES} images, got {len(images)}")
+        patch = self.config["patch_size"]
+        return tuple(
+            self.ref_image_patch_embedder(patchify(latents, patch)) + index
+            for latents, index in zip(images, self.image_index_embedding, strict=False)
         )
 
     def _grid(self, size: Grid) -> Grid:
@@ -250,7 +253,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         return size[0] // p, size[1] // p
 
-    def _run(self, block: nn.Module, *inputs: Tensor | Segments) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, rotation: Tensor, among: Segments, *others: Tensor) -> Tensor:
+        inputs = (x, rotation, among.bounds, among.longest, *others)
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)  # pyright: ignore
         return block(*inputs)

@@ -1,10 +1,12 @@
 """Packed attention against the plain formula, on every device that is there."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
-from omnigen2.attention import MAX_PADDING, Segments, _has_flash, attend
+from omnigen2.attention import MAX_PADDING, _has_flash, attend, grouped, newest_flash, packed_attention
 from tests.omnigen2.golden import PIPELINE, error, model
 
 CPU = torch.device("cpu")
@@ -27,23 +29,44 @@ def tokens(lengths: tuple[int, ...], heads: int, device: torch.device = CPU) -> 
     return torch.randn((sum(lengths), heads, 16), generator=generator).to(device)
 
 
+def packed(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+    return attend(query, key, value, bounds, max(lengths))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_every_sequence_attends_to_itself_only(lengths: tuple[int, ...]) -> None:
+def test_every_sequence_attends_to_itself_only(lengths: tuple[int, ...], gradients: bool) -> None:
     query, key, value = tokens(lengths, 6), tokens(lengths, 3), tokens(lengths, 3) + 1
-    ours = attend(query, key, value, Segments(lengths, CPU))
+    with torch.set_grad_enabled(gradients):
+        ours = packed(query, key, value, lengths)
     assert error(ours, plain(query, key, value, lengths)) < 1e-6
+
+
+def test_the_operator_is_one_that_compilers_may_trust() -> None:
+    query, key, value = tokens((5, 3), 6), tokens((5, 3), 3), tokens((5, 3), 3)
+    bounds = torch.tensor([0, 5, 8], dtype=torch.int32)
+    torch.library.opcheck(packed_attention, (query, key, value, bounds, 5))
+
+
+def test_company_changes_no_bit_on_a_cpu() -> None:
+    lengths = (70, 3, 210, 5)
+    parts = tuple(tokens(lengths, heads) for heads in (6, 3, 3))
+    with torch.no_grad():
+        together = packed(*parts, lengths).split(lengths)
+        for n, own in enumerate(zip(*(x.split(lengths) for x in parts), strict=True)):
+            assert torch.equal(packed(*own, lengths[n : n + 1]), together[n])
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_groups_hold_every_token_once_with_little_padding(lengths: tuple[int, ...]) -> None:
-    segments = Segments(lengths, CPU)
-    groups = segments.groups
+    groups, places = grouped(lengths, CPU)
     rows = torch.cat([g.rows for g in groups])
-    assert rows[segments.places].tolist() == list(range(sum(lengths)))
+    assert rows[places].tolist() == list(range(sum(lengths)))
     valid = torch.cat(
         [(torch.ones(g.shape, dtype=torch.bool) if g.valid is None else g.valid).flatten() for g in groups]
     )
-    assert valid.sum() == sum(lengths) and valid[segments.places].all()
+    assert valid.sum() == sum(lengths) and valid[places].all()
     assert sum(g.rows.numel() for g in groups) <= MAX_PADDING * sum(lengths)
 
 
@@ -52,7 +75,7 @@ def test_groups_hold_every_token_once_with_little_padding(lengths: tuple[int, ..
 def test_the_flash_kernel_agrees(lengths: tuple[int, ...]) -> None:
     device = torch.device("cuda")
     query, key, value = (tokens(lengths, heads, device).bfloat16() for heads in (6, 3, 3))
-    ours = attend(query, key, value, Segments(lengths, device))
+    ours = packed(query, key, value, lengths)
     assert error(ours.cpu(), plain(query, key, value, lengths).cpu()) < 1e-2
 
 
@@ -60,9 +83,9 @@ def test_the_flash_kernel_agrees(lengths: tuple[int, ...]) -> None:
 def test_company_changes_nothing_in_the_flash_kernel() -> None:
     device, lengths = torch.device("cuda"), (700, 33, 2100, 5)
     query, key, value = (tokens(lengths, heads, device).bfloat16() for heads in (6, 3, 3))
-    together = attend(query, key, value, Segments(lengths, device)).split(lengths)
+    together = packed(query, key, value, lengths).split(lengths)
     for n, (q, k, v) in enumerate(zip(*(x.split(lengths) for x in (query, key, value)), strict=True)):
-        assert torch.equal(attend(q, k, v, Segments(lengths[n : n + 1], device)), together[n])
+        assert torch.equal(packed(q, k, v, lengths[n : n + 1]), together[n])
 
 
 @pytest.mark.parametrize(
@@ -73,6 +96,24 @@ def test_a_gpu_too_old_for_the_flash_kernel_is_known(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert _has_flash.__wrapped__(torch.device("cuda")) is has
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "chosen"),
+    [
+        ((8, 0), ("flash_attn_interface", "flash_attn", "flash_attn.cute"), None),
+        ((9, 0), (), None),
+        ((9, 0), ("flash_attn",), None),
+        ((9, 0), ("flash_attn_interface", "flash_attn", "flash_attn.cute"), "FA3"),
+        ((9, 0), ("flash_attn", "flash_attn.cute"), "FA4"),
+        ((10, 0), ("flash_attn_interface", "flash_attn", "flash_attn.cute"), "FA4"),
+        ((12, 0), ("flash_attn_interface", "flash_attn", "flash_attn.cute"), None),
+    ],
+)
+def test_the_newest_flash_kernel_that_is_installed_is_used(
+    capability: tuple[int, int], installed: tuple[str, ...], chosen: str | None
+) -> None:
+    assert newest_flash(capability, installed.__contains__) == chosen
 
 
 @pytest.mark.gpu
