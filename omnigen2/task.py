@@ -16,7 +16,7 @@ from omnigen2.adapters.file import WeightedAdapter
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.params import Decoding, ReferenceSampling
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised whenever the same recipe would give other pixels; part of the key of remembered results."""
 SPEEDS_VERSION = 2
 """The same for recipes at another speed than `exact`."""
