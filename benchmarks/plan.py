@@ -8,9 +8,11 @@ Text to image, an edit of one picture and a composition of two run through pipel
 tensors without values, in bfloat16, as they would on CUDA (`benchmarks/counting.py`). FLOPs, bytes, kernels,
 copies and synchronisations are those of one denoising step after the first, with full guidance; the peak is
 that of the whole request. Prompt and negative prompt have 300 and 100 tokens, references the picture's size.
+Seconds are computed from assumed rates (`benchmarks/machines.py`), `compiled` from compiled blocks.
 """
 
 import argparse
+import copy
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +21,11 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from benchmarks.counting import GPU, Counter, Work, counting
+from benchmarks.machines import MACHINES
 from benchmarks.shapes import PROCESSOR, parts
 from omnigen2.autoencoder import Autoencoder
 from omnigen2.checkpoints.card import published_card
@@ -30,6 +34,7 @@ from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.pipeline import Pipeline, decoded
 from omnigen2.residency import MODES, Mode, Residency
 from omnigen2.task import ImageTask
+from omnigen2.transformer import OmniGen2Transformer2DModel
 from omnigen2.weights import tensors_of
 
 CASES = {"text to image": 0, "edit": 1, "compose": 2}
@@ -37,6 +42,8 @@ CASES = {"text to image": 0, "edit": 1, "compose": 2}
 SIDES = (512, 1024, 2048)
 PROMPT_TOKENS, NEGATIVE_TOKENS = 300, 100
 GB, TERA = 1e9, 1e12
+FUSED_KERNELS = 8 + 1 + 6
+"""Of a block that is compiled: products, attention, and what is fused between them."""
 T = TypeVar("T")
 
 
@@ -48,6 +55,7 @@ class Case:
     side: int
     memory: Mode
     stages: dict[str, Work]
+    blocks: "Blocks"
 
     def told(self) -> dict[str, Any]:
         """The figures, as they are printed."""
@@ -66,6 +74,7 @@ class Case:
             "syncs": step.syncs,
             "attention_tflops": round(step.attention_flop / TERA, 2),
             "copied_gb": _gb(step.copied_bytes),
+            **self.expected(),
             "stages": {
                 name: {
                     "weights_gb": _gb(work.peak_weights),
@@ -75,6 +84,56 @@ class Case:
                 for name, work in self.stages.items()
             },
         }
+
+    def expected(self) -> dict[str, Any]:
+        """What a step takes if each block is compiled, and how long it takes on some GPUs: computed."""
+        step = self.stages["step"]
+        moved = step.elementwise_bytes - self.blocks.moved + self.blocks.fused
+        kernels = step.kernels - self.blocks.kernels + FUSED_KERNELS * self.blocks.calls
+        steps = {m.name: m.seconds(step) for m in MACHINES}
+        compiled = {m.name: m.seconds(step, moved, kernels) for m in MACHINES}
+        return {
+            "compiled_elementwise_gb": _gb(moved),
+            "compiled_kernels": kernels,
+            **{f"{name}_step_s": round(seconds, 4) for name, seconds in steps.items()},
+            **{f"{name}_50_steps_s": round(50 * seconds, 2) for name, seconds in steps.items()},
+            **{f"{name}_compiled_50_steps_s": round(50 * seconds, 2) for name, seconds in compiled.items()},
+        }
+
+
+class Blocks:
+    """What of the counted work is done in the transformer's blocks, and what is left of it if they are fused.
+
+    A block that is compiled has 8 products, one attention, and six fused kernels in between, each of which
+    reads its inputs and writes its outputs once. With h channels, g of keys, i of feed-forward, these
+    are, for each token: norm and scale 2 h; norm and rotation of queries 2 h and of keys 2 g; norm, gate and
+    sum, norm and scale 4 h; SwiGLU 3 i; norm, gate and sum 3 h. Scales and gates of a sequence come from the
+    cache.
+    """
+
+    def __init__(self, counter: Counter, transformer: OmniGen2Transformer2DModel):
+        self.calls = self.kernels = self.moved = self.fused = 0
+        self._counter = counter
+        for block in transformer.blocks():
+            block.register_forward_pre_hook(self._before)
+            block.register_forward_hook(self._after)
+
+    def clear(self) -> None:
+        """Count anew."""
+        self.calls = self.kernels = self.moved = self.fused = 0
+
+    def _before(self, block: Any, inputs: tuple[Tensor, ...]) -> None:
+        work, attention, inner = self._counter.work, block.attn, block.feed_forward.linear_1.out_features
+        keys = attention.to_k.out_features
+        values = 11 * attention.to_q.out_features + 2 * keys + 3 * inner
+        self.calls += 1
+        self.fused += len(inputs[0]) * values * inputs[0].element_size()
+        self.kernels -= work.kernels
+        self.moved -= work.elementwise_bytes
+
+    def _after(self, *_: Any) -> None:
+        self.kernels += self._counter.work.kernels
+        self.moved += self._counter.work.elementwise_bytes
 
 
 def make_pipeline(counter: Counter, memory: Mode, tiny: bool = False) -> Pipeline:
@@ -122,11 +181,14 @@ def count(case: str, side: int, memory: Mode, tiny: bool = False) -> Case:
         samples, _ = stage("prepare", lambda: pipeline.prepare(task, limits))
         denoiser = Denoiser(pipeline.transformer)
         denoiser.add(samples)
+        blocks = Blocks(counter, pipeline.transformer)
         stage("first step", denoiser.step)
+        blocks.clear()
         stage("step", denoiser.step)
+        blocks = copy.copy(blocks)
         denoiser.step()
         stage("decode", lambda: pipeline.finish(task, samples, limits))
-    return Case(case, side, memory, stages)
+    return Case(case, side, memory, stages, blocks)
 
 
 def _text(pipeline: Pipeline, tokens: int) -> str:
@@ -143,11 +205,11 @@ def _gb(count: int) -> float:
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Rows of a table in Markdown, with its head."""
+    """Rows of a table in Markdown, with its head: what is counted, and the seconds of 50 steps."""
     for number, row in enumerate(rows):
-        shown = {name: value for name, value in row.items() if name != "stages"}
+        shown = {name: value for name, value in row.items() if name != "stages" and "step_s" not in name}
         if not number:
-            yield f"| {' | '.join(shown)} |"
+            yield f"| {' | '.join(name.replace('_', ' ') for name in shown)} |"
             yield f"|{'---|' * 4}{'---:|' * (len(shown) - 4)}"
         yield f"| {' | '.join(map(str, shown.values()))} |"
 

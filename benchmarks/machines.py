@@ -1,0 +1,45 @@
+"""How long counted work takes on GPUs, from assumed rates. Nothing here was measured.
+
+Rates are what good kernels are taken to reach. Of the data sheet's peak, for products of bfloat16: 57 %
+(H100, H200), 70 % (A800), 80 % (4090); of memory's bandwidth 90 %; of PCIe 5 or 4 with 16 lanes 80 %; flash
+attention 2, with heads of 120 channels, 350, 190 and 140 TFLOP/s.
+"""
+
+from dataclasses import dataclass
+
+from benchmarks.counting import Work
+
+TERA, GIGA = 1e12, 1e9
+LAUNCH = 5e-6
+"""Seconds that the host takes for a kernel: below that the device waits for it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of a GPU: FLOP/s of products of matrices and of attention, bytes/s of memory and of its link."""
+
+    name: str
+    products: float
+    attention: float
+    memory: float
+    link: float
+
+    def seconds(self, work: Work, elementwise_bytes: int | None = None, kernels: int | None = None) -> float:
+        """Of work whose copies from the host are hidden behind it, as far as they are shorter.
+
+        `elementwise_bytes`, `kernels`: instead of those that were counted.
+        """
+        moved = work.elementwise_bytes if elementwise_bytes is None else elementwise_bytes
+        device = (
+            work.product_flop / self.products + work.attention_flop / self.attention + moved / self.memory
+        )
+        host = LAUNCH * (work.kernels if kernels is None else kernels)
+        return max(device, host, work.copied_bytes / self.link)
+
+
+MACHINES = (
+    Machine("H100", 560 * TERA, 350 * TERA, 3000 * GIGA, 50 * GIGA),
+    Machine("H200", 560 * TERA, 350 * TERA, 4300 * GIGA, 50 * GIGA),
+    Machine("A800", 218 * TERA, 190 * TERA, 1800 * GIGA, 25 * GIGA),
+    Machine("4090", 132 * TERA, 140 * TERA, 900 * GIGA, 25 * GIGA),
+)
