@@ -29,6 +29,9 @@ def test_client_configuration_starts_the_server_by_absolute_path(path: Path) -> 
 
 
 def test_links_of_the_readme_lead_to_files() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
-    missing = [link for link in links if not (PROJECT / link).exists()]
-    assert missing == []
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#([^)]+))?\)", README)
+    assert [path for path, _ in links if not (PROJECT / path).exists()] == []
+    for path, place in links:
+        if place:
+            headings = re.findall(r"^#+ (.+)$", (PROJECT / path).read_text("utf-8"), re.MULTILINE)
+            assert place in [re.sub(r"[^\w -]", "", own.lower()).replace(" ", "-") for own in headings]
