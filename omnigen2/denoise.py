@@ -1,8 +1,8 @@
 """Denoising of many pictures at once, each at its own step, size, guidance and sampler.
 
-A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture
-whose velocity is computed at its step, combines the branches and applies each picture's own update. Pictures
-join and leave between steps; only then is anything packed anew.
+A `Denoiser` holds the pictures in flight, packed as tokens. One `step` runs every branch of every picture,
+combines the branches and applies each picture's own update, and those of the following steps that compute
+nothing. Pictures join and leave between steps; only then is anything packed anew.
 
 On a CPU each picture has a forward of its own, and so comes out bit for bit as it does alone: products of
 matrices round differently with the number of rows. On a GPU, where small pictures alone would leave it idle,
@@ -11,6 +11,7 @@ all pictures share one forward, and company may change a few pixels by one level
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from omnigen2.schedule import Step
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 LAYOUTS = 4
-"""Layouts kept for each forward of a step: where guidance ends or steps are left out, they take turns."""
+"""Layouts kept for each forward of a step: where guidance starts or ends, they change."""
 
 
 @dataclass(eq=False)
@@ -32,8 +33,8 @@ class Sample:
     """One picture being made.
 
     `tokens` (N, p * p * C) float32 are its patchified latents, noise at first and current after every step;
-    of the same shape are `estimate`, the data predicted at the last step, and `velocity` and `before`, the
-    last two velocities that were computed. `guidance` and `plan` have one entry per step.
+    of the same shape are `estimate`, the data predicted at the last step, and `velocity`, the last one that
+    was computed. `guidance` and `plan` have one entry per step.
     """
 
     tokens: Tensor
@@ -43,10 +44,9 @@ class Sample:
     index: int = 0
     estimate: Tensor = field(init=False)
     velocity: Tensor = field(init=False)
-    before: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.estimate = self.velocity = self.before = torch.zeros_like(self.tokens)
+        self.estimate = self.velocity = torch.zeros_like(self.tokens)
 
     @property
     def grid(self) -> Grid:
@@ -58,19 +58,20 @@ class Sample:
         """Whether every step was made."""
         return self.index == len(self.plan)
 
-    def move(self, computed: Tensor | None) -> None:
-        """Make the next step of the plan, with the velocity computed at it, or extrapolated."""
-        step = self.plan[self.index]
-        velocity = computed
-        if velocity is None:
-            assert step.ahead is not None
-            velocity = self.velocity + step.ahead * (self.velocity - self.before)
-        estimate = self.tokens + (1 - step.time) * velocity
-        tokens = step.x_coef * self.tokens + step.v_coef * velocity + step.history_coef * self.estimate
-        if computed is not None:
-            self.before, self.velocity = self.velocity, computed
-        self.tokens, self.estimate = tokens, estimate
-        self.index += 1
+    def move(self, velocity: Tensor) -> None:
+        """Make the next step with the velocity computed at it, and those after it that compute none."""
+        first, *later = self.plan[self.index :]
+        steps = [first, *takewhile(lambda step: step.ahead is not None, later)]
+        change = velocity - self.velocity
+        tokens, estimate = self.tokens, self.estimate
+        for step in steps:
+            own = velocity if step.ahead is None else velocity + step.ahead * change
+            tokens, estimate = (
+                step.x_coef * tokens + step.v_coef * own + step.history_coef * estimate,
+                tokens + (1 - step.time) * own,
+            )
+        self.tokens, self.estimate, self.velocity = tokens, estimate, velocity
+        self.index += len(steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,24 +119,19 @@ class Denoiser:
 
     @isolated
     def step(self, chosen: Sequence[Sample] | None = None) -> list[Sample]:
-        """Move some or all pictures by one step of their plans; returns and lets go those that are finished.
+        """Move some or all pictures to their next step that computes something; returns and lets go
+        those that are finished.
 
         If it raises, each picture has either been moved or not been touched.
         """
         moving = [sample for sample in (self.samples if chosen is None else chosen) if not sample.done]
         for samples in [moving] if self.together else [[sample] for sample in moving]:
-            self._move(samples)
+            for sample, velocity in zip(samples, self._velocities(samples), strict=True):
+                sample.move(velocity)
         finished = [sample for sample in self.samples if sample.done]
         if finished:
             self.remove(finished)
         return finished
-
-    def _move(self, samples: list[Sample]) -> None:
-        """Move pictures by one step; those that need a velocity get it in a single forward."""
-        computed = [sample for sample in samples if sample.guidance[sample.index].weights]
-        velocities = dict(zip(map(id, computed), self._velocities(computed), strict=True))
-        for sample in samples:
-            sample.move(velocities.get(id(sample)))
 
     def _velocities(self, samples: list[Sample]) -> Sequence[Tensor]:
         """The guided velocity of each picture, as its tokens."""

@@ -120,8 +120,8 @@ class OmniGen2:
 
         `noise` (n, C, h, w) float32 replaces what the seed gives, and decides the number and size of the
         pictures where those are left out. `on_step(index, total, latents)` is called after every denoising
-        step and may raise to cancel. With `output="latents"` the final latents are returned: (n, C, h, w)
-        float32, or a list of (C, h, w) if the sizes differ.
+        step that computes something, and may raise to cancel. With `output="latents"` the final latents are
+        returned: (n, C, h, w) float32, or a list of (C, h, w) if the sizes differ.
 
         Raises:
             ValueError: a parameter is wrong; the message names the field, the value and what is allowed.
