@@ -25,6 +25,7 @@ from server.journal import Journal, Keyed
 from server.plugins import Plugins
 from server.quotas import Quotas
 from server.references import References
+from server.renditions import Renditions
 from server.settings import Settings
 from storage import ImageStore, StoreView
 from tools.base import Request, Result, ToolError
@@ -52,6 +53,7 @@ class App:
         self.adapters = AdapterFolder(settings.lora_dir)
         self.references = References(_fetcher(store) if settings.allow_fetch else None)
         self.counts = Counts()
+        self.renditions = Renditions()
         self.dispatcher = Dispatcher(
             manager, store, settings.queue_size, self.counts, Quotas(settings, self.store_of)
         )

@@ -17,6 +17,7 @@ from server.hookspecs import AnyTool
 from server.idempotency import Key
 from server.jobs import Job
 from server.references import new_allowed, open_allowed
+from server.renditions import PREVIEW
 from server.watching import preview, watch
 from storage import Record, StoredImage, codec
 from storage.errors import InvalidArgument
@@ -104,7 +105,10 @@ class CallContext:
         return new_allowed(Path(path), field, self._caller.folders, replace)
 
     def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
-        preview = Picture(*codec.preview(pixels)) if self._caller.previews else None
+        preview = None
+        if self._caller.previews:
+            kept = self._app.renditions.get(image.id, PREVIEW, lambda: codec.preview(pixels))
+            preview = Picture(*kept)
         self.shown[str(image.id)] = Shown(image, preview, record)
 
     async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:

@@ -172,7 +172,7 @@ class Studio:
 
         def preview(image: str) -> Picture:
             made = shown[image].preview if image in shown else None
-            return made or Picture(*store.preview(image))
+            return made or Picture(*self.app.renditions.preview(store, image))
 
         def linked(image: str) -> types.ResourceLink:
             made = shown.get(image) or store.origin(image)

@@ -16,6 +16,7 @@ from mcp.server.context import ServerRequestContext
 
 from server.caller import Caller
 from server.offered import OfferedResources
+from server.renditions import PREVIEW
 from storage import Record, StoredImage, StoreView, codec
 from storage.digest import SCHEME
 from tools.references import address_digits
@@ -24,7 +25,6 @@ RequestContext = ServerRequestContext[Any, Any]
 
 VARIABLE = "digest"
 FULL = f"{SCHEME}{{{VARIABLE}}}"
-PREVIEW = "/preview"
 TITLE = 60
 """Characters of a prompt that are the title of its image."""
 RECENT = 50

@@ -20,8 +20,9 @@ from tools.region import pasted_back
 from tools.results import ImagesResult, TextResult, effective
 
 R = TypeVar("R", ImagesResult, TextResult)
-_STORING = threading.Lock()
-"""Held from the search for an equal record until one is stored."""
+_STORING = [threading.Lock() for _ in range(64)]
+"""One is held from the search for an equal record until one is stored: the same one for equal requests, and
+mostly another for others, so that their pictures are encoded side by side."""
 
 
 async def make_images(recipe: Recipe, context: Context) -> ImagesResult:
@@ -96,7 +97,8 @@ def _record(
     """
     card = (outcome.card or recipe.card).model_copy(update={"id": recipe.card.id})  # as it was asked for
     key = recipe.key | identity(card, recipe.params)
-    with _STORING if recipe.fixed else nullcontext():
+    equal = hash((recipe.request.words, recipe.params.seed))
+    with _STORING[equal % len(_STORING)] if recipe.fixed else nullcontext():
         first = context.store.find_equal(**key) if recipe.fixed else None
         if first is not None:
             return first, False

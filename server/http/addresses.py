@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from server.caller import READ
 from server.http.auth import Identity, split_authority
+from server.renditions import PREVIEW
 from storage.digest import hex_digits
 from storage.errors import InvalidArgument
 from storage.safe_files import open_file
@@ -27,7 +28,6 @@ from tools.base import ToolError
 log = structlog.get_logger()
 
 PATH = "/images/"
-PREVIEW = "/preview"
 WIDTH = "w"
 """Query parameter: width in pixels of a smaller copy."""
 SIGNATURE, EXPIRES = "sig", "expires"

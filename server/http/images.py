@@ -15,16 +15,16 @@ from server import schema
 from server.app import App
 from server.caller import Caller
 from server.errors import answering
-from server.http.addresses import BY_ADDRESS, PATH, PREVIEW, SIGNATURE, WIDTH, expiry
+from server.http.addresses import BY_ADDRESS, PATH, SIGNATURE, WIDTH, expiry
 from server.http.auth import Identity
 from server.http.content import content, is_known
 from server.http.forms import MULTIPART, data_uri, form_fields
 from server.http.media import taking
 from server.http.openapi import JSON, Paths, answer, operation, parameter
 from server.http.refusals import refusal
-from server.http.renditions import Rendition, Renditions
 from server.http.rest import ToolEndpoint
 from server.http.streams import while_connected
+from server.renditions import PREVIEW, Rendition
 from storage import StoredImage, StoreView, codec
 from tools.base import ToolError
 from tools.fields import ImageIn
@@ -61,7 +61,6 @@ class ImageEndpoint:
     def __init__(self, app: App, caller: Callable[[Request], Caller]) -> None:
         self._app = app
         self._caller = caller
-        self._renditions = Renditions()
         self._making = CapacityLimiter(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +86,7 @@ class ImageEndpoint:
             return Response(status_code=304, headers=headers)
         if form:
             make = partial(_made, store, image, form)
-            copy = partial(self._renditions.get, image.id, form, make)
+            copy = partial(self._app.renditions.get, image.id, form, make)
             data, kind = await to_thread.run_sync(copy, limiter=self._making)
         elif request.method == "HEAD":
             size = {"Content-Length": str(image.bytes), "Accept-Ranges": "bytes"}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from server.app import App
 from server.http.images import MAX_WIDTH
-from server.http.renditions import Renditions
+from server.renditions import Renditions
 from storage import Digest, StoreView
 from tests.server.surfaces.test_http import ANN, TOKENS, rest
 

@@ -1,11 +1,13 @@
-"""Smaller copies of stored images, as browsers show them: made when asked for, and kept for a while."""
+"""Smaller copies of stored images, for browsers and conversations: made when asked for, kept for a while."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from storage import Digest
+from storage import Digest, StoreView
 
+PREVIEW = "/preview"
+"""The form of a preview, as addresses have it; that of any other copy is its width in pixels."""
 MOST_BYTES = 64_000_000
 """Bytes of the copies that are kept in memory; the one that was asked for longest ago goes first."""
 
@@ -37,3 +39,8 @@ class Renditions:
             while self._bytes > self._most:
                 self._bytes -= len(self._kept.popitem(last=False)[1][0])
         return made
+
+    def preview(self, store: StoreView, reference: str) -> Rendition:
+        """The preview of an image that a view of the store shows. Raises what `StoreView.get` does."""
+        image = store.get(reference).id
+        return self.get(image, PREVIEW, lambda: store.preview(image))
