@@ -2,13 +2,14 @@
 
 Requires the guarantees of object stores: an object appears complete or not at all, and is durable once the
 call returns. Folders use `LocalBlobs`; `open_store` chooses by URL. Locks and the index are on this machine,
-so only one machine at a time may write to a bucket.
+so only one machine at a time may write to a bucket: the one that holds its lease (`lease.py`).
 """
 
 import contextlib
 import re
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,7 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from storage.blobs import Blob
 from storage.digest import Digest
 from storage.errors import ADVICE_AFAR, InvalidArgument, StoreError, from_os_error
+from storage.lease import Lease
 from storage.paths import default_store_path
 from storage.store import ImageStore
 
@@ -32,6 +34,7 @@ def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
 
     Raises:
         InvalidArgument: unknown scheme, its fsspec package is not installed, or the bucket is missing.
+        StoreBusy: another machine writes to the bucket.
         StoreReadOnly, StoreFull: the folder cannot be written.
     """
     scheme = urlsplit(url).scheme
@@ -41,34 +44,30 @@ def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
     if not (place or in_memory):
         raise InvalidArgument(f"{url} names no bucket.", f"Give one: {scheme}://BUCKET/FOLDER.")
     base = f"{scheme}://{place}/" if place else f"{scheme}://"
-    blobs, records = (ObjectBlobs(base + kind) for kind in ("blobs", "records"))
     beside = default_store_path().with_name("indexes") / Digest.of(url.encode()).hex[:16]
+    lease = None if in_memory else _leased(base, beside)
+    blobs, records = (ObjectBlobs(base + kind, lease) for kind in ("blobs", "records"))
     return ImageStore(None if in_memory else beside, quota_bytes, blobs=blobs, records=records)
 
 
 class ObjectBlobs:
     """Blobs as objects `<url>/sha256/<2 hex>/<62 hex>` on an fsspec file system with atomic puts."""
 
-    def __init__(self, url: str, **options: Any) -> None:
-        """`options` are passed to the file system: credentials, endpoint, ...
+    def __init__(self, url: str, lease: Lease | None = None, **options: Any) -> None:
+        """`lease` is asked before each write; `options` are passed to the file system: credentials, ...
 
         Raises:
             InvalidArgument: unknown scheme, or its fsspec package is not installed.
         """
         self.url = url
-        try:
-            files: Any = fsspec.url_to_fs(url, **options)  # pyright: ignore
-        except (ValueError, ImportError) as error:
-            raise InvalidArgument(
-                f"{url} names no object store: {error}.", "Check the scheme, or install its fsspec package."
-            ) from error
-        self._files = files[0]
-        self._root = str(files[1]).rstrip("/")
+        self._lease = lease
+        self._files, self._root = _opened(url, **options)
 
     def put(self, data: bytes) -> Blob:
         digest = Digest.of(data)
         found = self.has(digest)
         with self._errors():
+            self._check_lease()
             # Other bytes under this name are damaged: replace them.
             if found is None or bytes(self._files.cat_file(self._path(digest))) != data:
                 self._files.pipe_file(self._path(digest), data)
@@ -101,13 +100,20 @@ class ObjectBlobs:
 
     def delete(self, digest: Digest) -> None:
         with self._errors(), contextlib.suppress(FileNotFoundError):
+            self._check_lease()
             self._files.rm_file(self._path(digest))
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     @contextlib.contextmanager
     def _errors(self) -> Generator[None]:
         """Convert errors of the object store to StoreError."""
         try:
             yield
+        except StoreError:
+            raise
         except OSError as error:
             raise from_os_error(error, self.url) from error
         except Exception as error:  # of the library that the file system uses
@@ -116,6 +122,24 @@ class ObjectBlobs:
 
     def _path(self, digest: Digest) -> str:
         return f"{self._root}/sha256/{digest.hex[:2]}/{digest.hex[2:]}"
+
+
+def _opened(url: str, **options: Any) -> tuple[Any, str]:
+    """The file system that a URL means, and the path there. Raises InvalidArgument as `ObjectBlobs`."""
+    try:
+        files: Any = fsspec.url_to_fs(url, **options)  # pyright: ignore
+    except (ValueError, ImportError) as error:
+        raise InvalidArgument(
+            f"{url} names no object store: {error}.", "Check the scheme, or install its fsspec package."
+        ) from error
+    return files[0], str(files[1]).rstrip("/")
+
+
+def _leased(url: str, beside: Path) -> Lease:
+    """The right to write to a bucket. Raises StoreBusy if another machine has it."""
+    lease = Lease(*_opened(url), beside)
+    lease.hold()
+    return lease
 
 
 def _blob(digest: Digest, info: Mapping[str, Any]) -> Blob:

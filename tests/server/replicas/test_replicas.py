@@ -14,19 +14,10 @@ import pytest
 from PIL import Image
 
 from omnigen2.engine import Engine
-from omnigen2.params import Decoding, InvalidTask, ReferenceSampling
+from omnigen2.params import Decoding, InvalidTask
 from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask
 from server.replicas.backend import RemoteBackend
-
-STEPS = 4
-
-
-def image_task(seed: int = 1, steps: int = STEPS, images: tuple[Image.Image, ...] = ()) -> ImageTask:
-    sampling = ReferenceSampling(
-        width=32, height=32, num_images=1, seed=seed, steps=steps, text_guidance_scale=3.0,
-        image_guidance_scale=1.5, cfg_range=(0.0, 1.0), scheduler="euler", speed="exact", negative_prompt="",
-    )  # fmt: skip
-    return ImageTask("a red circle", images, sampling)
+from tests.server.replicas.tasks import image_task
 
 
 def picture(seed: int = 0) -> Image.Image:
