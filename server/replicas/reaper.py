@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import psutil
 
-MARK = "OMNIGEN2_RAY"
-"""Variable that every process of such a Ray inherits; its value is the folder."""
+MARK = "RAY_FOLDER_OF_OMNIGEN2"
+"""Variable that every process of such a Ray inherits; its value is the folder. No setting has this name."""
 
 
 def main() -> None:
