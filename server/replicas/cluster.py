@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server.log import get_logger
-from server.replicas.reaper import MARK
 from server.replicas.replica import Replica
 
 T = TypeVar("T")
@@ -172,7 +171,6 @@ def _start_here(size: int) -> Any:
     with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
         file.write(secrets.token_hex(32))
     os.environ |= {
-        MARK: str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Says "no cluster of several machines": then everything is bound to 127.0.0.1.

@@ -2,8 +2,9 @@
 
     python -m server.replicas.reaper FOLDER
 
-Waits until its stdin closes, which the kernel does when the server ends; then kills every process that has
-FOLDER in its environment as `MARK`, and deletes FOLDER. Ray alone leaves its agents behind after a `kill -9`.
+Waits until its stdin closes, which the kernel does when the server ends; then kills every process that has a
+file in FOLDER open, as each process of that Ray has its log, and deletes FOLDER. Ray alone leaves its agents
+behind after a `kill -9`.
 """
 
 import os
@@ -13,9 +14,6 @@ import sys
 from contextlib import suppress
 
 import psutil
-
-MARK = "RAY_FOLDER_OF_OMNIGEN2"
-"""Variable that every process of such a Ray inherits; its value is the folder. No setting has this name."""
 
 
 def main() -> None:
@@ -27,7 +25,7 @@ def main() -> None:
     for _ in range(5):  # a process may start another one while it is looked for
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.environ().get(MARK) == folder:
+                if any(file.path.startswith(folder + os.sep) for file in process.open_files()):
                     process.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
