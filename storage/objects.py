@@ -137,7 +137,8 @@ def _opened(url: str, **options: Any) -> tuple[Any, str]:
 
 def _leased(url: str, beside: Path) -> Lease:
     """The right to write to a bucket. Raises StoreBusy if another machine has it."""
-    lease = Lease(*_opened(url), beside)
+    files, root = _opened(f"{url}blobs")
+    lease = Lease(files, root.removesuffix("blobs"), beside)
     lease.hold()
     return lease
 
