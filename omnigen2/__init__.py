@@ -10,20 +10,31 @@ if TYPE_CHECKING:
     from omnigen2.model import OmniGen2
 
 
-def load(source: str = "nano", device: str = "auto", dtype: str = "auto", memory: str = "auto") -> "OmniGen2":
-    """Load a model: `nano`, a folder in the published layout, or the id of a downloaded repository.
+def load(
+    source: str = "nano",
+    device: str = "auto",
+    dtype: str = "auto",
+    memory: str = "auto",
+    quantize: str = "none",
+) -> "OmniGen2":
+    """Load a model: `nano`, a folder in the published layout, a file of ComfyUI or a folder of them, or the
+    id of a downloaded repository.
 
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto` (bfloat16 on a GPU, float32 on a CPU),
     `float32`, `bfloat16` or `float16`. `memory` is `resident` (all weights stay on the device), `offload`
     (the large parts take turns), `stream` (the blocks come one by one), or `auto`: the quickest that fits.
+    `quantize` keeps the blocks' weights in 8 bits (`int8`, `fp8`) or 4 (`nf4`), or those of a part:
+    `transformer=fp8,language=nf4`; pictures change a little (see the README).
 
     Raises:
         FileNotFoundError: no such model is on this machine; the message says how to get it.
-        ValueError: a weight is missing, surplus or misshapen, or `device`, `dtype` or `memory` unknown.
+        ValueError: a weight is missing, surplus or misshapen, or `device`, `dtype`, `memory` or `quantize`
+            unknown.
     """
     from omnigen2.model import OmniGen2
+    from omnigen2.placement import Placement, Quantization
 
-    return OmniGen2.load(source, device=device, dtype=dtype, memory=memory)
+    return OmniGen2.load(source, Placement(device, dtype, memory, Quantization.parse(quantize)))
 
 
 # The same product of matrices gives the same bits, whatever the threads and the place in memory (Intel MKL,

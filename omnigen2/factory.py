@@ -4,24 +4,13 @@ Neither importing this module nor asking for a card imports torch: only loading 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import ModelCard, published_card
+from omnigen2.placement import Placement
 from omnigen2.task import Backend
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how models run, as the host has set it."""
-
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    dtype: str = "auto"
-    """`auto`, `float32`, `bfloat16` or `float16`."""
-    memory: str = "auto"
-    """`auto`, `resident`, `offload` or `stream`."""
 
 
 class BackendFactory(Protocol):
@@ -104,6 +93,5 @@ class Checkpoints:
 
         import_once(model)
         checkpoint = locate.find(model)
-        memory = make_room(checkpoint, placement.device, placement.dtype, placement.memory, evict)
-        device, dtype = placement.device, placement.dtype
-        return Engine(OmniGen2.of(checkpoint, device=device, dtype=dtype, memory=memory))
+        mode = make_room(checkpoint, placement, evict)
+        return Engine(OmniGen2.of(checkpoint, replace(placement, memory=mode)))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.cost import cost
-from omnigen2.factory import BackendFactory, Checkpoints, Placement
+from omnigen2.factory import BackendFactory, Checkpoints
+from omnigen2.placement import UNQUANTIZED, Placement, Quantization
 from omnigen2.task import Backend, Estimating, Outliving, Task, Watched
 
 IN_HAND_S = 10.0
@@ -59,12 +60,13 @@ class Manager:
         device: str = "auto",
         dtype: str = "auto",
         memory: str = "auto",
+        quantize: Quantization = UNQUANTIZED,
         factories: Iterable[BackendFactory] = (Checkpoints(),),
         idle_unload_s: float | None = None,
     ):
         """`idle_unload_s`: unload a model that many seconds after its last task; None keeps it."""
         self.default_model = default_model
-        self.placement = Placement(device, dtype, memory)
+        self.placement = Placement(device, dtype, memory, quantize)
         self._factories = list(factories)
         self._idle_unload_s = idle_unload_s
         self._residents: dict[str, _Resident] = {}
@@ -88,7 +90,8 @@ class Manager:
             ValueError: its card cannot be read.
         """
         name = model or self.default_model
-        return self._factory(name).card(name)
+        factory = self._factory(name)
+        return self._as_placed(factory, factory.card(name))
 
     def identify(self, model: str | None = None) -> ModelCard | None:
         """The card of a model with the digest of its weights, those on disk now; loads nothing.
@@ -100,7 +103,8 @@ class Manager:
         name = model or self.default_model
         factory = self._factory(name)
         # A plugin written before there was `identify` has cards that say all there is to say.
-        card = getattr(factory, "identify", factory.card)(name)
+        card: ModelCard | None = getattr(factory, "identify", factory.card)(name)
+        card = None if card is None else self._as_placed(factory, card)
         with self._lock:
             resident = self._residents.get(name)
             if resident is not None and resident.ready:
@@ -204,6 +208,12 @@ class Manager:
             pass
         backend.close()
 
+    def _as_placed(self, factory: BackendFactory, card: ModelCard) -> ModelCard:
+        """The card of a model as this process loads it."""
+        if not isinstance(factory, Checkpoints):  # a plugin's model has a precision of its own
+            return card
+        return card.model_copy(update={"quantize": str(self.placement.quantize)})
+
     def _factory(self, name: str) -> BackendFactory:
         """The one that offers a model of that name, or else the first that has one: a path, say."""
         failure: FileNotFoundError | None = None
@@ -244,9 +254,9 @@ class Manager:
                 _close(resident.backend)
 
 
-def _identity(card: ModelCard) -> tuple[str | None, Limits]:
+def _identity(card: ModelCard) -> tuple[str | None, Limits, str]:
     """What decides the pictures that a model makes of a complete request."""
-    return card.digest, card.limits
+    return card.digest, card.limits, card.quantize
 
 
 def _leave(backend: "Future[Backend]") -> None:

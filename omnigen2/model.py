@@ -27,6 +27,8 @@ from omnigen2.device import pick_device, pick_dtype
 from omnigen2.explain import explain
 from omnigen2.params import Adapters, Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
 from omnigen2.pipeline import Pipeline, check_text, readable
+from omnigen2.placement import Placement
+from omnigen2.quantize import quantize
 from omnigen2.residency import Residency
 from omnigen2.sizes import Size
 from omnigen2.task import ImageTask, TextTask
@@ -56,37 +58,37 @@ class OmniGen2:
         self.card = pipeline.card
 
     @classmethod
-    def load(
-        cls, source: str, *, device: str = "auto", dtype: str = "auto", memory: str = "auto"
-    ) -> "OmniGen2":
+    def load(cls, source: str, placement: Placement) -> "OmniGen2":
         """See `omnigen2.load`."""
         import_once(source)
-        return cls.of(locate.find(source), device=device, dtype=dtype, memory=memory)
+        return cls.of(locate.find(source), placement)
 
     @classmethod
-    def of(
-        cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", memory: str = "auto"
-    ) -> "OmniGen2":
+    def of(cls, checkpoint: Checkpoint, placement: Placement) -> "OmniGen2":
         """Load a checkpoint. Raises ValueError as `omnigen2.load`."""
         folder = checkpoint.folder
         load.check_layout(folder)
-        place = pick_device(device)
-        kind = pick_dtype(dtype, place)
-        mode = pick_memory(checkpoint, kind, memory, free_bytes(place))
+        place = pick_device(placement.device)
+        kind = pick_dtype(placement.dtype, place)
+        wanted = placement.quantize
+        mode = pick_memory(checkpoint, kind, placement.memory, free_bytes(place), wanted)
         checkpoint = checkpoint.verified()
 
         def resting(part: str) -> torch.dtype:
-            return kind if mode == "resident" else resting_dtype(checkpoint, part, kind)
+            as_computed = mode == "resident" and not wanted
+            return kind if as_computed else resting_dtype(checkpoint, part, kind)
 
         transformer = load.load_transformer(folder, resting("transformer")).eval()
         autoencoder = load.load_autoencoder(folder, resting("vae"), transformer.config["patch_size"])
         language = load.load_language_model(folder, resting("mllm"))
         load.check_fit(transformer, autoencoder, language)
+        quantize(transformer, language.mllm, wanted, place)
         check = None if mode == "resident" else load.unchanged(folder, checkpoint.digest)
         residency = Residency(transformer, language, autoencoder, place, kind, mode, check=check)
+        card = checkpoint.identity.model_copy(update={"quantize": str(wanted)})
         if locate.weights_digest(folder) != checkpoint.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
-        return cls(Pipeline(transformer, autoencoder, language, checkpoint.identity, residency))
+        return cls(Pipeline(transformer, autoencoder, language, card, residency))
 
     @cached_property
     def threads(self) -> int:

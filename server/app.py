@@ -253,6 +253,7 @@ def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> Ap
         device=settings.device,
         dtype=settings.dtype,
         memory=settings.memory,
+        quantize=settings.placement.quantize,
         factories=factories(settings, loaded),
         idle_unload_s=settings.idle_unload,
     )

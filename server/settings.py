@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import AfterValidator, ByteSize, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from omnigen2.checkpoints.locate import NANO
+from omnigen2.placement import Placement, Quantization
 from server.hosts import Structured
 from storage import default_store_path
 from storage.safe_files import real_folder
@@ -35,6 +36,10 @@ SHARED_FOLDERS = frozenset(
     )
 )  # fmt: skip
 """Folders that were not chosen for their content, and where a desktop client may start a server."""
+
+
+def _canonical(quantize: str) -> str:
+    return str(Quantization.parse(quantize))
 
 
 class Settings(BaseSettings):
@@ -64,6 +69,9 @@ class Settings(BaseSettings):
     memory: Literal["auto", "resident", "offload", "stream"] = "auto"
     """Where weights rest: on the device (`resident`), on the host until a whole part (`offload`) or a block
     (`stream`) is used; `auto` takes the quickest that fits."""
+    quantize: Annotated[str, AfterValidator(_canonical)] = "none"
+    """Keep the weights of blocks in 8 bits (`int8`, `fp8`) or 4 (`nf4`), for both parts or for those named:
+    `transformer=fp8,language=nf4`. Takes less memory; pictures change a little, and are recorded so."""
     replicas: int | None = Field(default=None, ge=1, le=1000)
     """Processes in which a model is loaded, each with a GPU to itself where there are any: `2` serves two
     requests side by side. Needs `omnigen2-mcp[ray]`, as does the next."""
@@ -128,6 +136,11 @@ class Settings(BaseSettings):
             return None
         least = self.min_replicas or self.replicas or 1
         return least, self.max_replicas or max(self.replicas or 1, least)
+
+    @property
+    def placement(self) -> Placement:
+        """Where and how models run."""
+        return Placement(self.device, self.dtype, self.memory, Quantization.parse(self.quantize))
 
     @property
     def folders(self) -> tuple[Path, ...]:

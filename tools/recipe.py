@@ -94,6 +94,8 @@ def identity(card: ModelCard, params: ReferenceSampling | Decoding) -> dict[str,
         numerics += " strips"
     if isinstance(params, ReferenceSampling) and params.speed != "exact":
         numerics += f" {params.speed} {SPEEDS_VERSION}"
+    if card.quantize != "none":
+        numerics += f" {card.quantize}"
     return {"model": Model(id=card.id, digest=card.digest), "numerics": numerics}
 
 

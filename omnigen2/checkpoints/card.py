@@ -69,6 +69,8 @@ class ModelCard(Params):
     advice: Advice = Advice.model_construct()
     digest: str | None = None
     """`sha256:<hex>` over the weight files, as published with the checkpoint; checked when it is loaded."""
+    quantize: str = "none"
+    """How the weights of its blocks are kept here (`omnigen2.placement`); no card.json decides it."""
     defaults: Defaults
     limits: Limits = Limits.model_construct()
 
@@ -99,8 +101,9 @@ def read_card(folder: Path, model_id: str) -> ModelCard:
     path = folder / CARD_FILE
     if not path.is_file():
         return published_card(model_id)
+    own = {"id": model_id, "quantize": "none"}
     try:
-        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")) | {"id": model_id})
+        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")) | own)
     except ValidationError as error:
         raise ValueError(f"model: {path} is not a valid model card: {explain(error, ModelCard)}") from None
     except ValueError as error:

@@ -12,6 +12,8 @@ from omnigen2.checkpoints.headers import TensorInfo, read_headers
 from omnigen2.checkpoints.locate import PARTS, Checkpoint
 from omnigen2.device import pick_device, pick_dtype
 from omnigen2.footprint import Footprint, token_bytes
+from omnigen2.placement import UNQUANTIZED, Kind, Placement, Quantization
+from omnigen2.quantize import is_quantized, quantized_bytes
 from omnigen2.residency import MODES, Mode
 from omnigen2.task import OutOfMemory
 
@@ -21,16 +23,24 @@ SLOTS = 2
 _BLOCK = re.compile(r".*?(?:layers|blocks|_refiner)\.\d+\.")
 
 
-def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype, memory: Mode = "resident") -> int:
+def needed_bytes(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    memory: Mode = "resident",
+    quantize: Quantization = UNQUANTIZED,
+) -> int:
     """Bytes that a checkpoint takes on the device: its weights in `dtype`, and what it needs to work.
 
     That is the largest common request (`Footprint.request_tokens`), alone; more at once waits for memory.
+
+    `quantize`: how the weights of blocks are kept.
 
     Raises:
         ValueError: a file is damaged.
     """
     headers = {part: read_headers(checkpoint.folder / part) for part in PARTS}
-    sizes = {part: _sizes(header, dtype) for part, header in headers.items()}
+    kinds: dict[str, Kind] = {"transformer": quantize.transformer, "mllm": quantize.language}
+    sizes = {part: _sizes(header, dtype, kinds.get(part, "none")) for part, header in headers.items()}
     step = decode = 0
     if footprint := Footprint.of(headers["transformer"], headers["vae"]):
         limits = checkpoint.card.limits
@@ -52,11 +62,15 @@ def _most(sizes: Mapping[str, Counter[str]], memory: Mode, step: int, decode: in
     return present + max(step, sizes["mllm"][""], autoencoder + decode)
 
 
-def _sizes(header: Mapping[str, TensorInfo], dtype: torch.dtype) -> Counter[str]:
+def _sizes(header: Mapping[str, TensorInfo], dtype: torch.dtype, kind: Kind) -> Counter[str]:
     """Bytes of each block of a part on the device, by the block's prefix; `` is what is in no block."""
     counted: Counter[str] = Counter()
     for name, tensor in header.items():
-        counted[found[0] if (found := _BLOCK.match(name)) else ""] += tensor.values * dtype.itemsize
+        block = found[0] if (found := _BLOCK.match(name)) else ""
+        if block and kind != "none" and is_quantized(name.removeprefix(block), tensor.shape):
+            counted[block] += quantized_bytes(tensor.shape[0], tensor.shape[1], kind)
+        else:
+            counted[block] += tensor.values * dtype.itemsize
     return counted
 
 
@@ -77,20 +91,24 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def pick_memory(checkpoint: Checkpoint, dtype: torch.dtype, memory: str, free: int) -> Mode:
+def pick_memory(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    memory: str,
+    free: int,
+    quantize: Quantization = UNQUANTIZED,
+) -> Mode:
     """The mode that `memory` names or, if it is `auto`, the quickest that fits `free` bytes, or `stream`.
 
     Raises:
         ValueError: `memory` is unknown, or a file is damaged.
     """
     modes = _modes(memory)
-    fitting: list[Mode] = [mode for mode in modes if needed_bytes(checkpoint, dtype, mode) <= free]
+    fitting: list[Mode] = [mode for mode in modes if needed_bytes(checkpoint, dtype, mode, quantize) <= free]
     return fitting[0] if fitting else modes[-1]
 
 
-def make_room(
-    checkpoint: Checkpoint, device: str, dtype: str, memory: str, evict: Callable[[], bool]
-) -> Mode:
+def make_room(checkpoint: Checkpoint, placement: Placement, evict: Callable[[], bool]) -> Mode:
     """The mode to load a checkpoint in; other models are unloaded until it is the quickest there is.
 
     `evict` unloads another model, and returns whether it found one.
@@ -99,21 +117,22 @@ def make_room(
         OutOfMemory: it does not fit even alone.
         ValueError: `device`, `dtype` or `memory` is unknown, or a file is damaged.
     """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
-    quickest = _modes(memory)[0]
-    while needed_bytes(checkpoint, kind, quickest) > free_bytes(place) and evict():
+    place = pick_device(placement.device)
+    kind = pick_dtype(placement.dtype, place)
+    quickest = _modes(placement.memory)[0]
+    while needed_bytes(checkpoint, kind, quickest, placement.quantize) > free_bytes(place) and evict():
         gc.collect()
         if place.type == "cuda":
             torch.cuda.empty_cache()
     free = free_bytes(place)
-    mode = pick_memory(checkpoint, kind, memory, free)
-    needed = needed_bytes(checkpoint, kind, mode)
+    mode = pick_memory(checkpoint, kind, placement.memory, free, placement.quantize)
+    needed = needed_bytes(checkpoint, kind, mode, placement.quantize)
     if needed > free:
         raise OutOfMemory(
             f"the model in {checkpoint.folder} needs {_gb(needed)} on {place.type} (memory: {mode}), "
             f"where {_gb(free)} are free; "
-            "free memory, choose another device, or use a smaller model such as nano"
+            "free memory, quantise it (quantize: int8 or nf4), choose another device, or use a smaller model "
+            "such as nano"
         )
     return mode
 

@@ -11,6 +11,7 @@ import torch
 from omnigen2.checkpoints.fit import free_bytes, needed_bytes, pick_memory
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.device import pick_device, pick_dtype
+from omnigen2.placement import Placement
 from omnigen2.residency import MODES, Mode
 
 
@@ -36,23 +37,23 @@ class Preflight:
         return self.needed_bytes[self.memory] <= self.free_bytes
 
 
-def preflight(checkpoint: Checkpoint, device: str, dtype: str, memory: str = "auto") -> Preflight:
-    """How a checkpoint would run, with `device`, `dtype` and `memory` as given to `omnigen2.load`.
+def preflight(checkpoint: Checkpoint, placement: Placement) -> Preflight:
+    """How a checkpoint would run.
 
     Raises:
         ValueError: `device`, `dtype` or `memory` is unknown or not available, or a file is damaged.
     """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    place = pick_device(placement.device)
+    kind = pick_dtype(placement.dtype, place)
     on_gpu = place.type == "cuda"
     free = free_bytes(place)
     return Preflight(
         device=str(place),
         device_name=torch.cuda.get_device_name(place) if on_gpu else _processor(),
         dtype=str(kind).removeprefix("torch."),
-        reason=_reason(device, on_gpu),
-        memory=pick_memory(checkpoint, kind, memory, free),
-        needed_bytes={mode: needed_bytes(checkpoint, kind, mode) for mode in MODES},
+        reason=_reason(placement.device, on_gpu),
+        memory=pick_memory(checkpoint, kind, placement.memory, free, placement.quantize),
+        needed_bytes={mode: needed_bytes(checkpoint, kind, mode, placement.quantize) for mode in MODES},
         free_bytes=free,
         torch_version=torch.__version__,
     )

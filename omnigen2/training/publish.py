@@ -27,7 +27,9 @@ def publish_like(source: str, transformer: OmniGen2Transformer2DModel, target: P
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("transformer", CARD_FILE, ".*"))
     transformer.save_pretrained(target / "transformer")
     card = read_card(folder, target.name).model_copy(update={"digest": weights_digest(target)})
-    write_json(target / CARD_FILE, card.model_dump(mode="json", exclude={"id"}, exclude_none=True))
+    write_json(
+        target / CARD_FILE, card.model_dump(mode="json", exclude={"id", "quantize"}, exclude_none=True)
+    )
     return card
 
 

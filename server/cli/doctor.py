@@ -19,6 +19,7 @@ from rich.filesize import decimal
 from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints import locate
 from omnigen2.factory import Checkpoints
+from omnigen2.placement import Placement
 from server.cli.output import AsJson, show, table
 from server.plugins import Plugins
 from server.settings import Settings
@@ -47,6 +48,8 @@ def doctor(
     model: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    memory: str | None = None,
+    quantize: str | None = None,
     store: str | None = None,
     replicas: int | None = None,
     ray: str | None = None,
@@ -65,6 +68,10 @@ def doctor(
         `auto`, `cpu`, `cuda` or `cuda:N`.
     dtype
         `auto`, `float32`, `bfloat16` or `float16`.
+    memory
+        `auto`, `resident`, `offload` or `stream`.
+    quantize
+        `none`, `int8`, `fp8` or `nf4`, or one for each part: `transformer=fp8,language=nf4`.
     store
         Where images are kept.
     replicas
@@ -78,6 +85,8 @@ def doctor(
         "model": model,
         "device": device,
         "dtype": dtype,
+        "memory": memory,
+        "quantize": quantize,
         "store": store,
         "replicas": replicas,
         "ray": ray,
@@ -109,7 +118,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if brought := [factory for factory in own if settings.model in factory.models()]:
         yield Finding("model", "ok", f"{brought[0].card(settings.model).title}, brought by a plugin")
     else:
-        yield from check_model(settings.model, settings.device, settings.dtype, settings.memory)
+        yield from check_model(settings.model, settings.placement)
     yield from check_replicas(settings)
     yield from check_models()
     yield from check_adapters(AdapterFolder(settings.lora_dir))
@@ -135,7 +144,7 @@ def check_installation() -> Iterator[Finding]:
     )
 
 
-def check_model(source: str, device: str, dtype: str, memory: str = "auto") -> Iterator[Finding]:
+def check_model(source: str, placement: Placement) -> Iterator[Finding]:
     """Whether the model is here, and where, how and why there it would run."""
     try:
         if locate.awaits_import(source):
@@ -151,17 +160,15 @@ def check_model(source: str, device: str, dtype: str, memory: str = "auto") -> I
         yield Finding(
             "weights", "problem", f"their digest is {found}, the card says {card.digest}", "install them anew"
         )
-    yield from check_device(checkpoint, device, dtype, memory)
+    yield from check_device(checkpoint, placement)
 
 
-def check_device(
-    checkpoint: locate.Checkpoint, device: str, dtype: str, memory: str = "auto"
-) -> Iterator[Finding]:
+def check_device(checkpoint: locate.Checkpoint, placement: Placement) -> Iterator[Finding]:
     """Where a checkpoint would run, and whether it fits there."""
     from omnigen2.checkpoints.preflight import preflight
 
     try:
-        seen = preflight(checkpoint, device, dtype, memory)
+        seen = preflight(checkpoint, placement)
     except ValueError as error:
         damaged = str(error).startswith("weights")
         advice = "install the model anew" if damaged else "set the device to auto"
@@ -172,8 +179,9 @@ def check_device(
     yield Finding(
         "memory",
         "ok" if seen.fits else "problem",
-        f"{seen.memory}; needs about: {needed}; {decimal(seen.free_bytes)} are free",
-        "" if seen.fits else "free memory, choose another device, or use nano",
+        f"{seen.memory}, quantize {placement.quantize}; needs about: {needed}; "
+        f"{decimal(seen.free_bytes)} are free",
+        "" if seen.fits else "free memory, quantize (int8, nf4), choose another device, or use nano",
     )
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import read_card
 from omnigen2.checkpoints.locate import find
+from omnigen2.placement import Placement
 from server.cli import doctor
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
@@ -27,7 +28,7 @@ def by_topic(findings: object) -> dict[str, doctor.Finding]:
 
 
 def test_model_that_is_here_and_fits_has_no_problem() -> None:
-    found = by_topic(doctor.check_model(str(CHECKPOINT), "cpu", "auto"))
+    found = by_topic(doctor.check_model(str(CHECKPOINT), Placement("cpu", "auto")))
     assert {name: finding.state for name, finding in found.items()} == {
         "model": "ok",
         "device": "ok",
@@ -37,7 +38,7 @@ def test_model_that_is_here_and_fits_has_no_problem() -> None:
 
 
 def test_model_that_is_not_here_is_a_problem_with_advice() -> None:
-    (finding,) = doctor.check_model("OmniGen2/OmniGen2", "auto", "auto")
+    (finding,) = doctor.check_model("OmniGen2/OmniGen2", Placement("auto", "auto"))
     assert finding.state == "problem"
     assert "omnigen2-mcp models pull OmniGen2/OmniGen2" in finding.says + finding.advice
 
@@ -46,16 +47,17 @@ def test_weights_that_differ_from_the_card_are_a_problem(tmp_path: Path) -> None
     folder = shutil.copytree(CHECKPOINT, tmp_path / "model")
     card = read_card(folder, "model").model_dump(mode="json") | {"digest": "sha256:" + "0" * 64}
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
-    assert by_topic(doctor.check_model(str(folder), "cpu", "auto"))["weights"].state == "problem"
+    assert by_topic(doctor.check_model(str(folder), Placement("cpu", "auto")))["weights"].state == "problem"
 
 
 def test_device_that_cannot_be_had_is_a_problem() -> None:
-    assert by_topic(doctor.check_device(find(str(CHECKPOINT)), "abacus", "auto"))["device"].state == "problem"
+    found = doctor.check_device(find(str(CHECKPOINT)), Placement("abacus", "auto"))
+    assert by_topic(found)["device"].state == "problem"
 
 
 def test_model_beyond_the_free_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
-    memory = by_topic(doctor.check_device(find(str(CHECKPOINT)), "cpu", "auto"))["memory"]
+    memory = by_topic(doctor.check_device(find(str(CHECKPOINT)), Placement("cpu", "auto")))["memory"]
     assert memory.state == "problem" and memory.advice
 
 

@@ -5,14 +5,15 @@ import torch
 
 from omnigen2.checkpoints.locate import find
 from omnigen2.checkpoints.preflight import preflight
+from omnigen2.placement import Placement
 from tests.omnigen2.golden import KEPT
 
 CHECKPOINT = find(str(KEPT / "pipeline" / "checkpoint"))
 
 
 def test_preflight_on_a_cpu_counts_every_weight_in_the_dtype_it_would_have() -> None:
-    single = preflight(CHECKPOINT, "cpu", "auto")
-    half = preflight(CHECKPOINT, "cpu", "bfloat16")
+    single = preflight(CHECKPOINT, Placement("cpu", "auto"))
+    half = preflight(CHECKPOINT, Placement("cpu", "bfloat16"))
     assert (single.device, single.dtype, single.reason) == ("cpu", "float32", "the settings ask for cpu")
     assert single.needed_bytes["resident"] == pytest.approx(2 * half.needed_bytes["resident"], abs=2)
     assert [*single.needed_bytes.values()] == sorted(single.needed_bytes.values(), reverse=True)
@@ -22,20 +23,20 @@ def test_preflight_on_a_cpu_counts_every_weight_in_the_dtype_it_would_have() -> 
 
 def test_model_larger_than_the_free_memory_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
-    assert not preflight(CHECKPOINT, "cpu", "auto").fits
+    assert not preflight(CHECKPOINT, Placement("cpu", "auto")).fits
 
 
 def test_a_model_that_does_not_fit_whole_rests_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    least = preflight(CHECKPOINT, "cpu", "auto").needed_bytes["stream"]
+    least = preflight(CHECKPOINT, Placement("cpu", "auto")).needed_bytes["stream"]
     monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: least)
-    seen = preflight(CHECKPOINT, "cpu", "auto")
+    seen = preflight(CHECKPOINT, Placement("cpu", "auto"))
     assert (seen.memory, seen.fits) == ("stream", True)
-    assert not preflight(CHECKPOINT, "cpu", "auto", "resident").fits
+    assert not preflight(CHECKPOINT, Placement("cpu", "auto", "resident")).fits
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_preflight_says_why_no_gpu_is_used() -> None:
-    seen = preflight(CHECKPOINT, "auto", "auto")
+    seen = preflight(CHECKPOINT, Placement("auto", "auto"))
     assert seen.device == "cpu" and ("without CUDA" in seen.reason or "sees no GPU" in seen.reason)
     with pytest.raises(ValueError, match="device: 'cuda' was asked for"):
-        preflight(CHECKPOINT, "cuda", "auto")
+        preflight(CHECKPOINT, Placement("cuda", "auto"))
