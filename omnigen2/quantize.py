@@ -60,8 +60,7 @@ class Int8Linear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        made = F.linear(x, self.values.to(x.dtype)) * self.scale.to(x.dtype)
-        return made if self.bias is None else made + self.bias
+        return F.linear(x, self.values * self.scale.to(x.dtype)[:, None], self.bias)
 
 
 class Fp8Linear(QuantizedLinear):
@@ -86,12 +85,11 @@ class Fp8Linear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        made = self._in_fp8(x.flatten(0, -2)).unflatten(0, x.shape[:-1]) if self.dynamic else self._widened(x)
-        return made if self.bias is None else made + self.bias
-
-    def _widened(self, x: Tensor) -> Tensor:
+        if self.dynamic:
+            made = self._in_fp8(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+            return made if self.bias is None else made + self.bias
         weight = self.bits.view(FP8)[: self.out_features, : self.in_features].to(x.dtype)
-        return F.linear(x, weight) * self.scale[: self.out_features].to(x.dtype)
+        return F.linear(x, weight * self.scale[: self.out_features, None].to(x.dtype), self.bias)
 
     def _in_fp8(self, x: Tensor) -> Tensor:
         scale = _scale(x.float(), FP8_MAX)[:, None]
@@ -181,7 +179,7 @@ def _quantize_block(block: nn.Module, kind: Kind, device: torch.device) -> int:
     for parent, name, layer in found:
         here = nn.Linear(layer.in_features, layer.out_features, device="meta")
         here.weight, here.bias = nn.Parameter(layer.weight.to(device), requires_grad=False), layer.bias
-        setattr(parent, name, quantized(here, kind, multiplies_fp8(device)).cpu())
+        setattr(parent, name, quantized(here, kind, multiplies_fp8(device)).to(layer.weight.device))
     return len(found)
 
 
