@@ -73,6 +73,9 @@ class OneModel:
 class Checkpoints:
     """OmniGen2: nano, pulled repositories and, by path, folders and single files."""
 
+    quantizes = True
+    """Whether `Placement.quantize` counts for these models."""
+
     def models(self) -> Sequence[str]:
         return locate.names()
 

@@ -210,7 +210,7 @@ class Manager:
 
     def _as_placed(self, factory: BackendFactory, card: ModelCard) -> ModelCard:
         """The card of a model as this process loads it."""
-        if not isinstance(factory, Checkpoints):  # a plugin's model has a precision of its own
+        if not getattr(factory, "quantizes", False):  # a plugin's model has a precision of its own
             return card
         return card.model_copy(update={"quantize": str(self.placement.quantize)})
 

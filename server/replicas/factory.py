@@ -5,7 +5,8 @@ from dataclasses import replace
 from time import sleep
 
 from omnigen2.checkpoints.card import ModelCard
-from omnigen2.factory import BackendFactory, Placement
+from omnigen2.factory import BackendFactory
+from omnigen2.placement import Placement
 from omnigen2.task import Backend, OutOfMemory
 from server.replicas.backend import RemoteBackend
 from server.replicas.cluster import Cluster
@@ -23,6 +24,7 @@ class RemoteFactory:
         self._factory = factory
         self._cluster = cluster
         self._least = least
+        self.quantizes = getattr(factory, "quantizes", False)
 
     def models(self) -> Sequence[str]:
         return self._factory.models()

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from omnigen2.checkpoints.card import ModelCard
-from omnigen2.factory import BackendFactory, Placement
+from omnigen2.factory import BackendFactory
+from omnigen2.placement import Placement
 from omnigen2.task import OutOfMemory
 from server.log import get_logger
 from server.replicas.cluster import Cluster

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from omnigen2.factory import BackendFactory, Placement
+from omnigen2.factory import BackendFactory
+from omnigen2.placement import Placement
 from omnigen2.task import NUMERICS_VERSION, Backend, Outcome, Progress, Ticket
 from server.replicas.sending import Receiver, SentTask
 
