@@ -112,8 +112,9 @@ def test_the_setting_is_read_and_refused_in_words() -> None:
 
 def test_a_record_names_the_precision() -> None:
     exact, small = Manager(str(FOLDER)), Manager(str(FOLDER), quantize=Quantization("fp8", "nf4"))
-    numerics = identity(exact.card())["numerics"]
-    assert identity(small.card())["numerics"] == f"{numerics} transformer=fp8,language=nf4"
+    asked = exact.card().defaults_for(0)
+    numerics = identity(exact.card(), asked)["numerics"]
+    assert identity(small.card(), asked)["numerics"] == f"{numerics} transformer=fp8,language=nf4"
     assert small.identify() == small.acquire().result().card
     small.close()
 
