@@ -46,6 +46,8 @@ def test_a_layer_is_close_to_what_it_was(kind: Kind, shape: tuple[int, int]) -> 
     assert made(x).dtype == x.dtype and made(x.bfloat16()).dtype == torch.bfloat16
     assert (made(x) - layer(x)).norm() < ERRORS[kind] * layer(x).norm()
     assert quantized_bytes(*shape, kind) == sum(own.numel() * own.element_size() for own in made.buffers())
+    layer.weight.data *= 0.01
+    assert quantized(layer, kind)(300 * x.half()).isfinite().all()  # float16 ends at 65,504
     layer.weight.data.zero_()
     assert torch.equal(quantized(layer, kind)(x), layer(x))
 
