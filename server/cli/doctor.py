@@ -94,6 +94,12 @@ def doctor(
     }
     settings = Settings(**{name: value for name, value in typed.items() if value is not None})
     findings = list(examine(settings))
+    _show(findings, as_json)
+    if any(finding.state == "problem" for finding in findings):
+        sys.exit(1)
+
+
+def _show(findings: list[Finding], as_json: bool) -> None:
     rows = [
         (
             finding.state,
@@ -103,8 +109,6 @@ def doctor(
         for finding in findings
     ]
     show([asdict(finding) for finding in findings], table(("", "", ""), rows), as_json=as_json)
-    if any(finding.state == "problem" for finding in findings):
-        sys.exit(1)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
