@@ -98,7 +98,7 @@ async def measure(
     while (first := await studio.step(job))[0] < 2:
         await anyio.sleep(0.05)
     taken = []
-    while time.monotonic() - began < seconds and len(taken) < 9:
+    while not taken or (time.monotonic() - began < seconds and len(taken) < 9):
         taken.append(await studio.small(seed + 1 + len(taken), **more))
     last = await studio.step(job)
     if (await studio.call("get_job", job_id=job, wait_seconds=0))["status"] != "running":
@@ -118,7 +118,7 @@ async def shares(studio: Studio, image: str, seconds: float) -> None:
     """Steps and tokens per second of a picture and a text, each alone and both at once."""
     asked = {"model": OTHER, "background": True}
     tools = {
-        "picture": ("generate_image", LONG | {"width": 256, "height": 256, "seed": 1}),
+        "picture": ("generate_image", LONG | {"width": 128, "height": 128, "seed": 1}),
         "text": (
             "describe_image",
             {"images": [image], "question": QUESTION, "max_tokens": 2048, "temperature": 0},
@@ -131,7 +131,7 @@ async def shares(studio: Studio, image: str, seconds: float) -> None:
         }
         await anyio.sleep(1.0)
         before = {name: await studio.step(job) for name, job in jobs.items()}
-        await anyio.sleep(seconds / 4)
+        await anyio.sleep(seconds / 2)
         after = {name: await studio.step(job) for name, job in jobs.items()}
         pace[names] = {n: (after[n][0] - before[n][0]) / (after[n][1] - before[n][1]) for n in names}
         for job in jobs.values():
