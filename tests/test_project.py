@@ -18,7 +18,7 @@ PACKAGES = ("server", "tools", "omnigen2", "storage")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples", "docs", "packaging", ".ci")
 PAGES = (
     *("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "CHANGELOG.md"),
-    *("docs/plugins.md", "docs/operating.md"),
+    *("docs/plugins.md", "docs/operating.md", "docs/capacity.md"),
 )
 
 
