@@ -60,7 +60,9 @@ def test_compose_builds_targets_of_the_dockerfile_and_keeps_its_volumes() -> Non
     for service in compose()["services"].values():
         assert service["build"]["target"] in stages
         assert {volume.partition(":")[2] for volume in service["volumes"]} == kept
-        assert set(service["build"]["args"]) <= set(re.findall(r"^ARG (\w+)", dockerfile(), re.MULTILINE))
+        assert {given.partition("=")[0] for given in service["build"]["args"]} <= set(
+            re.findall(r"^ARG (\w+)", dockerfile(), re.MULTILINE)
+        )
 
 
 def test_no_file_names_the_host_of_a_registry() -> None:
@@ -68,6 +70,19 @@ def test_no_file_names_the_host_of_a_registry() -> None:
     assert [host for text in texts for host in re.findall(r"https?://[^'\s]+", text)] == [
         "http://127.0.0.1:8765/healthz"
     ]
+
+
+def test_the_manifest_for_kubernetes_has_only_fields_that_kuberay_and_the_server_know() -> None:
+    text = (PROJECT / "packaging/kuberay.yaml").read_text(encoding="utf-8")
+    documents = {one["kind"]: one for one in yaml.safe_load_all(text)}
+    schema = json.loads((PROJECT / "tests/data/kuberay/raycluster.json").read_text(encoding="utf-8"))
+    jsonschema.validate(documents["RayCluster"], schema)
+    pod = documents["Deployment"]["spec"]["template"]
+    jsonschema.validate(pod, schema["$defs"]["podTemplate"])
+    named = {name.removeprefix("OMNIGEN2_").lower() for name in documents["ConfigMap"]["data"]}
+    assert named <= set(Settings.model_fields)
+    pinned = re.search(r"^ray==(.+)$", (PROJECT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    assert pinned and documents["RayCluster"]["spec"]["rayVersion"] == pinned[1]
 
 
 @pytest.mark.parametrize("instruction", ["USER 1000:1000", "HEALTHCHECK", 'ENTRYPOINT ["omnigen2-mcp"]'])
