@@ -4,6 +4,7 @@ Every sub-layer stands between two norms; time enters through scales and gates, 
 2024, arXiv:2406.18583, section 2). Names of modules are those of the published weights.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -121,6 +122,22 @@ class Block(nn.Module):
         self.ffn_norm2 = RMSNorm(channels, eps)
 
     def forward(
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        bounds: Tensor,
+        longest: int,
+        time: Tensor | None = None,
+        owner: Tensor | None = None,
+        rows: Tensor | None = None,
+        *,
+        by: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """As `compute`, by its compiled form if there is one: hooks of the block run around it."""
+        others = () if time is None else (time, owner) if rows is None else (time, owner, rows)
+        return (by or Block.compute)(self, x, rotation, bounds, longest, *others)
+
+    def compute(
         self,
         x: Tensor,
         rotation: Tensor,

@@ -61,12 +61,13 @@ class Manager:
         dtype: str = "auto",
         memory: str = "auto",
         quantize: Quantization = UNQUANTIZED,
+        compile: str = "auto",
         factories: Iterable[BackendFactory] = (Checkpoints(),),
         idle_unload_s: float | None = None,
     ):
         """`idle_unload_s`: unload a model that many seconds after its last task; None keeps it."""
         self.default_model = default_model
-        self.placement = Placement(device, dtype, memory, quantize)
+        self.placement = Placement(device, dtype, memory, quantize, compile)
         self._factories = list(factories)
         self._idle_unload_s = idle_unload_s
         self._residents: dict[str, _Resident] = {}

@@ -14,8 +14,9 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from omnigen2 import threads
+from omnigen2 import compiled, threads
 from omnigen2.adapters.file import Adapter, WeightedAdapter
+from omnigen2.attention import use_newest_flash
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.convert import import_once
@@ -71,6 +72,7 @@ class OmniGen2:
         place = pick_device(placement.device)
         kind = pick_dtype(placement.dtype, place)
         wanted = placement.quantize
+        is_compiled = compiled.wanted(placement.compile, place) and wanted.transformer == "none"
         mode = pick_memory(checkpoint, kind, placement.memory, free_bytes(place), wanted)
         checkpoint = checkpoint.verified()
 
@@ -88,6 +90,9 @@ class OmniGen2:
         card = checkpoint.identity.model_copy(update={"quantize": str(wanted)})
         if locate.weights_digest(folder) != checkpoint.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
+        use_newest_flash(place)
+        if is_compiled:
+            compiled.compile_blocks(transformer)
         return cls(Pipeline(transformer, autoencoder, language, card, residency))
 
     @cached_property

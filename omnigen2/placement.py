@@ -61,3 +61,5 @@ class Placement:
     """`auto`, `resident`, `offload` or `stream`."""
     quantize: Quantization = UNQUANTIZED
     """How the weights of blocks are kept."""
+    compile: str = "auto"
+    """`auto`: on a GPU blocks run by compiled code; `never`."""

@@ -9,7 +9,7 @@ Parameter names and shapes are those of the published checkpoint. Loading, savin
 LoRA come from diffusers.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -102,6 +102,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.image_index_embedding = nn.Parameter(0.02 * torch.randn(MAX_REFERENCES, hidden_size))
         self.gradient_checkpointing = False
         self.weights = HERE
+        self.compiled: Callable[..., Tensor] | None = None
+        """Runs `Block.compute` by compiled code (`omnigen2.compiled`)."""
 
     def blocks(self) -> Iterator[Block]:
         """Every block."""
@@ -193,25 +195,33 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _velocity(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         time = self._embed_time(timestep)
-        x = self._joint_input(tokens, time, batch)
+        # Compiled code knows neither gradients nor the hooks by which adapters act.
+        by = None if batch.terms or torch.is_grad_enabled() else self.compiled
+        if by is not None and len(time) == 1:
+            time = time.repeat(2, 1)  # it takes a size of 1 for a constant
+        x = self._joint_input(tokens, time, batch, by)
         *layers, last = self.layers
         for block in layers:
-            x = self._run(block, x, batch.rotation, batch.joint, time, batch.joint_owner)
+            x = self._run(block, by, x, batch.rotation, batch.joint, time, batch.joint_owner)
         # Nothing reads what else would leave the last layer.
-        x = self._run(last, x, batch.rotation, batch.joint, time, batch.joint_owner, batch.seen_rows)
+        x = self._run(last, by, x, batch.rotation, batch.joint, time, batch.joint_owner, batch.seen_rows)
         return self.norm_out(x, time, batch.seen_owner)
 
-    def _joint_input(self, tokens: Tensor, time: Tensor, batch: Batch) -> Tensor:
+    def _joint_input(
+        self, tokens: Tensor, time: Tensor, batch: Batch, by: Callable[..., Tensor] | None
+    ) -> Tensor:
         pictures = self.x_embedder(tokens)
         rotation = batch.rotation.index_select(0, batch.picture_rows)
         for block in self.noise_refiner:
-            pictures = self._run(block, pictures, rotation, batch.pictures, time, batch.pictures.owner)
+            pictures = self._run(block, by, pictures, rotation, batch.pictures, time, batch.pictures.owner)
         if not batch.references.total:
             return batch.joined(pictures[:0], pictures)
         references = batch.reference_tokens()
         rotation = batch.rotation.index_select(0, batch.reference_rows)
         for block in self.ref_image_refiner:
-            references = self._run(block, references, rotation, batch.references, time, batch.reference_owner)
+            references = self._run(
+                block, by, references, rotation, batch.references, time, batch.reference_owner
+            )
         return batch.joined(references, pictures)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
@@ -233,7 +243,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         positions = np.concatenate([text_positions(length) for length in lengths])
         rotation = rotations(positions, self.config["axes_dim_rope"], x.device)
         for block in self.context_refiner:
-            x = self._run(block, x, rotation, segments)
+            x = self._run(block, None, x, rotation, segments)
         return x.split(lengths)
 
     def _embed_references(self, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -253,11 +263,19 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         return size[0] // p, size[1] // p
 
-    def _run(self, block: nn.Module, x: Tensor, rotation: Tensor, among: Segments, *others: Tensor) -> Tensor:
+    def _run(
+        self,
+        block: nn.Module,
+        by: Callable[..., Tensor] | None,
+        x: Tensor,
+        rotation: Tensor,
+        among: Segments,
+        *others: Tensor,
+    ) -> Tensor:
         inputs = (x, rotation, among.bounds, among.longest, *others)
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *inputs)  # pyright: ignore
-        return block(*inputs)
+        return block(*inputs, by=by)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -254,6 +254,7 @@ def build_app(settings: Settings, plugins: Sequence[object] | None = None) -> Ap
         dtype=settings.dtype,
         memory=settings.memory,
         quantize=settings.placement.quantize,
+        compile=settings.compile,
         factories=factories(settings, loaded),
         idle_unload_s=settings.idle_unload,
     )

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     quantize: Annotated[str, AfterValidator(_canonical)] = "none"
     """Keep the weights of blocks in 8 bits (`int8`, `fp8`) or 4 (`nf4`), for both parts or for those named:
     `transformer=fp8,language=nf4`. Takes less memory; pictures change a little, and are recorded so."""
+    compile: Literal["auto", "never"] = "auto"
+    """`auto` compiles the blocks of the transformer where a GPU computes, once: the code is kept on disk.
+    Pictures with adapters run without it."""
     replicas: int | None = Field(default=None, ge=1, le=1000)
     """Processes in which a model is loaded, each with a GPU to itself where there are any: `2` serves two
     requests side by side. Needs `omnigen2-mcp[ray]`, as does the next."""
@@ -140,7 +143,9 @@ class Settings(BaseSettings):
     @property
     def placement(self) -> Placement:
         """Where and how models run."""
-        return Placement(self.device, self.dtype, self.memory, Quantization.parse(self.quantize))
+        return Placement(
+            self.device, self.dtype, self.memory, Quantization.parse(self.quantize), self.compile
+        )
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ SLOW = {
     "cli/test_release.py": "builds and installs a wheel",
     "cli/test_terminal.py": "every command with every encoding",
     "clients/": "servers as processes, and clients in other languages",
+    "omnigen2/test_compiled.py": "traces graphs",
     "examples/test_examples.py": "every example as a process of its own",
     "examples/test_plugin.py": "processes with plugins",
     "omnigen2/test_auxiliary.py": "trains",

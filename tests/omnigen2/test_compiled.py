@@ -1,0 +1,106 @@
+"""Blocks as compiled code: the same numbers, and no graph more than two, in any company and memory mode."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnigen2.checkpoints.load import load_transformer
+from omnigen2.compiled import CompiledBlocks, compile_blocks, wanted
+from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
+from tests.omnigen2.golden import BAR, PIPELINE, described, error, model, tensors
+
+graphs: list[Any] = []
+
+
+def counted(graph: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
+    """A backend that runs graphs as they were traced, and counts them."""
+    graphs.append(graph)
+    return graph.forward
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[CompiledBlocks]:
+    """Compiled blocks of the golden checkpoint, for all tests here: to trace is what takes time."""
+    transformer = load_transformer(PIPELINE / "checkpoint", torch.float32).eval()
+    torch._dynamo.reset()
+    graphs.clear()
+    compile_blocks(transformer, counted)
+    assert isinstance(transformer.compiled, CompiledBlocks)
+    yield transformer.compiled
+    torch._dynamo.reset()
+
+
+def company(transformer: OmniGen2Transformer2DModel, rng: random.Random) -> tuple[Tensor, Tensor, Any]:
+    """Tokens, times and batch of one to eight pictures, each with up to two references and three branches."""
+    generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    conditions, of, tokens = [], [], []
+    for n in range(rng.randint(1, 8)):
+        branches, size = rng.randint(1, 3), (2 * rng.randint(1, 4), 2 * rng.randint(1, 5))
+        shown = [
+            torch.randn(16, 2 * rng.randint(1, 3), 4, generator=generator) for _ in range(rng.randint(0, 2))
+        ]
+        texts = [torch.randn(rng.randint(1, 20), 64, generator=generator) for _ in range(branches)]
+        conditions += transformer.conditions(texts, [shown] * branches, [size] * branches)
+        of += [n] * branches
+        tokens.append(patchify(torch.randn(16, *size, generator=generator)))
+    times = torch.rand(of[-1] + 1, generator=generator)
+    return torch.cat(tokens), times, transformer.pack(conditions, of)
+
+
+def test_no_company_makes_a_third_graph_or_another_picture(compiled: CompiledBlocks) -> None:
+    transformer, rng = load_transformer(PIPELINE / "checkpoint", torch.float32).eval(), random.Random(4)
+    for _ in range(25):
+        with torch.inference_mode():
+            inputs = company(transformer, rng)
+            transformer.compiled = None
+            written = transformer(*inputs)
+            transformer.compiled = compiled
+            assert error(transformer(*inputs), written) < 1e-5
+    assert len(graphs) == 2
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("memory", ["resident", "offload", "stream", "ahead"])
+def test_a_request_by_compiled_code_ends_where_the_reference_ends(
+    compiled: CompiledBlocks, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    omnigen = model(PIPELINE / "checkpoint", memory)
+    monkeypatch.setattr(omnigen.pipeline.transformer, "compiled", compiled)
+    stored = tensors(PIPELINE / "pipeline_t2i")
+    case = described(PIPELINE / "cases")["cases"]["pipeline_t2i"]
+    latents = omnigen.generate(
+        case["prompt"],
+        negative_prompt=case["negative_prompt"],
+        width=case["width"],
+        height=case["height"],
+        steps=case["num_inference_steps"],
+        noise=stored["noise"],
+        text_guidance_scale=case["text_guidance_scale"],
+        cfg_range=tuple(case.get("cfg_range", (0.0, 1.0))),
+        scheduler=case["scheduler"],
+        max_pixels=case["max_pixels"],
+        output="latents",
+    )
+    assert error(latents, stored["final_latents"]) < BAR
+    assert len(graphs) == 2
+
+
+def test_a_model_that_cannot_be_compiled_runs_as_it_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(graph: Any, examples: Any) -> Any:
+        raise RuntimeError("there is no compiler")
+
+    transformer = load_transformer(PIPELINE / "checkpoint", torch.float32).eval()
+    compile_blocks(transformer, broken)
+    assert transformer.compiled is None
+    assert "runs without compiled code" in caplog.text
+
+
+def test_only_a_gpu_compiles_and_only_if_it_may() -> None:
+    assert wanted("auto", torch.device("cuda")) and not wanted("auto", torch.device("cpu"))
+    assert not wanted("never", torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"compile: 'always' is unknown; allowed: auto, never"):
+        wanted("always", torch.device("cpu"))
