@@ -1,7 +1,7 @@
 """Replicas in Ray: what is lost when they are killed, what a call costs, how many calls they serve.
 
-    python -m benchmarks.replicas kills [--kills 100] [--seed N]
-    python -m benchmarks.replicas machines
+    python -m benchmarks.replicas kills [--kills 100] [--seed N] [--requests 64]
+    python -m benchmarks.replicas machines [--requests 64]
     python -m benchmarks.replicas overhead [--rounds 100]
     python -m benchmarks.replicas throughput [--seconds 1.0]
 
@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import os
 import random
+import secrets
 import signal
 import statistics
 import sys
@@ -141,7 +142,7 @@ async def kills(options: argparse.Namespace) -> bool:
     model = omnigen2.load("nano", device="cpu", dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         async with serving(Engine(model), folder) as app:
-            made = await requests(app, REQUESTS, AT_ONCE, Counter())
+            made = await requests(app, options.requests, AT_ONCE, Counter())
         expected = [result.images[0].id for result in made]
     backend = in_replicas(Cluster(None, 2))
     dice, killed, rounds, wrong, moved = random.Random(options.seed), 0, 0, 0, Counter[str]()
@@ -162,7 +163,7 @@ async def kills(options: argparse.Namespace) -> bool:
         rounds += 1
         with tempfile.TemporaryDirectory() as folder:
             async with serving(backend, folder) as app:
-                results = await requests(app, REQUESTS, AT_ONCE, moved)
+                results = await requests(app, options.requests, AT_ONCE, moved)
                 stored = app.store.usage().images
                 records = sum(path.is_file() for path in (Path(folder) / "records").rglob("*"))
             answers = Counter[str]("ok" if not isinstance(each, ToolError) else each.code for each in results)
@@ -170,16 +171,16 @@ async def kills(options: argparse.Namespace) -> bool:
                 not isinstance(each, ToolError) and each.images[0].id == own
                 for each, own in zip(results, expected, strict=True)
             )
-        wrong += REQUESTS - right + (stored != REQUESTS) + (records != REQUESTS)
+        wrong += options.requests - right + (stored != options.requests) + (records != options.requests)
         print(
-            f"round {rounds}: {dict(answers)}, {right} of {REQUESTS} pictures right, {stored} images, "
+            f"round {rounds}: {dict(answers)}, {right} of {options.requests} right, {stored} images, "
             f"{records} records; {killed} kills, {moved['moved']} moves so far, "
             f"{time.monotonic() - started:.0f} s",
             flush=True,
         )
     stop.set()
     await killing
-    print(f"{rounds * REQUESTS} requests, {killed} kills, {moved['moved']} moves, {wrong} wrong")
+    print(f"{rounds * options.requests} requests, {killed} kills, {moved['moved']} moves, {wrong} wrong")
     backend.close()
     return wrong == 0
 
@@ -187,8 +188,10 @@ async def kills(options: argparse.Namespace) -> bool:
 # -- machines ---------------------------------------------------------------------------------------------
 
 
-async def machines(_: argparse.Namespace) -> bool:
+async def machines(options: argparse.Namespace) -> bool:
     """Two simulated machines: one is frozen, removed, and comes back."""
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_worker_niceness"] = "0"
     library()
     simulated = import_module("ray.cluster_utils").Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -200,20 +203,21 @@ async def machines(_: argparse.Namespace) -> bool:
     model = omnigen2.load("nano", device="cpu", dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         async with serving(Engine(model), folder) as app:
-            made = await requests(app, REQUESTS, AT_ONCE, Counter())
+            made = await requests(app, options.requests, AT_ONCE, Counter())
     expected = [result.images[0].id for result in made]
 
     async def round_of(name: str, meanwhile: Callable[[], None]) -> bool:
         moved, started = Counter[str](), time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             async with serving(backend, folder) as app:
-                working = asyncio.create_task(requests(app, REQUESTS, AT_ONCE, moved))
+                working = asyncio.create_task(requests(app, options.requests, AT_ONCE, moved))
                 await asyncio.sleep(2)
                 await asyncio.to_thread(meanwhile)
                 results = await working
         right = [not isinstance(each, ToolError) and each.images[0].id for each in results] == expected
         errors = Counter(each.code for each in results if isinstance(each, ToolError))
-        print(f"{name}: {REQUESTS} requests in {time.monotonic() - started:.1f} s, {dict(errors)} errors, ")
+        took = f"{time.monotonic() - started:.1f} s"
+        print(f"{name}: {options.requests} requests in {took}, errors {dict(errors)}")
         print(f"  {moved['moved']} moves, pictures right: {right}", flush=True)
         return right
 
@@ -315,6 +319,7 @@ def main() -> int:
     parser.add_argument("what", choices=what)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of a round")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
