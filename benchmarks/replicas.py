@@ -134,16 +134,22 @@ async def requests(app: App, count: int, at_once: int, moved: Counter[str]) -> l
     return await asyncio.gather(*(one(number) for number in range(count)))
 
 
+async def expected_ids(count: int) -> list[str]:
+    """The ids of the same pictures, made by an engine in this process."""
+    engine = Engine(omnigen2.load("nano", device="cpu", dtype="float32"))
+    with tempfile.TemporaryDirectory() as folder:
+        async with serving(engine, folder) as app:
+            made = await requests(app, count, AT_ONCE, Counter())
+    engine.close()
+    return [result.images[0].id for result in made]
+
+
 # -- kills ------------------------------------------------------------------------------------------------
 
 
 async def kills(options: argparse.Namespace) -> bool:
     """Kill replicas while they work; what every request came to."""
-    model = omnigen2.load("nano", device="cpu", dtype="float32")
-    with tempfile.TemporaryDirectory() as folder:
-        async with serving(Engine(model), folder) as app:
-            made = await requests(app, options.requests, AT_ONCE, Counter())
-        expected = [result.images[0].id for result in made]
+    expected = await expected_ids(options.requests)
     backend = in_replicas(Cluster(None, 2))
     dice, killed, rounds, wrong, moved = random.Random(options.seed), 0, 0, 0, Counter[str]()
     stop = asyncio.Event()
@@ -200,11 +206,7 @@ async def machines(options: argparse.Namespace) -> bool:
     cluster = Cluster(simulated.address, 2)
     backend = in_replicas(cluster)
     print("ready:", [each["pid"] for each in backend.replicas()])
-    model = omnigen2.load("nano", device="cpu", dtype="float32")
-    with tempfile.TemporaryDirectory() as folder:
-        async with serving(Engine(model), folder) as app:
-            made = await requests(app, options.requests, AT_ONCE, Counter())
-    expected = [result.images[0].id for result in made]
+    expected = await expected_ids(options.requests)
 
     async def round_of(name: str, meanwhile: Callable[[], None]) -> bool:
         moved, started = Counter[str](), time.monotonic()
@@ -221,19 +223,11 @@ async def machines(options: argparse.Namespace) -> bool:
         print(f"  {moved['moved']} moves, pictures right: {right}", flush=True)
         return right
 
-    def freeze() -> None:
-        processes = processes_of(nodes[0])
-        for process in processes:
-            process.suspend()
-        time.sleep(10)
-        for process in processes:
-            process.resume()
-
     def remove() -> None:
         simulated.remove_node(nodes.pop(0))
 
     right = await round_of("undisturbed", lambda: None)
-    right &= await round_of("one machine cut off for 10 s", freeze)
+    right &= await round_of("one machine cut off for 10 s", lambda: freeze(nodes[0]))
     print(f"both ready again after {until(lambda: ready(backend) == 2):.1f} s")
     right &= await round_of("one machine removed", remove)
     print("ready then:", ready(backend))
@@ -243,13 +237,23 @@ async def machines(options: argparse.Namespace) -> bool:
     before = sorted(each["pid"] for each in backend.replicas())
     backend.leave()
     started = time.monotonic()
-    backend = in_replicas(Cluster(simulated.address, 2))
+    backend = in_replicas(cluster)
     same = before == sorted(each["pid"] for each in backend.replicas())
     print(f"found again in {time.monotonic() - started:.1f} s, the same processes: {same}")
     backend.close()
     cluster.ray.shutdown()
     simulated.shutdown()
     return right and same
+
+
+def freeze(node: Any) -> None:
+    """Stop a simulated machine for ten seconds."""
+    processes = processes_of(node)
+    for process in processes:
+        process.suspend()
+    time.sleep(10)
+    for process in processes:
+        process.resume()
 
 
 def processes_of(node: Any) -> list[psutil.Process]:
