@@ -94,9 +94,13 @@ class Counter(TorchDispatchMode):
         self.work.kernels += 1
         self.work.elementwise_bytes += sum(map(_bytes, tensors))
 
+    def hosted(self, tensor: Tensor) -> bool:
+        """Whether a tensor was given to `host`."""
+        return tensor.is_meta and tensor.untyped_storage()._cdata in self._hosted
+
     def on_gpu(self, tensor: Tensor) -> bool:
         """Whether a tensor stands for memory of the GPU."""
-        return tensor.device == GPU and tensor.untyped_storage()._cdata not in self._hosted
+        return tensor.is_meta and not self.hosted(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -174,7 +178,7 @@ class Counter(TorchDispatchMode):
         return func(*tree_map(swapped, args), **tree_map(swapped, given) | on_host)
 
     def _known(self, tensor: Tensor) -> Tensor | None:
-        if tensor.is_floating_point() or tensor.is_complex():
+        if tensor.is_floating_point() or tensor.is_complex() or self.hosted(tensor):
             return None
         if tensor.device != GPU:
             return tensor
@@ -186,8 +190,9 @@ class Counter(TorchDispatchMode):
             return
         if packet is aten.clone and inputs[0].untyped_storage()._cdata in self._weights:
             self._is_weight(outputs[0])
-        if packet in (aten.copy_, aten._to_copy) and self.on_gpu(inputs[-1]) != self.on_gpu(outputs[0]):
-            if inputs[-1].device == GPU and self.on_gpu(outputs[0]):
+        copies = packet in (aten.copy_, aten._to_copy, aten.clone)
+        if copies and self.on_gpu(inputs[-1]) != self.on_gpu(outputs[0]):
+            if self.hosted(inputs[-1]):
                 self._is_weight(outputs[0])
             work.copies += 1
             work.copied_bytes += _bytes(outputs[0])
@@ -228,8 +233,10 @@ class CodeForGpu(TorchFunctionMode):
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if func is torch.tensor and given.get("device") == GPU:
             return func(*args, **given | {"device": "cpu"}).to(GPU)  # made on the host, and copied
-        if first is None or first.device != GPU:
+        if first is None or not first.is_meta:
             return func(*args, **given)
+        if getattr(func, "__self__", None) is torch.Tensor.device and self._counter.hosted(first):
+            return torch.device("cpu")
         if getattr(func, "__self__", None) is torch.Tensor.is_cuda:
             return True
         if func is torch.Tensor.cpu and not self._counter.on_gpu(first):

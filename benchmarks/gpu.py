@@ -11,7 +11,6 @@ for each further one, relative error of one forward against `resident` without q
 """
 
 import argparse
-import inspect
 import itertools
 import json
 import subprocess
@@ -30,22 +29,17 @@ from benchmarks.full_size import GB, make
 from benchmarks.plan import count
 from omnigen2.engine import Engine
 from omnigen2.params import ReferenceSampling
+from omnigen2.placement import KINDS
 from omnigen2.residency import MODES
 from omnigen2.task import ImageTask, Progress
 
-KINDS = ("none", "int8", "fp8", "nf4")
 COMPANY = (1, 2, 4, 8, 16)
 Facts = dict[str, Any]
 
 
 def load(folder: Path, memory: str, quantize: str) -> Any:
-    """The model, with its weights kept as asked; ValueError if they cannot be."""
-    wanted = {"memory": memory}
-    if quantize != "none":
-        if "quantize" not in inspect.signature(omnigen2.load).parameters:
-            raise ValueError("this version does not quantise")
-        wanted["quantize"] = quantize
-    return omnigen2.load(str(folder), **wanted)  # pyright: ignore[reportArgumentType]
+    """The model, with its weights kept as asked."""
+    return omnigen2.load(str(folder), memory=memory, quantize=quantize)
 
 
 def make_task(model: Any, side: int, steps: int, references: int) -> ImageTask:
@@ -182,8 +176,7 @@ def everything(asked: argparse.Namespace, folder: Path, side: int) -> None:
         if time.time() > halfway:
             show(facts | {"not_measured": "the time was over"})
             continue
-        if quantize == "none":
-            facts["planned_peak_gb"] = count("edit", side, memory, asked.tiny).told()["peak_gb"]
+        facts["planned_peak_gb"] = count("edit", side, memory, asked.tiny, quantize).told()["peak_gb"]
         apart([*common, "--one", "memory", memory, quantize], facts, halfway)
     if "speed" in asked.part:
         apart([*common, "--one", "speed"], {"part": "speed"}, until)
