@@ -166,8 +166,8 @@ def test_a_full_queue_is_a_rate_limit_with_the_time_to_wait(client: OpenAI) -> N
     long = {"steps": 1000, "background": True}
     jobs = []
     with pytest.raises(openai.RateLimitError) as caught:
-        for seed in range(40):
-            made = client.images.generate(prompt="x", size="32x32", extra_body=long | {"seed": seed})
+        for seed in range(300):
+            made = client.images.generate(prompt="x", size="192x192", extra_body=long | {"seed": seed})
             jobs.append((made.model_extra or {})["job_id"])
     for job in jobs:
         client.post("/tools/cancel_job", body={"job_id": job}, cast_to=dict)

@@ -141,9 +141,9 @@ def test_the_youngest_waits_loses_nothing_and_the_budget_comes_back(
     transformer, whole = omnigen.pipeline.transformer, omnigen.pipeline.transformer.forward
 
     def forward(tokens: Tensor, *rest: Any) -> Tensor:
-        return memory.needed_for(whole, 50 * len(tokens))(tokens, *rest)
+        return memory.needed_for(whole, 100 * len(tokens))(tokens, *rest)
 
-    monkeypatch.setattr(transformer, "forward", forward)  # a picture has two branches of 4 tokens: 400 bytes
+    monkeypatch.setattr(transformer, "forward", forward)  # 4 tokens of a picture: 400 bytes
     first, early, last = Gate(step=1), Gate(step=3), Gate(step=60)
     long = engine.submit(task(omnigen, "one", steps=61), listener(first, early, last))
     assert first.reached.wait(30)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import omnigen2
-from omnigen2.checkpoints.fit import pick_memory
+from omnigen2.checkpoints.fit import needed_bytes, pick_memory
 from omnigen2.checkpoints.locate import find
 from omnigen2.denoise import Denoiser
 from omnigen2.engine import Engine
@@ -21,6 +21,7 @@ from omnigen2.pipeline import Pipeline
 from omnigen2.residency import MODES, Residency
 from omnigen2.task import ImageTask, TextTask
 from omnigen2.weights import tensors_of
+from omnigen2.writing import Writer
 from tests.omnigen2.golden import PIPELINE
 
 FOLDER = PIPELINE / "checkpoint"
@@ -168,23 +169,24 @@ def test_files_that_were_only_touched_are_still_the_same(tmp_path: Path) -> None
 
 
 def test_the_quickest_mode_that_fits_is_taken() -> None:
-    def picked(free: int) -> str:
-        return pick_memory(find(str(FOLDER)), torch.float32, "auto", free)
-
-    assert [picked(free) for free in (10**9, 8 * 10**6, 5 * 10**6, 10)] == [
-        "resident", "offload", "stream", "stream",
-    ]  # fmt: skip
+    checkpoint = find(str(FOLDER))
+    needed = [needed_bytes(checkpoint, torch.float32, mode) for mode in MODES]
+    assert needed == sorted(set(needed), reverse=True)
+    picked = [pick_memory(checkpoint, torch.float32, "auto", free) for free in (*needed, 10)]
+    assert picked == [*MODES, "stream"]
     with pytest.raises(ValueError, match="allowed: auto, resident, offload, stream"):
         loaded("disk")
 
 
-@pytest.mark.parametrize("place", ["step", "finish", "write"])
+@pytest.mark.parametrize(
+    ("owner", "place"),
+    [(Denoiser, "step"), (Pipeline, "finish"), (Pipeline, "begin_text"), (Writer, "step")],
+)
 def test_where_memory_runs_out_less_of_the_model_stays_on_the_device(
-    resident: OmniGen2, monkeypatch: pytest.MonkeyPatch, place: str
+    resident: OmniGen2, monkeypatch: pytest.MonkeyPatch, owner: type, place: str
 ) -> None:
     model = loaded("resident")
     residency = model.pipeline.residency
-    owner = Denoiser if place == "step" else Pipeline
     whole = getattr(owner, place)
 
     def short(*given: Any, **more: Any) -> Any:
@@ -196,7 +198,7 @@ def test_where_memory_runs_out_less_of_the_model_stays_on_the_device(
     monkeypatch.setattr(Residency, "can_lower", property(lambda self: self.mode != "stream"))
     sampling = ReferenceSampling(width=64, height=48, steps=3, seed=1).filled(model.card.defaults_for(0))
     text = TextTask("why?", (), Decoding(max_tokens=5, temperature=0.0))
-    task = text if place == "write" else ImageTask("a red circle", (), sampling)
+    task = text if owner is Writer or place == "begin_text" else ImageTask("a red circle", (), sampling)
     engine = Engine(model)
     outcome = engine.submit(task, lambda _: None).future.result(60)
     engine.close()
