@@ -16,13 +16,14 @@ STATUS = "/status"
 
 
 def status(app: App) -> dict[str, Any]:
-    """The loaded models: name, memory, whether they work, and their replicas, if they have some."""
+    """The loaded models: name, memory, precision, whether they work, and their replicas if any."""
     return {
         "models": [
             {
                 "model": without_folders(name),
                 "busy": backend.busy(),
                 "memory_bytes": backend.memory_bytes(),
+                "quantize": backend.card.quantize,
                 "replicas": backend.replicas() if isinstance(backend, Replicated) else [],
             }
             for name, backend in app.manager.loaded().items()
@@ -46,7 +47,7 @@ def described(_: App) -> Paths:
         replica="string", state="string", reason="string", node="string", pid=["integer", "null"],
         device="string", memory_bytes="integer", tasks="integer", tokens_outstanding="integer",
     )  # fmt: skip
-    model = _object(model="string", busy="boolean", memory_bytes="integer")
+    model = _object(model="string", busy="boolean", memory_bytes="integer", quantize="string")
     model["properties"]["replicas"] = {"type": "array", "items": replica}
     models = _object()
     models["properties"]["models"] = {"type": "array", "items": model}

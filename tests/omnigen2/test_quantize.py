@@ -1,6 +1,7 @@
 """Weights in 8 and 4 bits: how far off they are, in every memory mode, and what is said of them."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from omnigen2.model import OmniGen2
 from omnigen2.placement import KINDS, Kind, Quantization
 from omnigen2.quantize import FP8, Fp8Linear, QuantizedLinear, quantize, quantized, quantized_bytes
 from omnigen2.residency import MODES
+from server.http.status import status
 from server.settings import Settings
 from tests.omnigen2.golden import PIPELINE
 from tests.omnigen2.test_residency import everything, gone, same
@@ -112,12 +114,14 @@ def test_the_setting_is_read_and_refused_in_words() -> None:
             Settings(quantize=text)
 
 
-def test_a_record_names_the_precision() -> None:
+def test_records_and_status_name_the_precision() -> None:
     exact, small = Manager(str(FOLDER)), Manager(str(FOLDER), quantize=Quantization("fp8", "nf4"))
     asked = exact.card().defaults_for(0)
     numerics = identity(exact.card(), asked)["numerics"]
     assert identity(small.card(), asked)["numerics"] == f"{numerics} transformer=fp8,language=nf4"
     assert small.identify() == small.acquire().result().card
+    (told,) = status(SimpleNamespace(manager=small))["models"]  # type: ignore
+    assert told["quantize"] == "transformer=fp8,language=nf4"
     small.close()
 
 
