@@ -50,11 +50,15 @@ class Segments:
 
     def spread(self, values: Iterable[int]) -> Tensor:
         """A number of each sequence, for each of its tokens: (total,) int64, made on the device."""
+        if not self.total:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
         table = torch.tensor([self.lengths, [*values]], dtype=torch.int64, device=self.device)
         return torch.repeat_interleave(table[1], table[0], output_size=self.total)
 
     def rows(self, first: Iterable[int]) -> Tensor:
         """Where each token stands in a tensor in which the sequences start at `first`: (total,) int64."""
+        if not self.total:
+            return self.spread(())
         shifts = [place - start for place, start in zip(first, self.starts[:-1], strict=True)]
         return torch.arange(self.total, device=self.device) + self.spread(shifts)
 
