@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +32,7 @@ from omnigen2.checkpoints.locate import (
     awaits_import,
     imported_folder,
     models_folder,
+    named_after,
     only_one,
     put_in_place,
 )
@@ -121,25 +121,19 @@ def convert(
     configs, taken = _configs(companions)
     parts = _chosen(sources, configs)
     processor = _processor(companions)
-    folder = output or _named_after(parts["transformer"].own.file)
+    folder = output or named_after(parts["transformer"].own.file)
     if folder.exists() and not replacing:
         raise FileExistsError(f"output: {folder} is there already; remove it, or give another --output")
     staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.partial")
     staging.mkdir(parents=True)
     try:
-        _write_all(staging, parts, processor, configs, progress)
+        _write_all(staging, parts, processor, configs, taken, progress)
         put_in_place(folder, staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     files = {part: own.own.file for part, own in parts.items()}
     return Imported(folder, files | {"processor": processor} | taken)
-
-
-def _named_after(file: Path) -> Path:
-    """A folder of a model that can be named without a path."""
-    name = re.sub(r"[^\w.-]+", "-", file.stem, flags=re.ASCII).lstrip("-._")
-    return models_folder() / "imported" / (name or "omnigen2")
 
 
 def _configs(companions: Iterable[Path]) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
@@ -294,9 +288,28 @@ def _write_all(
     parts: dict[str, Converted],
     processor: Path,
     configs: dict[str, dict[str, Any]],
+    taken: dict[str, Path],
     progress: Progress,
 ) -> None:
-    total = sum(sum(own.bytes().values()) for own in parts.values() if not own.as_published)
+    for part in parts:
+        (staging / part).mkdir()
+        text = json.dumps(configs[part], indent=2) + "\n"
+        (staging / part / "config.json").write_text(text, encoding="utf-8")
+    linked = {
+        part for part, own in parts.items() if own.as_published and _linked(own.own.file, staging / part)
+    }
+    # Before they are read: if one changes meanwhile, the model is not taken for made of it.
+    files = {part: FileState.of(str(own.own.file), linked=part in linked) for part, own in parts.items()}
+    files |= {name: FileState.of(str(path)) for name, path in taken.items()}
+    _convert_all(staging, {part: own for part, own in parts.items() if part not in linked}, progress)
+    shutil.copytree(processor, staging / "processor")
+    origin = {"imported": {name: asdict(state) for name, state in files.items()}}
+    (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def _convert_all(staging: Path, parts: dict[str, Converted], progress: Progress) -> None:
+    """Write parts that are not as they are published."""
+    total = sum(sum(own.bytes().values()) for own in parts.values())
     free = shutil.disk_usage(staging).free
     if total > free:
         raise OSError(
@@ -304,32 +317,28 @@ def _write_all(
         )
     done = 0
     for part, own in parts.items():
-        (staging / part).mkdir()
-        text = json.dumps(configs[part], indent=2) + "\n"
-        (staging / part / "config.json").write_text(text, encoding="utf-8")
-        name = "model.safetensors" if part == "mllm" else WEIGHTS_NAME
-        if own.as_published and _linked(own.own.file, staging / part / name):
-            continue
-        for size in _write_shards(own, staging / part, name):
+        for size in _write_shards(own, staging / part):
             done += size
-            progress(part, done, max(done, total))
-    shutil.copytree(processor, staging / "processor")
-    origin = {"imported": {part: asdict(FileState.of(own.own.file)) for part, own in parts.items()}}
-    (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+            progress(part, done, total)
 
 
-def _linked(file: Path, target: Path) -> bool:
-    """Give a file a second name; False where the file system cannot."""
+def _linked(file: Path, part: Path) -> bool:
+    """Give a file a second name in the folder of its part; False where the file system cannot."""
     try:
-        os.link(file.resolve(), target)
+        os.link(file.resolve(), part / _file_name(part))
     except OSError:
         return False
     return True
 
 
-def _write_shards(own: Converted, folder: Path, name: str) -> Iterator[int]:
+def _file_name(part: Path) -> str:
+    """The published name of a part's only file."""
+    return "model.safetensors" if part.name == "mllm" else WEIGHTS_NAME
+
+
+def _write_shards(own: Converted, folder: Path) -> Iterator[int]:
     """Write a part, and yield the bytes of each shard once it is there."""
-    shards = _shards(own.bytes())
+    shards, name = _shards(own.bytes()), _file_name(folder)
     stem = name.removesuffix(".safetensors")
     files = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:

@@ -48,20 +48,32 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells that a file is as it was; `bytes` and `modified_ns` are -1 where there is none."""
+    """What tells that a file is as it was: inode, size in bytes, times in nanoseconds; -1 if there is none.
+
+    `changed_ns` is None for a file that was linked, which changes that time: its content is known by the
+    digest of the model.
+    """
 
     path: str
+    inode: int = -1
     bytes: int = -1
     modified_ns: int = -1
+    changed_ns: int | None = -1
 
     @classmethod
-    def of(cls, path: Path) -> "FileState":
+    def of(cls, path: str, *, linked: bool = False) -> "FileState":
         """The state of a file now."""
         try:
-            found = path.stat()
+            found = os.stat(path)
         except OSError:
-            return cls(str(path))
-        return cls(str(path), found.st_size, found.st_mtime_ns)
+            return cls(path)
+        changed = None if linked else found.st_ctime_ns
+        return cls(path, found.st_ino, found.st_size, found.st_mtime_ns, changed)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file is as it was."""
+        return self == FileState.of(self.path, linked=self.changed_ns is None)
 
 
 @dataclass(frozen=True)
@@ -142,8 +154,14 @@ def resolve(source: str) -> Path:
 def imported_folder(source: Path) -> Path:
     """Where the model lies that is made of a single file, or of those in a folder, when it is loaded."""
     path = source.expanduser().resolve()
-    name = re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII).lstrip("-._") or "omnigen2"
-    return models_folder() / "imported" / f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    named = named_after(path)
+    return named.with_name(f"{named.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}")
+
+
+def named_after(file: Path) -> Path:
+    """The folder of a model that is called after a file, and can be named without a path."""
+    name = re.sub(r"[^\w.-]+", "-", file.stem, flags=re.ASCII).lstrip("-._")
+    return models_folder() / "imported" / (name or "omnigen2")
 
 
 def awaits_import(source: str) -> bool:
@@ -156,7 +174,7 @@ def awaits_import(source: str) -> bool:
     if source == NANO or not is_single(path):
         return False
     taken = read_origin(imported_folder(path)).get("imported")
-    if taken and all(FileState.of(Path(own["path"])) == FileState(**own) for own in taken.values()):
+    if taken and all(FileState(**own).holds for own in taken.values()):
         return False
     if path.is_file():
         recognise(path)

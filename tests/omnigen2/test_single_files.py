@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -219,6 +220,20 @@ def test_files_are_imported_when_they_are_loaded_and_again_when_they_change(comf
         (comfy / FILES["vae"]).write_bytes(before)
         np.testing.assert_array_equal(picture(source), picture(half))
         assert [left.name for left in folder.parent.glob(".*.partial")] == []
+
+
+@pytest.mark.parametrize("changed", [FILES["transformer"], FILES["mllm"], "transformer/config.json"])
+def test_a_file_with_its_old_size_and_time_is_seen_to_be_another(comfy: Path, changed: str) -> None:
+    """The transformer is converted, the text encoder is linked, and so is what took its name since."""
+    change(comfy / FILES["transformer"], lambda own: {f"model.{key}": value for key, value in own.items()})
+    convert.import_once(str(comfy))
+    assert not locate.awaits_import(str(comfy))
+    file = comfy / changed
+    before, data = file.stat(), file.read_bytes()
+    file.unlink()
+    file.write_bytes(data[:-2] + data[-1:] + data[-2:-1])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert locate.awaits_import(str(comfy))
 
 
 def test_a_missing_processor_comes_from_the_hub(
