@@ -31,7 +31,7 @@ ROOM = 16
 """Pictures that a replica steps at once."""
 STEPS = 50
 STEP_S = {"generate": 0.169, "edit": 0.473, "compose": 0.756}
-"""Seconds of a step on an H100 in bfloat16, 1024 x 1024: computed from the count of operations."""
+"""Seconds of a step on an H100, bfloat16, 1024 x 1024: computed by `benchmarks.plan`, code of 2026-11-27."""
 MIX = {"generate": 6.0, "edit": 3.0, "compose": 1.0}
 """Requests of each kind, as shares."""
 HOURS = 6

@@ -172,14 +172,19 @@ def run(folder: Path, memory: str, side: int, steps: int, dtype: str, cases: Seq
         engine.close()
 
 
+def make_task(model: Any, side: int, steps: int, references: int) -> ImageTask:
+    """A picture made from that many references of its own size."""
+    images = tuple(Image.effect_noise((side, side), 60 + n).convert("RGB") for n in range(references))
+    asked = ReferenceSampling(width=side, height=side, steps=steps, seed=0, speed="exact")
+    return ImageTask("a cat " * 60, images, asked.filled(model.card.defaults_for(references)))
+
+
 def _task(name: str, model: Any, side: int, steps: int) -> Task:
     """What a case asks for."""
-    image = Image.effect_noise((side, side), 60).convert("RGB")
     if name == "answer":
+        image = Image.effect_noise((side, side), 60).convert("RGB")
         return TextTask("what is this?", (image,), Decoding(max_tokens=8, temperature=0.0))
-    images = (image,) if name == "edit" else ()
-    asked = ReferenceSampling(width=side, height=side, steps=steps, seed=0, speed="exact")
-    return ImageTask("a cat " * 60, images, asked.filled(model.card.defaults_for(len(images))))
+    return make_task(model, side, steps, int(name == "edit"))
 
 
 def _timed(engine: Engine, task: Task) -> dict[str, Any]:

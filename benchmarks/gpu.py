@@ -25,10 +25,9 @@ import torch
 from PIL import Image
 
 import omnigen2
-from benchmarks.full_size import GB, make
+from benchmarks.full_size import GB, make, make_task
 from benchmarks.plan import count
 from omnigen2.engine import Engine
-from omnigen2.params import ReferenceSampling
 from omnigen2.placement import KINDS
 from omnigen2.residency import MODES
 from omnigen2.task import ImageTask, Progress
@@ -40,13 +39,6 @@ Facts = dict[str, Any]
 def load(folder: Path, memory: str, quantize: str) -> Any:
     """The model, with its weights kept as asked."""
     return omnigen2.load(str(folder), memory=memory, quantize=quantize)
-
-
-def make_task(model: Any, side: int, steps: int, references: int) -> ImageTask:
-    """A picture made from that many references of its own size."""
-    images = tuple(Image.effect_noise((side, side), 60 + n).convert("RGB") for n in range(references))
-    asked = ReferenceSampling(width=side, height=side, steps=steps, seed=0, speed="exact")
-    return ImageTask("a cat " * 60, images, asked.filled(model.card.defaults_for(references)))
 
 
 def timed(engine: Engine, tasks: Iterable[ImageTask]) -> Facts:
@@ -125,7 +117,8 @@ def apart(arguments: list[str], facts: Facts, until: float) -> None:
         told = [json.loads(line) for line in (late.stdout or b"").decode().splitlines()]
         found = [*told, {"not_measured": "the time was over"}]
     except subprocess.CalledProcessError as error:
-        found = [{"not_measured": (error.stderr.strip().splitlines() or ["it ended"])[-1]}]
+        told = [json.loads(line) for line in error.stdout.splitlines()]
+        found = [*told, {"not_measured": (error.stderr.strip().splitlines() or ["it ended"])[-1]}]
     else:
         found = [json.loads(line) for line in done.stdout.splitlines()]
     for own in found:

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from benchmarks.shapes import FULL_TRANSFORMER
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.guidance import Branch, Guidance
 from omnigen2.packing import Condition
@@ -20,15 +21,6 @@ from omnigen2.positions import Grid, rotations, sample_positions
 from omnigen2.threads import limited_to
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
-FULL_SIZE = {
-    "hidden_size": 2520,
-    "num_layers": 32,
-    "num_attention_heads": 21,
-    "num_kv_heads": 7,
-    "axes_dim_rope": (40, 40, 40),
-    "text_feat_dim": 2048,
-    "timestep_scale": 1000.0,
-}
 T2I = Guidance(((Branch.FULL, 4.0), (Branch.BARE, -3.0)))
 EDIT = Guidance(((Branch.FULL, 5.0), (Branch.REFERENCES, -3.0), (Branch.BARE, -1.0)))
 ROUNDS = 100
@@ -43,10 +35,10 @@ def conditions(text: int, grid: Grid, guidance: Guidance, device: torch.device) 
         places = np.concatenate(sample_positions(length, references, grid))
         empty = partial(torch.zeros, dtype=torch.bfloat16, device=device)
         made[branch] = Condition(
-            empty(length, FULL_SIZE["hidden_size"]),
-            tuple(empty(h * w, FULL_SIZE["hidden_size"]) for h, w in references),
+            empty(length, FULL_TRANSFORMER["hidden_size"]),
+            tuple(empty(h * w, FULL_TRANSFORMER["hidden_size"]) for h, w in references),
             grid,
-            rotations(places, FULL_SIZE["axes_dim_rope"], device),
+            rotations(places, FULL_TRANSFORMER["axes_dim_rope"], device),
         )
     return made
 
@@ -54,7 +46,7 @@ def conditions(text: int, grid: Grid, guidance: Guidance, device: torch.device) 
 def layout_ms(pictures: int, side: int, guidance: Guidance, device: torch.device) -> float:
     """The least time to make the layout, and what its first step makes of it."""
     with torch.device("meta"):
-        transformer = OmniGen2Transformer2DModel(**FULL_SIZE)  # pyright: ignore[reportArgumentType]
+        transformer = OmniGen2Transformer2DModel(**FULL_TRANSFORMER)  # pyright: ignore[reportArgumentType]
     grid = (side // 16, side // 16)
     samples = [
         Sample(
