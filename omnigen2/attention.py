@@ -7,6 +7,7 @@ padded groups, so that no Python loop runs over them. Callers never ask which.
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -18,6 +19,7 @@ from torch import Tensor
 
 SHORT = 256  # tokens up to which a CPU attends to padded groups faster without a fused kernel
 MAX_PADDING = 1.25  # a group may hold this many times the tokens it was given
+log = logging.getLogger(__name__)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
@@ -76,11 +78,15 @@ def newest_flash(
 @cache
 def use_newest_flash(device: torch.device) -> None:
     """Attend with the newest flash kernel that is installed, in the whole process."""
-    if device.type != "cuda" or (kernel := newest_flash(torch.cuda.get_device_capability(device))) is None:
+    if device.type != "cuda":
         return
     from torch.nn.attention import activate_flash_attention_impl
 
-    activate_flash_attention_impl(kernel)
+    try:
+        if kernel := newest_flash(torch.cuda.get_device_capability(device)):
+            activate_flash_attention_impl(kernel)
+    except Exception as error:  # a package for another torch fails in any way when it is imported
+        log.warning("attention runs with the kernel of torch: %s", error)
 
 
 def _attend_flash(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
@@ -159,10 +165,7 @@ def grouped(lengths: tuple[int, ...], device: torch.device) -> tuple[list[Group]
         at = torch.arange(start, start + len(group.rows), device="cpu").flip(0)
         places[group.rows.flip(0)] = at
         start += len(group.rows)
-    there = [
-        Group(g.rows.to(device), None if g.valid is None else g.valid.to(device), g.shape) for g in groups
-    ]
-    return there, places.to(device)
+    return [group.to(device) for group in groups], places.to(device)
 
 
 def _group(starts: Sequence[int], lengths: Sequence[int]) -> Group:

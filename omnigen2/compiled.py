@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omnigen2.blocks import Block, ModulatedNorm
 from omnigen2.device import is_out_of_memory
+from omnigen2.threads import ALL, limited_to
 from omnigen2.transformer import OmniGen2Transformer2DModel
 
 TOKENS, LONGEST, ROWS, TIMES = 997, 499, 211, 5
@@ -31,8 +32,9 @@ class CompiledBlocks:
     """Runs `Block.compute` by compiled code, and as it is written where that would need one more graph."""
 
     def __init__(self, backend: Backend = "inductor"):
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-        self._compute = torch.compile(Block.compute, dynamic=True, fullgraph=True, backend=backend)
+        self._compute: Any = torch.compile(  # pyright: ignore[reportCallIssue]: its stubs lack the limit
+            Block.compute, dynamic=True, fullgraph=True, backend=backend, recompile_limit=GRAPHS
+        )
 
     def __call__(self, block: Block, *inputs: Any) -> Tensor:
         """`block.compute(*inputs)`, all of them given but, perhaps, the rows."""
@@ -58,7 +60,7 @@ class CompiledBlocks:
             torch.zeros(TOKENS, dtype=torch.int64, device=device),
         )
         rows = torch.zeros(ROWS, dtype=torch.int64, device=device)
-        with transformer.weights:
+        with transformer.weights, limited_to(ALL):  # the number of threads is part of a graph
             first(*inputs, by=self)
             last(*inputs, rows, by=self)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.headers import TensorInfo
-from omnigen2.sizes import WHOLE_PIXELS
+from omnigen2.sizes import STRIP_PIXELS, WHOLE_PIXELS
 
 MOST_TOKENS = 24_000
 """Tokens of a step beyond which a large GPU gains nothing, and everybody waits longer for the next step."""
@@ -54,8 +54,7 @@ class Footprint:
         """
         if pixels <= WHOLE_PIXELS:
             return int(3.75 * self.wide * pixels * itemsize)
-        strip = 1 << 17  # as `strips.STRIP_PIXELS`, which imports torch
-        return int(self.wide * (pixels + 5.6 * strip) * itemsize)
+        return int(self.wide * (pixels + 5.6 * STRIP_PIXELS) * itemsize)
 
     def request_tokens(self, limits: Limits) -> int:
         """Of a step of the largest request that is common: one picture, edited from one reference of the

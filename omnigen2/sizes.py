@@ -9,6 +9,8 @@ from omnigen2.params import MIN_SIDE, InvalidTask
 Size = tuple[int, int]
 WHOLE_PIXELS = 1024 * 1024
 """Pixels up to which a picture is encoded and decoded whole, and not in strips (`omnigen2.strips`)."""
+STRIP_PIXELS = 1 << 17
+"""Pixels of a strip: those of 64 rows of 2048."""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 _EDITED = re.compile(
     rf"\s*edit (?:the )?(?:({'|'.join(_ORDINALS)}) (?:image|picture)|(?:image|picture) ([1-9]))\b",

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-STRIP_PIXELS = 1 << 17
-"""Pixels of a strip: those of 64 rows of 2048."""
+from omnigen2.sizes import STRIP_PIXELS
+
 SCORES = 1 << 26
 """Attention scores at once: 256 MB, should a kernel hold them in float32."""
 

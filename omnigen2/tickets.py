@@ -19,6 +19,17 @@ log = logging.getLogger(__name__)
 Kind = type[ImageTask] | type[TextTask] | UnionType
 
 
+def resolve(ticket: Ticket, answer: Outcome | Exception) -> None:
+    """Resolve the future of a ticket; what its callbacks raise is logged."""
+    try:
+        if isinstance(answer, Outcome):
+            ticket.future.set_result(answer)
+        else:
+            ticket.future.set_exception(answer)
+    except BaseException:  # one client's callback must not affect the others
+        log.exception("a future was already resolved, or its callback failed")
+
+
 class Tickets:
     """Tickets from `submit` to `answer`. Safe for use by several threads at once."""
 
@@ -71,13 +82,7 @@ class Tickets:
             for tickets in (self._waiting, self._taken):
                 if ticket in tickets:
                     tickets.remove(ticket)
-        try:
-            if isinstance(answer, Outcome):
-                ticket.future.set_result(answer)
-            else:
-                ticket.future.set_exception(answer)
-        except BaseException:  # one client's callback must not affect the others
-            log.exception("a future was already resolved, or its callback failed")
+        resolve(ticket, answer)
 
     def waiting(self, kind: Kind = Task) -> list[Ticket]:
         """The waiting tickets for such tasks, in order."""

@@ -138,7 +138,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """As `condition`, but one value per sample, for packing in changing company."""
         with adapted(self, terms_for_all(adapters)):
             refined = self._refine_text(text)
-            embedded = {id(images): self._embed_references(images) for images in references}
+            shown = {id(images): images for images in references}  # branches share theirs
+            embedded = {key: self._embed_references(images) for key, images in shown.items()}
             return [
                 Condition(
                     caption,

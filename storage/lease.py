@@ -59,6 +59,7 @@ class Lease:
             found = json.loads(self._files.cat_file(self._path))
             left = float(found["until"]) - time.time()
             if found["holder"] != self._holder and left > 0:
+                self._valid_until = 0.0
                 raise StoreBusy(
                     f"Another server, on {found['host']}, writes to this image store.",
                     f"One machine at a time may: stop that server, or try again in {left:.0f} s; "

@@ -4,12 +4,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 from omnigen2.cost import cost
 from omnigen2.task import Cancelled, Outcome, Progress, Task, Ticket
+from omnigen2.tickets import resolve
 from server.log import get_logger
 from server.replicas.cluster import Cluster
 from server.replicas.delivery import PATIENCE_S, Delivery, RemoteTicket, Route
@@ -36,7 +36,7 @@ class RemoteBackend:
         limits = self.card.limits
         self._route = Route(cluster.ray, cluster.front, self._members, limits, sender.pack, keeper.lost)
         self._lock = threading.Lock()
-        self._tickets: dict[RemoteTicket, Future[None]] = {}
+        self._tickets: set[RemoteTicket] = set()
         self._unplaced: list[Task] = []
         """Tasks that were submitted, and that no replica has yet."""
         self._without_since: float | None = None
@@ -55,8 +55,8 @@ class RemoteBackend:
             if self._closed:
                 raise Cancelled("the model was unloaded")
             self._unplaced.append(task)
-            done = self._tickets[ticket] = self._cluster.submit(self._serve(ticket))
-        ticket.drop = done.cancel
+            self._tickets.add(ticket)
+            self._cluster.submit(self._serve(ticket))
         return ticket
 
     def has_room(self, task: Task) -> bool:
@@ -110,9 +110,9 @@ class RemoteBackend:
     def _stop(self, *, end: bool) -> None:
         with self._lock:
             self._closed = True
-            running = list(self._tickets.values())
-        for each in running:
-            each.cancel()
+            running = list(self._tickets)
+        for ticket in running:
+            ticket.cancel()
         with suppress(Exception):  # the replicas are lost, or do not answer
             self._cluster.submit(self._keeper.stop(end=end)).result(CLOSE_S)
 
@@ -123,9 +123,15 @@ class RemoteBackend:
             with self._lock:
                 self._unplaced[:] = [each for each in self._unplaced if each is not ticket.task]
 
+        # What is cancelled is the delivery, not this: a task that was cancelled before its first step never
+        # runs, and would leave the ticket without an answer.
+        delivery = asyncio.ensure_future(Delivery(self._route, ticket).outcome(placed))
+        ticket.drop = lambda: self._cluster.loop.call_soon_threadsafe(delivery.cancel)
+        if ticket.cancelled.is_set():
+            delivery.cancel()
         answer: Outcome | Exception
         try:
-            answer = await Delivery(self._route, ticket).outcome(placed)
+            answer = await delivery
         except asyncio.CancelledError:
             answer = Cancelled("the model was unloaded" if self._closed else "cancelled")
         except Exception as error:
@@ -134,11 +140,5 @@ class RemoteBackend:
             answer = error.with_traceback(None)
         placed()
         with self._lock:
-            self._tickets.pop(ticket, None)
-        try:
-            if isinstance(answer, Outcome):
-                ticket.future.set_result(answer)
-            else:
-                ticket.future.set_exception(answer)
-        except BaseException:  # one client's callback must not affect the others
-            log.exception("a future was already resolved, or its callback failed")
+            self._tickets.discard(ticket)
+        resolve(ticket, answer)

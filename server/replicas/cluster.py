@@ -177,8 +177,8 @@ def _start_here(size: int) -> Any:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 would leave a model what all others leave of the cores
     }
-    _start_reaper(folder)
     ray = library()
+    _start_reaper(folder)
     ray.init(
         num_cpus=size,
         object_store_memory=OBJECT_STORE_BYTES,
@@ -193,7 +193,7 @@ def _start_here(size: int) -> Any:
 
 def _start_reaper(folder: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.replicas.reaper", str(folder)],
+        [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnigen2.checkpoints.card import Limits
-from omnigen2.task import Outcome, Progress, Task, Ticket
+from omnigen2.task import Cancelled, Outcome, Progress, Task, Ticket
 from server.log import get_logger
 from server.replicas.members import Attempt, Member, Members, no_replica, tokens
 from server.replicas.replica import Failed, News
@@ -180,8 +180,8 @@ class Delivery:
                     self._hear(member, attempt, request, news)
                     continue
                 stream = None  # it has ended
-                if isinstance(news, Failed):
-                    raise news.error
+                if isinstance(news, Failed):  # nobody here cancelled it: the replica did, out of contact
+                    raise StreamEnded if isinstance(news.error, Cancelled) else news.error
                 member.adapters.update(own.adapter.digest for own in adapters_of(ticket.task))
                 return news
             stream = None

@@ -14,6 +14,7 @@ from omnigen2.checkpoints.card import ModelCard
 from omnigen2.factory import BackendFactory
 from omnigen2.placement import Placement
 from omnigen2.task import OutOfMemory
+from server.errors import without_folders
 from server.log import get_logger
 from server.replicas.cluster import Cluster
 from server.replicas.delivery import is_lost
@@ -131,7 +132,7 @@ class Keeper:
                 if self._is_final(member, error, losses):
                     self._give_up(member, error)
                     return
-                self._set(member, "lost" if member.card else "loading", str(error)[:300])
+                self._set(member, "lost" if member.card else "loading", _reason(error))
             await asyncio.sleep(min(losses + 1, LATER) * AGAIN_S)
 
     def _is_final(self, member: Member, error: Exception, losses: int) -> bool:
@@ -177,7 +178,12 @@ class Keeper:
             return f"it runs {_listed(there)}, this server {_listed(here)}"
         if member.state == "lost":
             self._set(member, "loading")
-        facts = await _get(member.actor.ready.remote(self._cluster.front))
+        try:
+            facts = await _get(member.actor.ready.remote(self._cluster.front))
+        except Exception as error:
+            if not is_lost(self._cluster.ray, error):
+                self._end(member)  # it loads once: only another process may succeed
+            raise
         card = ModelCard.model_validate(facts.pop("card"))
         difference = _difference(self.card or await asyncio.to_thread(self._expected), card)
         if not difference:
@@ -205,7 +211,7 @@ class Keeper:
     def _give_up(self, member: Member, error: Exception) -> None:
         """A replica cannot be had: its model cannot be loaded, or it does not fit."""
         cause = getattr(error, "cause", None) or error
-        self._set(member, "refused", str(cause)[:500])
+        self._set(member, "refused", _reason(error))
         if not isinstance(error, Refused):
             self._end(member)
         others = [each for each in self.members if each.state != "refused"]
@@ -234,6 +240,8 @@ class Keeper:
             for member in self.members:
                 if member.attempts:
                     member.idle_since = now
+            if any(not member.attempts for member in self.members.ready()):
+                self._wanted_since = None  # what waited was cancelled
             waiting = self._wanted_since is not None and now - self._wanted_since > GROW_S
             loading = any(member.state == "loading" for member in self.members)
             if waiting and not loading and len(self.members.all) < self.most:
@@ -252,6 +260,11 @@ class Keeper:
 
 async def _get(ref: Any) -> Any:
     return await ref
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, for operators, without the traceback and the folders of another machine."""
+    return without_folders(str(getattr(error, "cause", None) or error))[:300]
 
 
 def _difference(expected: ModelCard | None, card: ModelCard) -> str:

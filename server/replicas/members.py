@@ -1,6 +1,6 @@
 """The replicas of one model, as the front sees them: what each has to do, and which one is given a task.
 
-Everything here runs on the cluster's event loop, but for `Members.has_room` and `Members.describe`.
+Everything here runs on the cluster's event loop, but for `Members.describe`.
 """
 
 import asyncio
@@ -97,10 +97,6 @@ class Members:
         """Wake whoever waits for a replica."""
         self.changed.set()
         self.changed = asyncio.Event()
-
-    def has_room(self, task: Task) -> bool:
-        """Whether a replica would begin with the task at once. For any thread."""
-        return any(not member.waits(task) for member in self.ready())
 
     def choose(self, task: Task, instead_of: Member | None = None) -> Member | None:
         """The replica with the fewest outstanding tokens, among those with room if there are any.

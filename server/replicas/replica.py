@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -171,7 +172,13 @@ class Replica:
                 if now - self._fronts.get(front, 0.0) > SILENT_S:
                     ticket.cancel()
             if now - self._last_seen > LEFT_ALONE_S:
-                os._exit(0)
+                _end_for_good()
+
+
+def _end_for_good() -> None:
+    """End this actor; if its process only ended, Ray would start it again."""
+    ray: Any = import_module("ray")
+    ray.kill(ray.get_runtime_context().current_actor)
 
 
 class _News:

@@ -7,7 +7,9 @@ before anybody can say that they are not needed.
 
 import hashlib
 import pickle
+import secrets
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -54,11 +56,12 @@ def adapters_of(task: Task) -> tuple[WeightedAdapter, ...]:
 
 
 class Sender:
-    """Packs tasks for replicas. Safe for use by several threads only if calls do not overlap."""
+    """Packs tasks for replicas. Safe for use by several threads."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def pack(self, task: Task, known_adapters: set[str]) -> SentTask:
         """The task as it travels; files of adapters go along unless their digest is known.
@@ -85,12 +88,13 @@ class Sender:
 
     def _put(self, digest: str, data: bytes) -> Blob:
         """What is kept under this digest, or is put there now; what was used longest ago is let go of."""
-        if digest not in self._kept:
-            self._kept[digest] = self._ray.put(data), len(data)
-        self._kept.move_to_end(digest)
-        ref, _ = self._kept[digest]
-        while sum(size for _, size in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+        with self._lock:
+            if digest not in self._kept:
+                self._kept[digest] = self._ray.put(data), len(data)
+            self._kept.move_to_end(digest)
+            ref, _ = self._kept[digest]
+            while sum(size for _, size in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
         return Blob(digest, ref)
 
 
@@ -147,8 +151,9 @@ class Receiver:
         folder = Path(self._folder.name) / adapter.file_digest
         folder.mkdir(exist_ok=True)
         path = folder / adapter.path.name
-        path.write_bytes(await blob.ref)
-        return path
+        fresh = path.with_name(secrets.token_hex(8))  # another task may be reading the file
+        fresh.write_bytes(await blob.ref)
+        return fresh.replace(path)
 
 
 def _is_here(adapter: Adapter) -> bool:

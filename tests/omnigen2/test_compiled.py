@@ -14,12 +14,18 @@ from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
 from tests.omnigen2.golden import BAR, PIPELINE, described, error, model, tensors
 
 graphs: list[Any] = []
+runs: list[int] = []
 
 
 def counted(graph: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
-    """A backend that runs graphs as they were traced, and counts them."""
+    """A backend that runs graphs as they were traced, and counts them and their runs."""
     graphs.append(graph)
-    return graph.forward
+
+    def run(*given: Any) -> Any:
+        runs.append(1)
+        return graph.forward(*given)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,7 @@ def company(transformer: OmniGen2Transformer2DModel, rng: random.Random) -> tupl
 
 def test_no_company_makes_a_third_graph_or_another_picture(compiled: CompiledBlocks) -> None:
     transformer, rng = load_transformer(PIPELINE / "checkpoint", torch.float32).eval(), random.Random(4)
+    runs.clear()
     for _ in range(25):
         with torch.inference_mode():
             inputs = company(transformer, rng)
@@ -60,7 +67,7 @@ def test_no_company_makes_a_third_graph_or_another_picture(compiled: CompiledBlo
             written = transformer(*inputs)
             transformer.compiled = compiled
             assert error(transformer(*inputs), written) < 1e-5
-    assert len(graphs) == 2
+    assert len(graphs) == 2 and runs
 
 
 @pytest.mark.golden
@@ -72,6 +79,7 @@ def test_a_request_by_compiled_code_ends_where_the_reference_ends(
     monkeypatch.setattr(omnigen.pipeline.transformer, "compiled", compiled)
     stored = tensors(PIPELINE / "pipeline_t2i")
     case = described(PIPELINE / "cases")["cases"]["pipeline_t2i"]
+    runs.clear()
     latents = omnigen.generate(
         case["prompt"],
         negative_prompt=case["negative_prompt"],
@@ -86,7 +94,7 @@ def test_a_request_by_compiled_code_ends_where_the_reference_ends(
         output="latents",
     )
     assert error(latents, stored["final_latents"]) < BAR
-    assert len(graphs) == 2
+    assert len(graphs) == 2 and runs
 
 
 def test_a_model_that_cannot_be_compiled_runs_as_it_is_written(caplog: pytest.LogCaptureFixture) -> None:

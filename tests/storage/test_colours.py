@@ -12,7 +12,7 @@ from storage import Limits
 from storage.colours import NO_CMYK_PROFILE, PROFILE_APPLIED, PROFILE_IGNORED
 from storage.ingest import ingest
 from tests.storage.test_ingest import encoded, swapped_profile
-from tests.storage.test_leftovers import SHARED, chunk, with_chunks
+from tests.storage.test_leftovers import SHARED, chunk, needs_cases, with_chunks
 
 SWAPPED = swapped_profile().getvalue()
 """Exchanges red and blue, so that what was applied shows."""
@@ -83,6 +83,7 @@ def test_transparency_and_a_profile_go_together():
         assert close(result.getpixel((0, 0)), (*EXCHANGED, 0)) and PROFILE_APPLIED in notes
 
 
+@needs_cases
 def test_the_shared_cases_have_their_right_values():
     images = {}
     for name in ("icc_palette", "icc_rgb", "icc_trns", "trns_noicc"):

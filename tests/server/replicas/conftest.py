@@ -21,10 +21,15 @@ REPLICAS = 2
 
 
 @pytest.fixture(scope="session")
-def remote() -> Generator[RemoteBackend]:
-    """The backend of the tiny model, in replicas."""
+def with_ray() -> None:
+    """Skips where Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs Ray: pip install 'omnigen2-mcp[ray]'")
+
+
+@pytest.fixture(scope="session")
+def remote(with_ray: None) -> Generator[RemoteBackend]:
+    """The backend of the tiny model, in replicas."""
     cluster = Cluster(None, REPLICAS)
     backend = RemoteFactory(Checkpoints(), cluster, REPLICAS).load(str(CHECKPOINT), PLACEMENT, lambda: False)
     assert isinstance(backend, RemoteBackend)

@@ -87,10 +87,23 @@ def test_a_cancelled_task_takes_no_further_step(remote: RemoteBackend) -> None:
     ticket.cancel()
     with pytest.raises(Cancelled):
         ticket.future.result(10)
-    until(lambda: not any(member.seen["tasks"] for member in remote._members), 10)
+    ray = remote._cluster.ray
+    until(lambda: not any(ray.get(each.actor.state.remote("test"))["tasks"] for each in remote._members), 10)
+    steps = len(heard)
+    time.sleep(0.5)
+    assert len(heard) == steps
 
 
-def test_ray_ends_with_a_server_that_is_killed() -> None:
+def test_a_task_that_is_cancelled_at_once_is_answered(remote: RemoteBackend) -> None:
+    for seed in range(20):
+        ticket = remote.submit(image_task(seed, steps=1000), lambda _: None)
+        ticket.cancel()
+        with pytest.raises(Cancelled):
+            ticket.future.result(10)
+    assert not remote.busy()
+
+
+def test_ray_ends_with_a_server_that_is_killed(with_ray: None) -> None:
     """Without a model: what is started is Ray alone."""
     start = "from server.replicas.cluster import Cluster; Cluster(None, 1).ray; print(flush=True); input()"
     server = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
