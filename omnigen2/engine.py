@@ -15,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+import torch
+
 from omnigen2.cost import cost
 from omnigen2.device_memory import DeviceMemory
 from omnigen2.model import OmniGen2
@@ -37,10 +39,9 @@ class Engine:
         self._tickets = tickets = Tickets()
         memory = DeviceMemory(pipeline)
         budget = tokens_in_flight or pipeline.token_budget()
-        self._pictures = RunningPictures(
-            pipeline, tickets, memory, budget, lambda: bool(self._texts), model.threads
-        )
-        self._texts = RunningTexts(pipeline, tickets, memory, lambda: bool(self._pictures))
+        self._threads = model.threads
+        self._pictures = RunningPictures(pipeline, tickets, memory, budget, lambda: self._texts.running)
+        self._texts = RunningTexts(pipeline, tickets, memory, lambda: self._pictures.running)
         self._turns = Turns[RunningPictures | RunningTexts]()
         self._thread = threading.Thread(target=self._run, name=f"engine {self.card.id}", daemon=True)
         self._thread.start()
@@ -102,6 +103,7 @@ class Engine:
 
     def _take_turn(self) -> None:
         """Let the kind of task go on that had less of the device, or else the other one."""
+        torch.set_num_threads(self._threads)  # each time, as the setting is partly process-wide
         kinds = [tasks for tasks in (self._pictures, self._texts) if tasks or self._tickets.first(tasks.kind)]
         for tasks in self._turns.order(kinds):
             started = time.perf_counter()

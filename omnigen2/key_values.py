@@ -45,7 +45,9 @@ class KeyValues:
 
 
 class Rows:
-    """Those of several texts, a row each: for every layer (rows, heads, room, head_dim), zero where unused.
+    """Those of several texts, a row each: for every layer (rows, heads, room, head_dim).
+
+    What lies beyond a row's place is stale, and is masked.
 
     `places` (rows,) int64, set by the caller, says where the next token of each row is written.
     """

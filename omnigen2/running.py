@@ -32,7 +32,7 @@ class Running(ABC):
     size: int
     work: float
     started: float
-    """When it joined, by `time.perf_counter`."""
+    """From when its steps, or its text, are timed, by `time.perf_counter`."""
     retrying: bool
     """Whether its last step ran out of memory."""
 
@@ -74,6 +74,11 @@ class RunningTasks(ABC, Generic[K, R]):
     def __bool__(self) -> bool:
         return bool(self._running or self._suspended)
 
+    @property
+    def running(self) -> bool:
+        """Whether a task takes part in steps; one that is suspended does not."""
+        return bool(self._running)
+
     @abstractmethod
     def turn(self) -> bool:
         """Let waiting tasks join, go on with the running ones, end those that are done.
@@ -82,9 +87,7 @@ class RunningTasks(ABC, Generic[K, R]):
         """
 
     def clear(self) -> None:
-        """Drop all tasks, unanswered."""
-        for entry in self._running:
-            self._left(entry)
+        """Drop all tasks, unanswered; asks nothing of the device, which may have failed."""
         self._running = self._suspended = ()
 
     def has_room(self, task: K) -> bool:
@@ -92,7 +95,7 @@ class RunningTasks(ABC, Generic[K, R]):
         return self._tickets.first(self.kind) is None and self._fits(task)
 
     def drop_cancelled(self) -> None:
-        """Drop the running tasks that were cancelled."""
+        """Drop the tasks that were cancelled, running or suspended."""
         for entry in (*self._running, *self._suspended):
             if entry.ticket.cancelled.is_set():
                 self._fail(entry, Cancelled("cancelled"))

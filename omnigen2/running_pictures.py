@@ -58,18 +58,15 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
         memory: DeviceMemory,
         room: int,
         company: Callable[[], bool],
-        threads: int,
     ):
-        """`room`: tokens of a step, also those up to which tasks join; `threads`: of a CPU."""
+        """`room`: tokens of a step, also those up to which tasks join."""
         super().__init__(pipeline, tickets, memory, room, company)
-        self._threads = threads
         self._whole_room = room
         self._turns = Turns[_Pictures]()
         self._denoiser = Denoiser(pipeline.transformer)
         memory.caches.append(lambda: self._denoiser.forget())
 
     def turn(self) -> bool:
-        torch.set_num_threads(self._threads)  # each time, as the setting is partly process-wide
         joined = self._let_in()
         moving = [entry for entry in self._running if not entry.done]
         if moving:
@@ -81,6 +78,7 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
 
     def clear(self) -> None:
         super().clear()
+        self._turns = Turns[_Pictures]()
         self._denoiser = Denoiser(self._pipeline.transformer)
 
     def _size(self, task: ImageTask) -> int:

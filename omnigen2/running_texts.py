@@ -74,6 +74,14 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
     def _left(self, entry: _Writing) -> None:
         self._writer.remove(entry.text)
 
+    def _suspend(self, entry: _Writing) -> None:
+        try:
+            self._writer.set_aside(entry.text)
+        except Exception as error:
+            self._fail(entry, too_big() if is_out_of_memory(error) else error)
+        else:
+            super()._suspend(entry)
+
     def _outcome(self, entry: _Writing) -> Outcome:
         text = self._pipeline.language.read_out(entry.text)
         timings = {"write_ms": 1000 * (time.perf_counter() - entry.started)}

@@ -167,11 +167,16 @@ class Writer:
         self.texts = [*self.texts, text]
 
     def remove(self, text: Text) -> None:
-        """Let a text leave, finished or not; it may join again."""
+        """Let a text leave, finished or not."""
         self.texts = [other for other in self.texts if other is not text]
-        row = self._row.pop(text, None)
-        if row is not None and self._shared is not None and not text.done:
+        self._row.pop(text, None)
+
+    def set_aside(self, text: Text) -> None:
+        """Let a text leave that joins again later: what was read of it is copied from the shared rows."""
+        row = self._row.get(text)
+        if row is not None and self._shared is not None:
             text.kept = self._shared.rows.taken(row, text.read)
+        self.remove(text)
 
     def forget(self) -> None:
         """Free the memory that is kept for texts to come."""

@@ -282,7 +282,7 @@ class Dispatcher:
                 lane.queue.discard(job)
                 job.fail(error)
                 continue
-            lane.entering = lane.queue.pop(job)
+            lane.entering = lane.take(job)
             self._pixels.take(job)
             job.call(backend)
         lane.place()

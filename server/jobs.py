@@ -44,6 +44,8 @@ class Job:
     """Whether its caller did not want to wait."""
     stopped: Literal["cancelled", "interrupted", None] = None
     """The final state that `stop` asked for; None if it was not asked to stop."""
+    overtaken: float = 0.0
+    """The work of the jobs that went before it when it was next."""
 
     def __post_init__(self, work: Work) -> None:
         self.tool, self.task, self.accepted = work.tool, work.task, work.accepted

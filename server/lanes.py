@@ -25,7 +25,7 @@ MAX_PENDING = 64
 CANDIDATES = 8
 """Most jobs of which the model is asked at once whether it has room."""
 MUCH_SMALLER = 2
-"""How many times the work of a smaller job that one has that it may overtake."""
+"""A job may overtake one that has more than this many times its work."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in an average."""
 
@@ -112,7 +112,16 @@ class Lane:
         There may be room for that one first: a model takes it in beside longer ones (`omnigen2.running`).
         """
         first, *others = self.queue.order()
+        if first.overtaken >= first.cost:
+            return [first]
         return [first, *(job for job in others if MUCH_SMALLER * job.cost < first.cost)][:CANDIDATES]
+
+    def take(self, job: Job) -> Job:
+        """Take a candidate out of the queue. Jobs may overtake the next one by as much work as it has."""
+        first = self.queue.order()[0]
+        if job is not first:
+            first.overtaken += job.cost
+        return self.queue.pop(job)
 
     # -- estimates ------------------------------------------------------------------------------------
 

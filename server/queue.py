@@ -91,5 +91,5 @@ class FairQueue(Generic[T]):
         client = self._clients[name]
         client.entries.remove(entry)
         self._length -= 1
-        if not client.entries:  # its clock is not ahead of the queue's: nothing is forgotten with it
+        if not client.entries:  # what it overtook with is forgotten; `Lane.take` bounds that
             del self._clients[name]

@@ -16,10 +16,12 @@ from omnigen2.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding
 from omnigen2.task import ImageTask, OutOfMemory, Progress, TextTask
+from omnigen2.writing import Writer
 from tests.omnigen2.golden import PIPELINE
 from tests.omnigen2.test_engine import Gate, task
 
 QUESTION = TextTask("what is this?", (), Decoding(max_tokens=6, temperature=1.0, seed=1))
+LONG_QUESTION = TextTask("what is this?", (), Decoding(max_tokens=40, temperature=1.0, seed=1))
 TOO_BIG = "ask for a smaller picture"
 
 
@@ -235,3 +237,46 @@ def test_a_text_that_does_not_fit_beside_pictures_is_written_without_them(
 def test_every_way_to_run_out_of_memory_is_known(error: BaseException) -> None:
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_picture_and_a_text_that_run_out_in_turn_are_both_answered(
+    omnigen: OmniGen2, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is suspended beside the text; that is then alone, and must not wait for the picture."""
+    failed: list[str] = []
+
+    def once(owner: type, name: str, when: Callable[[], bool]) -> None:
+        whole = owner.step
+
+        def short(*given: Any) -> Any:
+            if name not in failed and when():
+                failed.append(name)
+                raise torch.OutOfMemoryError("too little")
+            return whole(*given)
+
+        monkeypatch.setattr(owner, "step", short)
+
+    once(Denoiser, "picture", lambda: engine._texts.running)
+    once(Writer, "text", lambda: bool(failed))
+    tickets = [engine.submit(task(omnigen, steps=60)), engine.submit(LONG_QUESTION)]
+    for ticket in tickets:
+        ticket.future.result(60)
+    assert failed == ["picture", "text"]
+
+
+def test_a_device_that_fails_for_good_does_not_end_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU after an error of a kernel: not even what it holds can be copied."""
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("device-side assert")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "step", broken)
+        patch.setattr(Writer, "set_aside", broken)
+        tickets = [engine.submit(LONG_QUESTION) for _ in range(4)]
+        for ticket in tickets:
+            with pytest.raises(RuntimeError, match="device-side assert"):
+                ticket.future.result(60)
+    assert engine.submit(QUESTION).future.result(60).text is not None

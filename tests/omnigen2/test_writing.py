@@ -79,7 +79,7 @@ def test_texts_in_company_are_those_that_transformers_writes(
             texts.append(language.begin(inputs[step], QUESTIONS[step][2]))
             writer.add(texts[-1])
         if step == 3:
-            writer.remove(texts[0])
+            writer.set_aside(texts[0])
         if step == 9:
             writer.add(texts[0])
         for text in list(writer.texts):

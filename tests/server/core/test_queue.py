@@ -1,8 +1,11 @@
 """Who is next: fairness, priority and patience, as orders of names."""
 
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.lanes import Lane
 from server.queue import FairQueue
 
 
@@ -104,3 +107,29 @@ def test_what_is_foretold_is_what_happens(given: list[tuple[str, float]]) -> Non
     foretold = queue.order()
     assert [queue.pop() for _ in given] == foretold
     assert sorted(foretold) == list(range(len(given)))
+
+
+@dataclass(eq=False)
+class Waiting:
+    """What a lane knows of a job that waits."""
+
+    cost: float
+    overtaken: float = 0.0
+
+
+def test_small_jobs_overtake_a_large_one_by_its_own_work_and_no_more() -> None:
+    """The model has never room for the large one while small ones keep coming."""
+    lane = Lane("nano")
+    large = Waiting(10)
+    lane.queue.push(large, "ann", large.cost)  # type: ignore[arg-type]
+    passed = 0
+    for _ in range(100):
+        small = Waiting(1)
+        lane.queue.push(small, "bob", small.cost)  # type: ignore[arg-type]
+        smaller = [job for job in lane.candidates() if job is not large]
+        if lane.queue.order()[0] is large:
+            if not smaller:
+                break
+            passed += 1
+        lane.take(smaller[0])
+    assert passed == 10 and lane.candidates() == [large]
