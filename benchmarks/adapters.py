@@ -21,11 +21,11 @@ import omnigen2
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.adapters.loaded import linear_layers
 from omnigen2.denoise import Denoiser
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.model import OmniGen2
+from omnigen2.network.threads import limited_to
 from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask
-from omnigen2.threads import limited_to
 
 STEPS, RANK, SIDE = 12, 16, 64
 

@@ -12,9 +12,9 @@ import time
 import omnigen2
 from omnigen2.denoise import Denoiser
 from omnigen2.model import OmniGen2
+from omnigen2.network.threads import limited_to
 from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask
-from omnigen2.threads import limited_to
 
 STEPS = 8
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from benchmarks.counting import GPU, counting
 from benchmarks.shapes import parts
-from omnigen2 import strips
-from omnigen2.autoencoder import to_image, to_pixels
+from omnigen2.network import strips
+from omnigen2.network.autoencoder import to_image, to_pixels
 
 NANO = Path(__file__).parents[1] / "omnigen2" / "nano" / "weights" / "vae"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

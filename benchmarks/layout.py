@@ -16,10 +16,10 @@ import torch
 from benchmarks.shapes import FULL_TRANSFORMER
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.guidance import Branch, Guidance
-from omnigen2.packing import Condition
-from omnigen2.positions import Grid, rotations, sample_positions
-from omnigen2.threads import limited_to
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.packing import Condition
+from omnigen2.network.positions import Grid, rotations, sample_positions
+from omnigen2.network.threads import limited_to
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 T2I = Guidance(((Branch.FULL, 4.0), (Branch.BARE, -3.0)))
 EDIT = Guidance(((Branch.FULL, 5.0), (Branch.REFERENCES, -3.0), (Branch.BARE, -1.0)))

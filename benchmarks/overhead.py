@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 import omnigen2
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.factory import BackendFactory, OneModel
 from omnigen2.model import OmniGen2
 from server.app import App, build_app

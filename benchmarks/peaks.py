@@ -26,12 +26,12 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from benchmarks.counting import GPU, counting
 from benchmarks.plan import make_task
 from benchmarks.shapes import PROCESSOR, parts
-from omnigen2.autoencoder import Autoencoder
 from omnigen2.checkpoints.card import published_card
 from omnigen2.denoise import Denoiser, Sample
-from omnigen2.language import LanguageModel
+from omnigen2.memory.residency import Residency
+from omnigen2.network.autoencoder import Autoencoder
+from omnigen2.network.language import LanguageModel
 from omnigen2.pipeline import Pipeline
-from omnigen2.residency import Residency
 
 SIZES = {"tiny": 1024, "mid": 1024}
 """Side of the edited picture, for each model."""

@@ -28,17 +28,17 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from benchmarks.counting import GPU, Counter, Work, counting
 from benchmarks.machines import MACHINES
 from benchmarks.shapes import PROCESSOR, parts
-from omnigen2 import quantize
-from omnigen2.autoencoder import Autoencoder
 from omnigen2.checkpoints.card import published_card
 from omnigen2.denoise import Denoiser
-from omnigen2.language import LanguageModel, generation_chat
+from omnigen2.memory import quantize
+from omnigen2.memory.placement import KINDS, Kind, Quantization
+from omnigen2.memory.residency import MODES, Mode, Residency
+from omnigen2.memory.weights import tensors_of
+from omnigen2.network.autoencoder import Autoencoder
+from omnigen2.network.language import LanguageModel, generation_chat
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.pipeline import Pipeline, decoded
-from omnigen2.placement import KINDS, Kind, Quantization
-from omnigen2.residency import MODES, Mode, Residency
 from omnigen2.task import ImageTask
-from omnigen2.transformer import OmniGen2Transformer2DModel
-from omnigen2.weights import tensors_of
 
 CASES = {"text to image": 0, "edit": 1, "compose": 2}
 """How many references each case has."""

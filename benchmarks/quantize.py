@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 import omnigen2
 from benchmarks.shapes import FULL_TRANSFORMER, parts
+from omnigen2.memory.placement import KINDS, Kind, Quantization
+from omnigen2.memory.quantize import Fp8Linear, QuantizedLinear, quantize, quantized
+from omnigen2.memory.weights import tensors_of
 from omnigen2.model import OmniGen2
 from omnigen2.nano.world.evaluate import Answer, answers, scores
 from omnigen2.nano.world.tasks import TASKS
-from omnigen2.placement import KINDS, Kind, Quantization
-from omnigen2.quantize import Fp8Linear, QuantizedLinear, quantize, quantized
-from omnigen2.transformer import OmniGen2Transformer2DModel
-from omnigen2.weights import tensors_of
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 CPU = torch.device("cpu")
 GB = 1e9

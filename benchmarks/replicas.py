@@ -36,7 +36,7 @@ import psutil
 
 import omnigen2
 from benchmarks.sleeping import Sleeping
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.factory import BackendFactory, Checkpoints, OneModel, Placement
 from omnigen2.task import Backend, Progress, Task, Ticket
 from server.app import App, build_app

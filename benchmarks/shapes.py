@@ -15,8 +15,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from omnigen2.language import IMAGE
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.language import IMAGE
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden" / "pipeline" / "checkpoint"
 """A checkpoint of the published layout, with a tokenizer of few words."""

@@ -31,8 +31,8 @@ def load(
         ValueError: a weight is missing, surplus or misshapen, or `device`, `dtype`, `memory` or `quantize`
             unknown.
     """
+    from omnigen2.memory.placement import Placement, Quantization
     from omnigen2.model import OmniGen2
-    from omnigen2.placement import Placement, Quantization
 
     return OmniGen2.load(source, Placement(device, dtype, memory, Quantization.parse(quantize)))
 

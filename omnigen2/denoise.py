@@ -16,13 +16,13 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from omnigen2.device import isolated
 from omnigen2.guidance import Branch, Guidance
 from omnigen2.lru_cache import LruCache
-from omnigen2.packing import Batch, Condition, Segments
-from omnigen2.positions import Grid
+from omnigen2.memory.device import isolated
+from omnigen2.network.packing import Batch, Condition, Segments
+from omnigen2.network.positions import Grid
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.schedule import Step
-from omnigen2.transformer import OmniGen2Transformer2DModel
 
 LAYOUTS = 4
 """Layouts kept for each forward of a step: where guidance starts or ends, they change."""

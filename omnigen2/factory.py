@@ -9,7 +9,7 @@ from typing import Protocol
 
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import ModelCard, published_card
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from omnigen2.task import Backend
 
 
@@ -91,7 +91,7 @@ class Checkpoints:
     def load(self, model: str, placement: Placement, evict: Callable[[], bool]) -> Backend:
         from omnigen2.checkpoints.convert import import_once
         from omnigen2.checkpoints.fit import make_room
-        from omnigen2.engine import Engine
+        from omnigen2.engine.engine import Engine
         from omnigen2.model import OmniGen2
 
         import_once(model)

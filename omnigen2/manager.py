@@ -14,7 +14,7 @@ from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.cost import cost
 from omnigen2.factory import BackendFactory, Checkpoints
-from omnigen2.placement import UNQUANTIZED, Placement, Quantization
+from omnigen2.memory.placement import UNQUANTIZED, Placement, Quantization
 from omnigen2.task import Backend, Estimating, Outliving, Task, Watched
 
 IN_HAND_S = 10.0

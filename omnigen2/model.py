@@ -1,7 +1,7 @@
 """The model as a library: text to image, edits, compositions and descriptions through two methods.
 
 Checks what is asked, completes it with the card's defaults and runs the pipeline in the calling thread.
-Serving many requests at once is the engine's business (`omnigen2.engine`).
+Serving many requests at once is the engine's business (`omnigen2.engine.engine`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,7 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from omnigen2 import compiled, threads
 from omnigen2.adapters.file import Adapter, WeightedAdapter
-from omnigen2.attention import use_newest_flash
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.convert import import_once
@@ -24,13 +22,15 @@ from omnigen2.checkpoints.fit import free_bytes, pick_memory, resting_dtype
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
-from omnigen2.device import pick_device, pick_dtype
 from omnigen2.explain import explain
+from omnigen2.memory.device import pick_device, pick_dtype
+from omnigen2.memory.placement import Placement
+from omnigen2.memory.quantize import quantize
+from omnigen2.memory.residency import Residency
+from omnigen2.network import compiled, threads
+from omnigen2.network.attention import use_newest_flash
 from omnigen2.params import Adapters, Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
 from omnigen2.pipeline import Pipeline, check_text, readable
-from omnigen2.placement import Placement
-from omnigen2.quantize import quantize
-from omnigen2.residency import Residency
 from omnigen2.sizes import Size
 from omnigen2.task import ImageTask, TextTask
 

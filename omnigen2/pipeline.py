@@ -1,8 +1,8 @@
 """The stages of a task: a request is prepared, denoised in company, and finished; or a text is written.
 
 `prepare` turns a task into samples, `omnigen2.denoise.Denoiser` moves them, `finish` decodes them. The
-library (`omnigen2.model`) does this in the calling thread for one request, the engine (`omnigen2.engine`) for
-many at once.
+library (`omnigen2.model`) does this in the calling thread for one request, the engine
+(`omnigen2.engine.engine`) for many at once.
 """
 
 import hashlib
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from omnigen2.adapters.apply import Active
 from omnigen2.adapters.loaded import LoadedAdapters
-from omnigen2.autoencoder import Autoencoder, flatten
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.checkpoints.fit import free_bytes
 from omnigen2.cost import step_tokens
 from omnigen2.denoise import Sample
-from omnigen2.device import isolated
-from omnigen2.footprint import MOST_TOKENS, token_budget, token_bytes
 from omnigen2.guidance import Branch, guide
-from omnigen2.language import Caption, LanguageModel, Text
 from omnigen2.lru_cache import LruCache
+from omnigen2.memory.device import isolated
+from omnigen2.memory.footprint import MOST_TOKENS, token_budget, token_bytes
+from omnigen2.memory.residency import Residency
+from omnigen2.network.autoencoder import Autoencoder, flatten
+from omnigen2.network.language import Caption, LanguageModel, Text
+from omnigen2.network.packing import Condition
+from omnigen2.network.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 from omnigen2.notes import about_inputs, about_prompt, about_result
-from omnigen2.packing import Condition
 from omnigen2.params import InvalidTask
-from omnigen2.residency import Residency
 from omnigen2.schedule import plan
 from omnigen2.sizes import Size, reduced
 from omnigen2.task import HasSize, ImageTask, TextTask
-from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 
 REMEMBERED_PROMPTS = 256
 REMEMBERED_IMAGES = 64

@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from omnigen2.checkpoints.locate import NANO
-from omnigen2.placement import Placement, Quantization
+from omnigen2.memory.placement import Placement, Quantization
 from server.hosts import Structured
 from storage import default_store_path
 from storage.safe_files import real_folder

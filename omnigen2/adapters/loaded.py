@@ -9,8 +9,8 @@ from torch import nn
 from omnigen2.adapters.apply import Active, LoadedAdapter, LowRank
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.adapters.forms import Shapes, read
-from omnigen2.device import isolated
 from omnigen2.lru_cache import LruCache
+from omnigen2.memory.device import isolated
 
 KEPT = 8
 """Adapters that stay loaded though no picture uses them: those used last."""

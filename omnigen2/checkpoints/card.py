@@ -70,7 +70,7 @@ class ModelCard(Params):
     digest: str | None = None
     """`sha256:<hex>` over the weight files, as published with the checkpoint; checked when it is loaded."""
     quantize: str = "none"
-    """How the weights of its blocks are kept here (`omnigen2.placement`); no card.json decides it."""
+    """How the weights of its blocks are kept here (`omnigen2.memory.placement`); no card.json decides it."""
     defaults: Defaults
     limits: Limits = Limits.model_construct()
 

@@ -38,7 +38,7 @@ from omnigen2.checkpoints.locate import (
 )
 from omnigen2.checkpoints.published import CONFIGS, REPOSITORY
 from omnigen2.checkpoints.single_files import FilePart, found_near, places, recognise
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 SHARD_BYTES = 2**30
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 2, "F8_E5M2": 2}

@@ -10,11 +10,11 @@ import torch
 
 from omnigen2.checkpoints.headers import TensorInfo, read_headers
 from omnigen2.checkpoints.locate import PARTS, Checkpoint
-from omnigen2.device import pick_device, pick_dtype
-from omnigen2.footprint import Footprint, token_bytes
-from omnigen2.placement import UNQUANTIZED, Kind, Placement, Quantization
-from omnigen2.quantize import is_quantized, quantized_bytes
-from omnigen2.residency import MODES, Mode
+from omnigen2.memory.device import pick_device, pick_dtype
+from omnigen2.memory.footprint import Footprint, token_bytes
+from omnigen2.memory.placement import UNQUANTIZED, Kind, Placement, Quantization
+from omnigen2.memory.quantize import is_quantized, quantized_bytes
+from omnigen2.memory.residency import MODES, Mode
 from omnigen2.task import OutOfMemory
 
 SLOTS = 2

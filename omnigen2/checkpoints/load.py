@@ -28,11 +28,11 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from omnigen2.autoencoder import Autoencoder
 from omnigen2.checkpoints.headers import read_headers
 from omnigen2.checkpoints.locate import PARTS, weights_digest
-from omnigen2.language import IMAGE, LanguageModel
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.autoencoder import Autoencoder
+from omnigen2.network.language import IMAGE, LanguageModel
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 ATTEMPTS = 3

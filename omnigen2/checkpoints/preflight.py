@@ -10,9 +10,9 @@ import torch
 
 from omnigen2.checkpoints.fit import free_bytes, needed_bytes, pick_memory
 from omnigen2.checkpoints.locate import Checkpoint
-from omnigen2.device import pick_device, pick_dtype
-from omnigen2.placement import Placement
-from omnigen2.residency import MODES, Mode
+from omnigen2.memory.device import pick_device, pick_dtype
+from omnigen2.memory.placement import Placement
+from omnigen2.memory.residency import MODES, Mode
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Ours:
 
     def __init__(self, model: str, device: str, dtype: str):
         import omnigen2
-        from omnigen2.engine import Engine
+        from omnigen2.engine.engine import Engine
 
         self._model = omnigen2.load(model, device=device, dtype=dtype)
         pipeline = self._model.pipeline

@@ -34,13 +34,13 @@ from omnigen2.checkpoints.card import ModelCard
 from omnigen2.checkpoints.fit import free_bytes, needed_bytes
 from omnigen2.checkpoints.locate import find
 from omnigen2.explain import explain
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.params import MAX_REFERENCES
 from omnigen2.pipeline import Pipeline
 from omnigen2.training.config import Finetune, FinetuneConfig
 from omnigen2.training.loop import train
 from omnigen2.training.objective import VelocityLoss, draw_normal, draw_times
 from omnigen2.training.publish import mix_in, publish_like
-from omnigen2.transformer import OmniGen2Transformer2DModel
 
 DATA_FILE = "train.jsonl"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

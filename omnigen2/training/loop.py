@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from omnigen2.device import has_bfloat16
+from omnigen2.memory.device import has_bfloat16
 from omnigen2.training.config import Schedule
 from omnigen2.training.optimizer import MovingAverage, make_optimizers, rate_at
 from omnigen2.training.plot import plot_losses

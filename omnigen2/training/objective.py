@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
+from omnigen2.network.transformer import OmniGen2Transformer2DModel, patchify
 
 FULL_SIZE = 128 * 128
 """Latent pixels of a picture of 1024 x 1024, for which times are shifted where no size is given."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from omnigen2.device import has_bfloat16
+from omnigen2.memory.device import has_bfloat16
 from omnigen2.training.config import Schedule
 
 BETAS = (0.9, 0.98)

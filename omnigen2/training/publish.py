@@ -9,7 +9,7 @@ import torch
 
 from omnigen2.checkpoints.card import CARD_FILE, ModelCard, read_card
 from omnigen2.checkpoints.locate import resolve, weights_digest
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 
 @torch.no_grad()

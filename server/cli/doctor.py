@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints import locate
 from omnigen2.factory import Checkpoints
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from server.cli.output import AsJson, show, table
 from server.plugins import Plugins
 from server.settings import Settings

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from omnigen2.cost import cost
+from omnigen2.engine.tickets import resolve
 from omnigen2.task import Cancelled, Outcome, Progress, Task, Ticket
-from omnigen2.tickets import resolve
 from server.log import get_logger
 from server.replicas.cluster import Cluster
 from server.replicas.delivery import PATIENCE_S, Delivery, RemoteTicket, Route

@@ -6,7 +6,7 @@ from time import sleep
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.factory import BackendFactory
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from omnigen2.task import Backend, OutOfMemory
 from server.replicas.backend import RemoteBackend
 from server.replicas.cluster import Cluster

@@ -12,7 +12,7 @@ from typing import Any
 
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.factory import BackendFactory
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from omnigen2.task import OutOfMemory
 from server.errors import without_folders
 from server.log import get_logger

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 from omnigen2.factory import BackendFactory
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from omnigen2.task import NUMERICS_VERSION, Backend, Outcome, Progress, Ticket
 from server.replicas.sending import Receiver, SentTask
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import read_card
 from omnigen2.checkpoints.locate import find
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from server.cli import doctor
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from tests.omnigen2.golden import KEPT
 
 PATCH = 8

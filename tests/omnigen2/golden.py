@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import omnigen2
-from omnigen2.residency import Residency
+from omnigen2.memory.residency import Residency
 
 PROJECT = Path(__file__).parents[2]
 KEPT = PROJECT / "tests" / "data" / "golden"

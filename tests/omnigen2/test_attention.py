@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnigen2.attention import MAX_PADDING, _has_flash, attend, grouped, newest_flash, packed_attention
+from omnigen2.network.attention import (
+    MAX_PADDING,
+    _has_flash,
+    attend,
+    grouped,
+    newest_flash,
+    packed_attention,
+)
 from tests.omnigen2.golden import PIPELINE, error, model
 
 CPU = torch.device("cpu")
@@ -127,7 +134,7 @@ def test_a_picture_is_the_same_on_the_gpu() -> None:
 
 
 def test_the_norm_learns_as_the_library_norm_does() -> None:
-    from omnigen2.blocks import RMSNorm
+    from omnigen2.network.blocks import RMSNorm
 
     norm = RMSNorm(16, 1e-5).double()  # the formula is tested: rounding in float32 comes close to any bound
     torch.nn.init.uniform_(norm.weight, 0.5, 2)

@@ -7,9 +7,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from omnigen2 import strips
-from omnigen2.autoencoder import Autoencoder, flatten, to_image, to_pixels
 from omnigen2.checkpoints.load import load_autoencoder
+from omnigen2.network import strips
+from omnigen2.network.autoencoder import Autoencoder, flatten, to_image, to_pixels
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, needs_steps, tensors
 
 PICTURES = sorted(path.name for path in (PIPELINE / "images").glob("*.png"))
@@ -102,11 +102,11 @@ def test_a_picture_is_in_strips_only_above_a_size(
         monkeypatch.setattr(
             strips, name, lambda *given, made=made, name=name: used.append(name) or made(*given)
         )
-    monkeypatch.setattr("omnigen2.autoencoder.WHOLE_PIXELS", 48 * 32)
+    monkeypatch.setattr("omnigen2.network.autoencoder.WHOLE_PIXELS", 48 * 32)
     assert torch.equal(autoencoder.encode(picture, 6144, 128), whole)
     pixels = to_pixels(autoencoder.decode(whole))
     assert not used
-    monkeypatch.setattr("omnigen2.autoencoder.WHOLE_PIXELS", 48 * 32 - 1)
+    monkeypatch.setattr("omnigen2.network.autoencoder.WHOLE_PIXELS", 48 * 32 - 1)
     assert error(autoencoder.encode(picture, 6144, 128), whole) < 1e-5
     assert (to_pixels(autoencoder.decode(whole)) - pixels).abs().max() <= 1 / 127.5 + 1e-6
     assert used == ["encode", "decode"]

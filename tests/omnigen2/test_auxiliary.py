@@ -25,7 +25,7 @@ from omnigen2.nano.stages.loss_weights import MAX_WEIGHT, loss_weights
 from omnigen2.nano.stages.understanding import conversations, examples_of
 from omnigen2.nano.world import COLOURS, SHAPES, Scene, Thing, example
 from omnigen2.nano.world.words import caption
-from omnigen2.transformer import unpatchify
+from omnigen2.network.transformer import unpatchify
 
 SCENE = Scene(
     "white",

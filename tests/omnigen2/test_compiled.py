@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from omnigen2.checkpoints.load import load_transformer
-from omnigen2.compiled import CompiledBlocks, compile_blocks, wanted
-from omnigen2.transformer import OmniGen2Transformer2DModel, patchify
+from omnigen2.network.compiled import CompiledBlocks, compile_blocks, wanted
+from omnigen2.network.transformer import OmniGen2Transformer2DModel, patchify
 from tests.omnigen2.golden import BAR, PIPELINE, described, error, model, tensors
 
 graphs: list[Any] = []

@@ -8,7 +8,7 @@ import pytest
 
 import omnigen2
 from omnigen2.denoise import Denoiser
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding
 from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask, Ticket

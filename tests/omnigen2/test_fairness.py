@@ -8,12 +8,12 @@ import pytest
 
 import omnigen2
 from omnigen2.denoise import Denoiser, Sample
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
+from omnigen2.engine.turns import Turns
 from omnigen2.model import OmniGen2
+from omnigen2.network.writing import Writer
 from omnigen2.params import Decoding
 from omnigen2.task import Progress, TextTask, Ticket
-from omnigen2.turns import Turns
-from omnigen2.writing import Writer
 from tests.omnigen2.golden import PIPELINE
 from tests.omnigen2.test_engine import task
 

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from omnigen2.adapters.file import Adapter, WeightedAdapter
-from omnigen2.autoencoder import to_pixels
-from omnigen2.language import question_chat
-from omnigen2.positions import rotations, sample_positions, text_positions
+from omnigen2.network.autoencoder import to_pixels
+from omnigen2.network.language import question_chat
+from omnigen2.network.positions import rotations, sample_positions, text_positions
 from tests.omnigen2.golden import (
     BAR,
     STEPS,

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omnigen2.autoencoder import to_pixels
-from omnigen2.language import Caption
+from omnigen2.network.autoencoder import to_pixels
+from omnigen2.network.language import Caption
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, model, names, needs_steps, tensors
 
 PIPELINE_CASES = names(PIPELINE, "pipeline_")

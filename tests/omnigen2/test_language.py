@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from omnigen2.checkpoints.load import load_language_model
-from omnigen2.language import LanguageModel, generation_chat, question_chat
+from omnigen2.network.language import LanguageModel, generation_chat, question_chat
 from omnigen2.params import Decoding
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, names, needs_steps, tensors
 

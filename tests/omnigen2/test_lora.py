@@ -19,7 +19,7 @@ from omnigen2.adapters import loaded
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.adapters.loaded import linear_layers
 from omnigen2.denoise import Denoiser, Sample
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.task import ImageTask
 from tests.omnigen2.golden import PIPELINE, error, model

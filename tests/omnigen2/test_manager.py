@@ -19,7 +19,7 @@ import omnigen2
 from omnigen2 import manager as manager_module
 from omnigen2.checkpoints import fit, hashes, load, locate
 from omnigen2.checkpoints.card import ModelCard, published_card
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.factory import Checkpoints, OneModel
 from omnigen2.manager import Manager
 from omnigen2.params import Decoding

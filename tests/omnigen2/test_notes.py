@@ -7,7 +7,7 @@ from PIL import Image
 import omnigen2
 from omnigen2.checkpoints.card import NEGATIVE_PROMPT, published_card
 from omnigen2.completion import complete_sampling
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding, ReferenceSampling
 from omnigen2.task import ImageTask, TextTask

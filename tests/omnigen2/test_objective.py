@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omnigen2.packing import Segments
+from omnigen2.network.packing import Segments
 from omnigen2.training.objective import (
     FULL_SIZE,
     SHIFTS,

@@ -13,11 +13,11 @@ from torch import Tensor
 import omnigen2
 from omnigen2.completion import complete_sampling
 from omnigen2.denoise import Denoiser
-from omnigen2.language import generation_chat
 from omnigen2.model import OmniGen2
+from omnigen2.network.language import generation_chat
+from omnigen2.network.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask
-from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 from tests.omnigen2 import naive
 from tests.omnigen2.checkpoints import SHAPES, make
 from tests.omnigen2.golden import error

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import omnigen2
-from omnigen2 import running_pictures
 from omnigen2.denoise import Denoiser
-from omnigen2.device import is_out_of_memory
-from omnigen2.engine import Engine
+from omnigen2.engine import running_pictures
+from omnigen2.engine.engine import Engine
+from omnigen2.memory.device import is_out_of_memory
 from omnigen2.model import OmniGen2
+from omnigen2.network.writing import Writer
 from omnigen2.params import Decoding
 from omnigen2.task import ImageTask, OutOfMemory, Progress, TextTask
-from omnigen2.writing import Writer
 from tests.omnigen2.golden import PIPELINE
 from tests.omnigen2.test_engine import Gate, task
 

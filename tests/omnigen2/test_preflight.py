@@ -5,7 +5,7 @@ import torch
 
 from omnigen2.checkpoints.locate import find
 from omnigen2.checkpoints.preflight import preflight
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from tests.omnigen2.golden import KEPT
 
 CHECKPOINT = find(str(KEPT / "pipeline" / "checkpoint"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import omnigen2
 from omnigen2.checkpoints.load import making_modules
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.model import OmniGen2
 from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask

@@ -11,10 +11,10 @@ import omnigen2
 from omnigen2.checkpoints.fit import needed_bytes
 from omnigen2.checkpoints.locate import find
 from omnigen2.manager import Manager
+from omnigen2.memory.placement import KINDS, Kind, Quantization
+from omnigen2.memory.quantize import FP8, Fp8Linear, QuantizedLinear, quantize, quantized, quantized_bytes
+from omnigen2.memory.residency import MODES
 from omnigen2.model import OmniGen2
-from omnigen2.placement import KINDS, Kind, Quantization
-from omnigen2.quantize import FP8, Fp8Linear, QuantizedLinear, quantize, quantized, quantized_bytes
-from omnigen2.residency import MODES
 from server.http.status import status
 from server.settings import Settings
 from tests.omnigen2.golden import PIPELINE

@@ -14,14 +14,14 @@ import omnigen2
 from omnigen2.checkpoints.fit import needed_bytes, pick_memory
 from omnigen2.checkpoints.locate import find
 from omnigen2.denoise import Denoiser
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
+from omnigen2.memory.residency import MODES, Residency
+from omnigen2.memory.weights import tensors_of
 from omnigen2.model import OmniGen2
+from omnigen2.network.writing import Writer
 from omnigen2.params import Decoding, ReferenceSampling
 from omnigen2.pipeline import Pipeline
-from omnigen2.residency import MODES, Residency
 from omnigen2.task import ImageTask, TextTask
-from omnigen2.weights import tensors_of
-from omnigen2.writing import Writer
 from tests.omnigen2.golden import PIPELINE
 
 FOLDER = PIPELINE / "checkpoint"

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from PIL.Image import Image
 
 import omnigen2
-from omnigen2 import threads
 from omnigen2.model import OmniGen2
+from omnigen2.network import threads
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.task import Progress
-from omnigen2.transformer import OmniGen2Transformer2DModel
 from tests.omnigen2.test_engine import Engine, task
 
 

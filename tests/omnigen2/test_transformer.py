@@ -11,8 +11,8 @@ from omnigen2.adapters.apply import Active
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.adapters.loaded import LoadedAdapters
 from omnigen2.checkpoints.load import load_transformer
-from omnigen2.positions import rotations, sample_positions
-from omnigen2.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
+from omnigen2.network.positions import rotations, sample_positions
+from omnigen2.network.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 from tests.omnigen2.golden import BAR, PIPELINE, ROOT, STEPS, error, keys, names, needs_steps, tensors
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, LogitsProcessorList
 
-from omnigen2 import writing
 from omnigen2.checkpoints.load import load_language_model
-from omnigen2.language import LanguageModel
+from omnigen2.network import writing
+from omnigen2.network.language import LanguageModel
+from omnigen2.network.writing import Text, Writer
 from omnigen2.params import Decoding
-from omnigen2.writing import Text, Writer
 from tests.omnigen2.golden import PIPELINE
 
 LONG = "and so on " * 80

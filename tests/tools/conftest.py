@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import omnigen2
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from storage import ImageStore
 from tests.omnigen2.golden import PIPELINE
 from tests.tools.studio import Studio

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints.card import ModelCard
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.task import Outcome
 from server.references import new_allowed, open_allowed
 from storage import ImageStore, Record, StoredImage

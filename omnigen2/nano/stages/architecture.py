@@ -12,9 +12,9 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from omnigen2.language import IMAGE, LanguageModel
 from omnigen2.nano.stages.tokens import PADDING
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.language import IMAGE, LanguageModel
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 Config = Mapping[str, Any]
 

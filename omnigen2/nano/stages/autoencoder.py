@@ -21,9 +21,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from omnigen2.autoencoder import Autoencoder
 from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.world import COLOURS, render, sample_scene
+from omnigen2.network.autoencoder import Autoencoder
 
 SQUARED, EDGES, PRIOR = 2.0, 0.5, 1e-6
 EVENED = 256  # pictures over which the latent channels are normalised

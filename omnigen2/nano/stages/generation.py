@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnigen2.autoencoder import Autoencoder
-from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.nano.stages.autoencoder import draw_size, to_tensor
 from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.loss_weights import loss_weights
 from omnigen2.nano.stages.understanding import draw, examples_of, numbered, worded
 from omnigen2.nano.world import Example, Scene, render
+from omnigen2.network.autoencoder import Autoencoder
+from omnigen2.network.language import LanguageModel, generation_chat
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.training.objective import VelocityLoss, draw_normal
-from omnigen2.transformer import OmniGen2Transformer2DModel
 
 DROPPED_PROMPT = 0.1
 DROPPED_REFERENCES = 0.5

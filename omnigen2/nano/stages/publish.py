@@ -12,8 +12,8 @@ from omnigen2.checkpoints.card import CARD_FILE, ModelCard
 from omnigen2.checkpoints.load import load_language_model
 from omnigen2.checkpoints.locate import PARTS, weights_digest
 from omnigen2.nano.stages.tokens import prompt_words
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.training.publish import write_json
-from omnigen2.transformer import OmniGen2Transformer2DModel
 
 INDEX = {
     "_class_name": "OmniGen2Pipeline",

@@ -24,9 +24,9 @@ from omnigen2.nano.stages.seeing import SeeingTask
 from omnigen2.nano.stages.tokens import make_tokenizer, vocabulary
 from omnigen2.nano.stages.understanding import UnderstandingTask
 from omnigen2.nano.world.words import CANNOT_TELL
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.training.loop import train
 from omnigen2.training.publish import mix_in
-from omnigen2.transformer import OmniGen2Transformer2DModel
 
 
 def run(config: StagesConfig, only: StageName | None = None) -> ModelCard | None:

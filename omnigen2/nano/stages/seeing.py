@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from omnigen2.language import LanguageModel
 from omnigen2.nano.stages.auxiliary_losses import AUXILIARY, IGNORED, AuxiliaryHeads, cell_labels
 from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.understanding import answer_losses, conversations, draw, numbered, prompts
 from omnigen2.nano.world import Example, Scene, render, sample_scene
+from omnigen2.network.language import LanguageModel
 
 SCENES = "scenes"
 """The key of a stage's `batch` for the number of pictures without a question."""

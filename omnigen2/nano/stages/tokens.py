@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from omnigen2.language import IMAGE, STOPS, generation_chat
 from omnigen2.nano.world import TASKS, example
 from omnigen2.nano.world.questions import OUTSIDE
 from omnigen2.nano.world.words import READ_AS
+from omnigen2.network.language import IMAGE, STOPS, generation_chat
 from omnigen2.params import MAX_REFERENCES
 
 UNKNOWN = "<|unknown|>"

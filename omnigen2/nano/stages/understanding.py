@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from omnigen2.language import LanguageModel, generation_chat
 from omnigen2.nano.stages.autoencoder import CLOSE
 from omnigen2.nano.stages.auxiliary_head import SceneHead, symbols
 from omnigen2.nano.stages.auxiliary_losses import AUXILIARY, IGNORED, plan_labels, visual_labels
 from omnigen2.nano.stages.config import Stage
 from omnigen2.nano.stages.tokens import with_unknown_word
 from omnigen2.nano.world import COLOURS, Example, example, render
+from omnigen2.network.language import LanguageModel, generation_chat
 
 RARE = 40
 """Any kind occurs nearly always among this many examples; batches of one kind are numbered this far apart."""

@@ -25,7 +25,7 @@ TILE, MARGIN, LINE = 96, 6, 14
 
 
 class Autoencoder(Protocol):
-    """What `decibels` needs of `omnigen2.autoencoder.Autoencoder`."""
+    """What `decibels` needs of `omnigen2.network.autoencoder.Autoencoder`."""
 
     def encode(self, image: Image.Image, max_pixels: int, max_side: int) -> Any:
         """Latents."""

@@ -10,7 +10,7 @@ import pytest
 from anyio import to_thread
 
 import omnigen2
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.factory import BackendFactory, OneModel
 from omnigen2.model import OmniGen2
 from omnigen2.task import Backend, Progress, Task, Ticket

@@ -6,9 +6,9 @@ from collections.abc import Generator
 import pytest
 
 import omnigen2
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.factory import Checkpoints
-from omnigen2.placement import Placement
+from omnigen2.memory.placement import Placement
 from server.replicas.backend import RemoteBackend
 from server.replicas.cluster import Cluster
 from server.replicas.factory import RemoteFactory

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from omnigen2.engine import Engine
+from omnigen2.engine.engine import Engine
 from omnigen2.params import Decoding, InvalidTask
 from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask
 from server.replicas.backend import RemoteBackend

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from omnigen2.attention import attend
-from omnigen2.positions import rotate
+from omnigen2.network.attention import attend
+from omnigen2.network.positions import rotate
 
 FREQUENCIES = 256  # channels of the sinusoid that encodes the timestep
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, Qwen2_5_VLForConditionalGeneration, RepetitionPenaltyLogitsProcessor
 
-from omnigen2.device import isolated
-from omnigen2.key_values import KeyValues, Rows, room_for
+from omnigen2.memory.device import isolated
+from omnigen2.memory.weights import HERE
+from omnigen2.network.key_values import KeyValues, Rows, room_for
+from omnigen2.network.recorded import Recorded
 from omnigen2.params import Decoding
-from omnigen2.recorded import Recorded
-from omnigen2.weights import HERE
 
 ROWS = 4
 """Least number of texts for which a shared forward computes: on a GPU four take no longer than one."""

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from omnigen2.weights import (
+from omnigen2.memory.weights import (
     HERE,
     Blocks,
     HasWeights,

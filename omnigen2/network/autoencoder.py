@@ -14,11 +14,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from omnigen2 import strips
-from omnigen2.device import isolated
+from omnigen2.memory.device import isolated
+from omnigen2.memory.weights import HERE, with_weights
+from omnigen2.network import strips
 from omnigen2.params import InvalidTask
 from omnigen2.sizes import WHOLE_PIXELS
-from omnigen2.weights import HERE, with_weights
 
 PREVIEW_SIDE = 32  # latent pixels; 256 px for an autoencoder that reduces by 8
 

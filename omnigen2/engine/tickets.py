@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from types import UnionType
 
-from omnigen2.device import is_out_of_memory
+from omnigen2.memory.device import is_out_of_memory
 from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Progress, Task, TextTask, Ticket
 
 log = logging.getLogger(__name__)

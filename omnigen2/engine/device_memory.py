@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from omnigen2.device import is_out_of_memory
+from omnigen2.memory.device import is_out_of_memory
 from omnigen2.pipeline import Pipeline
 
 T = TypeVar("T")

@@ -50,7 +50,7 @@ class Footprint:
 
     def decode_bytes(self, pixels: int, itemsize: int) -> int:
         """Of a picture that is decoded: between its last two resolutions there are input, output and two
-        intermediate results; in strips (`omnigen2/strips.py`) there is one of them, and those of a strip.
+        intermediate results; in strips (`omnigen2/network/strips.py`) there is one, and a strip's own.
         """
         if pixels <= WHOLE_PIXELS:
             return int(3.75 * self.wide * pixels * itemsize)

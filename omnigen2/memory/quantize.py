@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnigen2.placement import Kind, Quantization
+from omnigen2.memory.placement import Kind, Quantization
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0

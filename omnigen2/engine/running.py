@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from omnigen2.cost import cost
-from omnigen2.device import is_out_of_memory
-from omnigen2.device_memory import DeviceMemory
+from omnigen2.engine.device_memory import DeviceMemory
+from omnigen2.engine.tickets import Tickets, explained
+from omnigen2.memory.device import is_out_of_memory
 from omnigen2.pipeline import Pipeline
 from omnigen2.task import Cancelled, ImageTask, Outcome, TextTask, Ticket
-from omnigen2.tickets import Tickets, explained
 
 MUCH_LONGER = 2
 """How many times its own work a running task has before it that a waiting one does not wait for."""

@@ -15,10 +15,10 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from omnigen2.blocks import Block, ModulatedNorm
-from omnigen2.device import is_out_of_memory
-from omnigen2.threads import ALL, limited_to
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.memory.device import is_out_of_memory
+from omnigen2.network.blocks import Block, ModulatedNorm
+from omnigen2.network.threads import ALL, limited_to
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 TOKENS, LONGEST, ROWS, TIMES = 997, 499, 211, 5
 """Sizes of the first call: primes, unlike each other and the width of any layer."""

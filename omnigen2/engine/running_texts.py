@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from omnigen2.device import is_out_of_memory
-from omnigen2.device_memory import DeviceMemory
+from omnigen2.engine.device_memory import DeviceMemory
+from omnigen2.engine.running import Running, RunningTasks
+from omnigen2.engine.tickets import Tickets, too_big
+from omnigen2.memory.device import is_out_of_memory
+from omnigen2.memory.weights import HERE
+from omnigen2.network.writing import Text, Writer
 from omnigen2.pipeline import Pipeline
-from omnigen2.running import Running, RunningTasks
 from omnigen2.task import Outcome, Progress, TextTask, Ticket
-from omnigen2.tickets import Tickets, too_big
-from omnigen2.weights import HERE
-from omnigen2.writing import Text, Writer
 
 TEXTS_AT_ONCE = 8
 """Texts up to which others join that are not much shorter: more would slow all of them down."""

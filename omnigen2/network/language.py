@@ -12,11 +12,11 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-from omnigen2.autoencoder import flatten
-from omnigen2.device import isolated
+from omnigen2.memory.device import isolated
+from omnigen2.memory.weights import HERE, with_weights
+from omnigen2.network.autoencoder import flatten
+from omnigen2.network.writing import Text, Writer, begin
 from omnigen2.params import Decoding, InvalidTask
-from omnigen2.weights import HERE, with_weights
-from omnigen2.writing import Text, Writer, begin
 
 SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
 STOPS = ("<|im_end|>", "<|img|>", "<|endoftext|>")

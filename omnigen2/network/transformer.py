@@ -25,11 +25,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omnigen2.adapters.apply import Active, adapted, terms, terms_for_all
-from omnigen2.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
-from omnigen2.packing import Batch, Condition, Segments, pack
+from omnigen2.memory.weights import HERE, with_weights
+from omnigen2.network.blocks import FREQUENCIES, Block, OutputLayer, TimeCaptionEmbedding
+from omnigen2.network.packing import Batch, Condition, Segments, pack
+from omnigen2.network.positions import Grid, rotations, sample_positions, text_positions
 from omnigen2.params import MAX_REFERENCES
-from omnigen2.positions import Grid, rotations, sample_positions, text_positions
-from omnigen2.weights import HERE, with_weights
 
 MAX_TIME_CHANNELS = 1024
 
@@ -103,7 +103,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
         self.weights = HERE
         self.compiled: Callable[..., Tensor] | None = None
-        """Runs `Block.compute` by compiled code (`omnigen2.compiled`)."""
+        """Runs `Block.compute` by compiled code (`omnigen2.network.compiled`)."""
 
     def blocks(self) -> Iterator[Block]:
         """Every block."""

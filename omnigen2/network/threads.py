@@ -17,9 +17,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from omnigen2.blocks import ModulatedNorm
-from omnigen2.positions import rotations
-from omnigen2.transformer import OmniGen2Transformer2DModel
+from omnigen2.network.blocks import ModulatedNorm
+from omnigen2.network.positions import rotations
+from omnigen2.network.transformer import OmniGen2Transformer2DModel
 
 ALL = torch.get_num_threads()
 """The threads that torch has when the process starts: the cores, or what OMP_NUM_THREADS says."""

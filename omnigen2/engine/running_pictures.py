@@ -1,7 +1,7 @@
 """The image tasks under way: they are prepared, denoised step by step, and decoded.
 
 A step takes as many of them as the token budget allows. Where there are more, they take turns (see
-`omnigen2.turns`). On a CPU, where company saves nothing, a step is of one task.
+`omnigen2.engine.turns`). On a CPU, where company saves nothing, a step is of one task.
 """
 
 import logging
@@ -13,13 +13,13 @@ import torch
 from PIL.Image import Image
 
 from omnigen2.denoise import Denoiser, Sample
-from omnigen2.device import is_out_of_memory
-from omnigen2.device_memory import DeviceMemory
+from omnigen2.engine.device_memory import DeviceMemory
+from omnigen2.engine.running import Running, RunningTasks
+from omnigen2.engine.tickets import Tickets, too_big
+from omnigen2.engine.turns import Turns
+from omnigen2.memory.device import is_out_of_memory
 from omnigen2.pipeline import Pipeline
-from omnigen2.running import Running, RunningTasks
 from omnigen2.task import ImageTask, Outcome, Progress, Ticket
-from omnigen2.tickets import Tickets, too_big
-from omnigen2.turns import Turns
 
 RECOVERY_STEPS = 256
 """Successful steps after which a reduced token budget is back at its full size."""

@@ -18,13 +18,13 @@ from collections.abc import Callable
 import torch
 
 from omnigen2.cost import cost
-from omnigen2.device_memory import DeviceMemory
+from omnigen2.engine.device_memory import DeviceMemory
+from omnigen2.engine.running_pictures import RunningPictures
+from omnigen2.engine.running_texts import RunningTexts
+from omnigen2.engine.tickets import Kind, Tickets
+from omnigen2.engine.turns import Turns
 from omnigen2.model import OmniGen2
-from omnigen2.running_pictures import RunningPictures
-from omnigen2.running_texts import RunningTexts
 from omnigen2.task import Cancelled, Progress, Task, TextTask, Ticket
-from omnigen2.tickets import Kind, Tickets
-from omnigen2.turns import Turns
 
 log = logging.getLogger(__name__)
 

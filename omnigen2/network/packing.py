@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omnigen2.adapters.apply import Active, Term, Terms
-from omnigen2.positions import Grid
+from omnigen2.network.positions import Grid
 
 
 @dataclass(frozen=True, eq=False)
