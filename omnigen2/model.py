@@ -72,7 +72,7 @@ class OmniGen2:
         place = pick_device(placement.device)
         kind = pick_dtype(placement.dtype, place)
         wanted = placement.quantize
-        is_compiled = compiled.wanted(placement.compile, place) and wanted.transformer == "none"
+        is_compiled = compiled.wanted(placement.compile, place)
         mode = pick_memory(checkpoint, kind, placement.memory, free_bytes(place), wanted)
         checkpoint = checkpoint.verified()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from omnigen2.memory.placement import Kind, Quantization
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+FP8_MAX = torch.finfo(FP8).max
 TILE = 16
 """Multiple of both sides of a weight that kernels for 8-bit floats take."""
 GROUP = 64
@@ -92,10 +92,11 @@ class Fp8Linear(QuantizedLinear):
         return F.linear(x, weight * self.scale[: self.out_features, None].to(x.dtype), self.bias)
 
     def _in_fp8(self, x: Tensor) -> Tensor:
-        scale = _scale(x.float(), FP8_MAX)[:, None]
-        rows = F.pad(x.float() / scale, (0, self.bits.shape[1] - self.in_features)).to(FP8)
+        # Padded first: then compilers make scale and rows in one kernel, with what makes `x`.
+        padded = F.pad(x.float(), (0, self.bits.shape[1] - self.in_features))
+        scale = _scale(padded, FP8_MAX)[:, None]
         made = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-            rows,
+            (padded / scale).to(FP8),
             self.bits.view(FP8).t(),
             scale_a=scale,
             scale_b=self.scale[None, :],
@@ -163,7 +164,7 @@ def quantize(transformer: Any, mllm: Any, wanted: Quantization, device: torch.de
     for part, blocks, kind in parts:
         if kind == "none":
             continue
-        changed = sum(_quantize_block(block, kind, device) for block in blocks)
+        changed = sum(quantize_block(block, kind, device) for block in blocks)
         if changed != LAYERS[part] * len(blocks):
             raise ValueError(
                 f"quantize: {len(blocks)} blocks ({part}) have {changed} layers to quantise instead of "
@@ -173,8 +174,8 @@ def quantize(transformer: Any, mllm: Any, wanted: Quantization, device: torch.de
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _quantize_block(block: nn.Module, kind: Kind, device: torch.device) -> int:
-    """Change the layers of a block, and return how many there were."""
+def quantize_block(block: nn.Module, kind: Kind, device: torch.device) -> int:
+    """Change the layers of a block, as `quantize` does, and return how many there were."""
     found = list(_linear_layers(block))
     for parent, name, layer in found:
         here = nn.Linear(layer.in_features, layer.out_features, device="meta")

@@ -48,21 +48,28 @@ class CompiledBlocks:
     @torch.inference_mode()
     def warm_up(self, transformer: OmniGen2Transformer2DModel) -> None:
         """Compile both graphs, or find them on disk."""
-        device, dtype, width = transformer.device, transformer.dtype, transformer.config["hidden_size"]
         first, last = transformer.layers[0], transformer.layers[-1]
-        assert isinstance(first, Block) and isinstance(first.norm1, ModulatedNorm)
-        inputs = (
-            torch.zeros(TOKENS, width, dtype=dtype, device=device),
-            torch.zeros(TOKENS, first.attn.head_dim // 2, 2, dtype=torch.float32, device=device),
-            torch.tensor((0, LONGEST, LONGEST + ROWS, TOKENS), dtype=torch.int32, device=device),
-            LONGEST,
-            torch.zeros(TIMES, first.norm1.linear.in_features, dtype=dtype, device=device),
-            torch.zeros(TOKENS, dtype=torch.int64, device=device),
-        )
-        rows = torch.zeros(ROWS, dtype=torch.int64, device=device)
+        assert isinstance(first, Block)
+        inputs = first_inputs(first, transformer.device, transformer.dtype)
+        rows = torch.zeros(ROWS, dtype=torch.int64, device=transformer.device)
         with transformer.weights, limited_to(ALL):  # the number of threads is part of a graph
             first(*inputs, by=self)
             last(*inputs, rows, by=self)
+
+
+def first_inputs(
+    block: Block, device: torch.device, dtype: torch.dtype, tokens: int = TOKENS
+) -> tuple[Any, ...]:
+    """Inputs of `Block.compute` but for the rows, in sizes that stand for all others."""
+    assert isinstance(block.norm1, ModulatedNorm)
+    return (
+        torch.zeros(tokens, block.attn.to_q.in_features, dtype=dtype, device=device),
+        torch.zeros(tokens, block.attn.head_dim // 2, 2, dtype=torch.float32, device=device),
+        torch.tensor((0, LONGEST, LONGEST + ROWS, tokens), dtype=torch.int32, device=device),
+        LONGEST,
+        torch.zeros(TIMES, block.norm1.linear.in_features, dtype=dtype, device=device),
+        torch.zeros(tokens, dtype=torch.int64, device=device),
+    )
 
 
 def compile_blocks(transformer: OmniGen2Transformer2DModel, backend: Backend = "inductor") -> None:

@@ -70,8 +70,9 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn neighbouring channel pairs of `x` (T, heads, head_dim) by `rotation` (T, head_dim / 2, 2)."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # compilers know no complex numbers
-        (a, b), (cos, sin) = pairs.unbind(-1), rotation[:, None].unbind(-1)
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        (a, b), (cos, sin) = pairs.split(1, dim=-1), rotation[:, None].split(1, dim=-1)
+        first = torch.arange(2, device=x.device) == 0
+        turned = torch.where(first, a * cos - b * sin, a * sin + b * cos)
     else:  # the same products and sums, in one sweep
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation)[:, None])
     return turned.flatten(-2).to(x.dtype)
