@@ -109,7 +109,7 @@ class Lane:
     def candidates(self) -> list[Job]:
         """The jobs that may be called: the next one, or else one that is much smaller.
 
-        There may be room for that one first: a model takes it in beside longer ones (`omnigen2.engine`).
+        There may be room for that one first: a model takes it in beside longer ones (`omnigen2/engine/`).
         """
         first, *others = self.queue.order()
         if first.overtaken >= first.cost:
