@@ -8,7 +8,8 @@ Text to image, an edit of one picture and a composition of two run through pipel
 tensors without values, in bfloat16, as they would on CUDA (`benchmarks/counting.py`). FLOPs, bytes, kernels,
 copies and synchronisations are those of one denoising step after the first, with full guidance; the peak is
 that of the whole request. Prompt and negative prompt have 300 and 100 tokens, references the picture's size.
-Seconds are computed from assumed rates (`benchmarks/machines.py`), `compiled` from compiled blocks.
+Seconds are computed from assumed rates (`benchmarks/machines.py`), `compiled` for compiled blocks
+(`benchmarks/fused.py`).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from benchmarks.counting import GPU, Counter, Work, counting
+from benchmarks.fused import fused
 from benchmarks.machines import MACHINES
 from benchmarks.shapes import PROCESSOR, parts
 from omnigen2.checkpoints.card import published_card
@@ -45,8 +47,6 @@ CASES = {"text to image": 0, "edit": 1, "compose": 2}
 SIDES = (512, 1024, 2048)
 PROMPT_TOKENS, NEGATIVE_TOKENS = 300, 100
 GB, TERA = 1e9, 1e12
-FUSED_KERNELS = 8 + 1 + 6
-"""Of a block that is compiled: products, attention, and what is fused between them."""
 T = TypeVar("T")
 
 
@@ -78,7 +78,6 @@ class Case:
             "syncs": step.syncs,
             "attention_tflops": round(step.attention_flop / TERA, 2),
             "copied_gb": _gb(step.copied_bytes),
-            **self.expected(),
             "stages": {
                 name: {
                     "weights_gb": _gb(work.peak_weights),
@@ -90,59 +89,51 @@ class Case:
         }
 
     def expected(self) -> dict[str, Any]:
-        """What a step takes if each block is compiled, and how long it takes on some GPUs: computed.
-
-        Not for quantised layers: their products have other rates, and are fused in other ways.
-        """
-        if self.quantize != "none":
-            return {}
-        step = self.stages["step"]
-        moved = step.elementwise_bytes - self.blocks.moved + self.blocks.fused
-        kernels = step.kernels - self.blocks.kernels + FUSED_KERNELS * self.blocks.calls
-        steps = {m.name: m.seconds(step) for m in MACHINES}
-        compiled = {m.name: m.seconds(step, moved, kernels) for m in MACHINES}
+        """What a step takes if each block is compiled, and how long it takes on some GPUs: computed."""
+        step, own = self.stages["step"], self.blocks
+        compiled = fused(self.quantize)
+        moved = step.elementwise_bytes - own.moved + compiled.moved(own.tokens, own.calls)
+        kernels = step.kernels - own.kernels + compiled.kernels * own.calls
+        in_fp8 = own.product_flop if self.quantize == "fp8" else 0
+        machines = [m for m in MACHINES if m.fp8_products or not in_fp8]
+        steps = {m.name: m.seconds(step, in_fp8=in_fp8) for m in machines}
+        fast = {m.name: m.seconds(step, moved, kernels, in_fp8) for m in machines}
         return {
             "compiled_elementwise_gb": _gb(moved),
             "compiled_kernels": kernels,
             **{f"{name}_step_s": round(seconds, 4) for name, seconds in steps.items()},
             **{f"{name}_50_steps_s": round(50 * seconds, 2) for name, seconds in steps.items()},
-            **{f"{name}_compiled_50_steps_s": round(50 * seconds, 2) for name, seconds in compiled.items()},
+            **{f"{name}_compiled_50_steps_s": round(50 * seconds, 2) for name, seconds in fast.items()},
         }
 
 
 class Blocks:
-    """What of the counted work is done in the transformer's blocks, and what is left of it if they are fused.
-
-    A block that is compiled has 8 products, one attention, and six fused kernels in between, each of which
-    reads its inputs and writes its outputs once. With h channels, g of keys, i of feed-forward, these
-    are, for each token: norm and scale 2 h; norm and rotation of queries 2 h and of keys 2 g; norm, gate and
-    sum, norm and scale 4 h; SwiGLU 3 i; norm, gate and sum 3 h. Scales and gates of a sequence come from the
-    cache.
-    """
+    """What of the counted work is done in the transformer's blocks."""
 
     def __init__(self, counter: Counter, transformer: OmniGen2Transformer2DModel):
-        self.calls = self.kernels = self.moved = self.fused = 0
         self._counter = counter
+        self.clear()
         for block in transformer.blocks():
             block.register_forward_pre_hook(self._before)
             block.register_forward_hook(self._after)
 
     def clear(self) -> None:
         """Count anew."""
-        self.calls = self.kernels = self.moved = self.fused = 0
+        self.calls = self.tokens = self.kernels = self.moved = self.product_flop = 0
 
     def _before(self, block: Any, inputs: tuple[Tensor, ...]) -> None:
-        work, attention, inner = self._counter.work, block.attn, block.feed_forward.linear_1.out_features
-        keys = attention.to_k.out_features
-        values = 11 * attention.to_q.out_features + 2 * keys + 3 * inner
         self.calls += 1
-        self.fused += len(inputs[0]) * values * inputs[0].element_size()
-        self.kernels -= work.kernels
-        self.moved -= work.elementwise_bytes
+        self.tokens += len(inputs[0])
+        self._add(-1)
 
     def _after(self, *_: Any) -> None:
-        self.kernels += self._counter.work.kernels
-        self.moved += self._counter.work.elementwise_bytes
+        self._add(1)
+
+    def _add(self, sign: int) -> None:
+        work = self._counter.work
+        self.kernels += sign * work.kernels
+        self.moved += sign * work.elementwise_bytes
+        self.product_flop += sign * work.product_flop
 
 
 def make_pipeline(counter: Counter, memory: Mode, tiny: bool = False, kind: Kind = "none") -> Pipeline:
@@ -238,7 +229,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the code")
     asked = parser.parse_args()
     cases = itertools.product(asked.case, asked.side, asked.memory, asked.quantize)
-    rows = (count(case, side, memory, asked.tiny, kind).told() for case, side, memory, kind in cases)
+    counted = (count(case, side, memory, asked.tiny, kind) for case, side, memory, kind in cases)
+    rows = (own.told() | ({} if asked.tiny else own.expected()) for own in counted)
     for line in map(json.dumps, rows) if asked.json else _table(rows):
         print(line, flush=True)
 

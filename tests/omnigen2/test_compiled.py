@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.fused import block_of, scheduled
 from omnigen2.checkpoints.load import load_transformer
 from omnigen2.memory import quantize
 from omnigen2.memory.placement import Kind
@@ -95,6 +96,14 @@ def test_quantised_blocks_are_compiled_as_others_are(
             transformer.compiled = compiled
             assert error(transformer(*inputs), written) < bar
     assert len(graphs) == 2 and runs
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, when it is imported
+def test_a_gpu_rounds_activations_where_it_makes_them() -> None:
+    """By the compiler's schedule for it: three kernels more than without, and little more traffic."""
+    kernels, moved = scheduled(block_of("fp8"), 1009)
+    assert kernels == 8 + 1 + 6 + 3
+    assert moved < 1.2 * 60_120 * 2 * 1009  # values that pass through memory without, in bfloat16
 
 
 @pytest.mark.golden
