@@ -82,6 +82,11 @@ SLOW = {
 """Files and folders that `make check` leaves out, and what takes the time in them."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--replicas N`: tests of servers, of any kind, with nano in so many replicas (`server/replicas/`)."""
+    parser.addoption("--replicas", type=int, default=0, help="run servers with nano in so many replicas")
+
+
 def is_slow(path: Path) -> bool:
     """Whether a test file is in `SLOW`."""
     return path.relative_to(TESTS).as_posix().startswith(tuple(SLOW))

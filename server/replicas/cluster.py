@@ -5,14 +5,17 @@ loop: the kernel ends Ray's processes when the thread that started them ends, an
 """
 
 import asyncio
+import ctypes
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +30,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a Ray that is started here, for pictures on their way; what is more goes to disk."""
 LONGEST_FOLDER = 40
 """Characters of a folder for temporary files in which Ray's sockets still have short enough names."""
+LARGEST_SIGACTION = 1024
+"""Bytes that are more than a `struct sigaction` has on any system."""
 INSTALL = "ray: it is not installed; install it with: pip install 'omnigen2-mcp[ray]'"
 log = get_logger(__name__)
 
@@ -124,7 +129,8 @@ class Cluster:
 
     def _live(self, started: "Future[Any]") -> None:
         try:
-            ray = _start(self.address, self.size)
+            with _own_sigterm():
+                ray = _start(self.address, self.size)
         except BaseException as error:
             log.warning("Ray is not there", reason=repr(error)[:500])
             started.set_exception(error if isinstance(error, ValueError) else ValueError(_reason(error)))
@@ -148,6 +154,20 @@ def library() -> Any:
     worker: Any = import_module("ray._private.worker")
     worker._worker_logs_enabled = False
     return ray
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None]:
+    """Keep what this process does on SIGTERM; Ray would have it print a trace, and abort 3 s later.
+
+    Ray's handler is installed below Python, and only the main thread may ask Python to install its own again.
+    """
+    libc, handler = ctypes.CDLL(None), ctypes.create_string_buffer(LARGEST_SIGACTION)
+    libc.sigaction(signal.SIGTERM, None, handler)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGTERM, handler, None)
 
 
 def _start(address: str | None, size: int) -> Any:
@@ -192,13 +212,17 @@ def _start_here(size: int) -> Any:
 
 
 def _start_reaper(folder: Path) -> None:
+    # The other end stays open until the kernel ends this process. Python would close it while the server is
+    # still ending, and the server itself would be killed.
+    stdin, _ = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(folder)],
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    _reapers.append(process)  # keeps its stdin open until this process ends
+    os.close(stdin)
+    _reapers.append(process)
 
 
 _reapers: list["subprocess.Popen[bytes]"] = []

@@ -5,6 +5,7 @@ One task of the event loop per replica (`Keeper._keep`), and one that adds and r
 
 import asyncio
 import hashlib
+import secrets
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -29,6 +30,8 @@ AGAIN_S = 0.5
 """Seconds until a lost replica is looked for again; more after each failure in a row."""
 LATER = 20
 """Most times that long."""
+REFUSED_S = 60.0
+"""Seconds until a replica that could not be had is tried again: the host may have mended what was wrong."""
 PLACE_S = 600.0
 """Seconds in which a replica must be placed on a machine; a cluster may have to start one."""
 LOADS = 5
@@ -61,7 +64,8 @@ class Keeper:
         """The card of the replicas, all of which have the same."""
         self.least, self.most = least, most
         self._cluster = cluster
-        self._made_of = (cluster.front, factory, model, placement, cluster.threads())
+        self._maker = secrets.token_hex(4)
+        self._made_of = (self._maker, factory, model, placement, cluster.threads())
         own = hashlib.sha256(repr((model, placement)).encode()).hexdigest()[:8]
         self._base = f"{model.rstrip('/').rpartition('/')[2]}-{own}"
         self._tasks: dict[Member, asyncio.Task[None]] = {}
@@ -83,16 +87,13 @@ class Keeper:
         await self._first
 
     async def stop(self, *, end: bool) -> None:
-        """Watch them no more; `end`: and end them."""
+        """Watch them no more; `end`: and have them end, unless another server uses them."""
         tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for member in self.members:
-            if end:
-                self._end(member)
-            elif member.state == "ready":
-                member.actor.part.remote(self._cluster.front)
+            self._part(member, end=end)
 
     def lost(self, member: Member) -> None:
         """A replica failed while it worked: give it nothing until it was found again."""
@@ -131,12 +132,14 @@ class Keeper:
                 losses += 1
                 if self._is_final(member, error, losses):
                     self._give_up(member, error)
-                    return
+                    await asyncio.sleep(REFUSED_S)
+                    losses = 0
+                    continue
                 self._set(member, "lost" if member.card else "loading", _reason(error))
             await asyncio.sleep(min(losses + 1, LATER) * AGAIN_S)
 
     def _is_final(self, member: Member, error: Exception, losses: int) -> bool:
-        """Whether it is of no use to try again. What was ready once may be so again."""
+        """Whether it is of no use to try again soon. What was ready once may be so again."""
         if member.card is not None:
             return isinstance(error, Refused)
         return losses >= LOADS or not is_lost(self._cluster.ray, error)
@@ -151,7 +154,7 @@ class Keeper:
             OutOfMemory: no machine has room for it.
         """
         difference = await self._meet(member)
-        if difference and not member.in_use and member.seen.get("maker") != self._cluster.front:
+        if difference and not member.in_use and member.seen.get("maker") != self._maker:
             log.info("an old replica is replaced", name=member.name, because=difference)
             self._end(member)
             await asyncio.sleep(AGAIN_S)
@@ -218,6 +221,14 @@ class Keeper:
         if not self._first.done() and not others:
             self._first.set_exception(cause)
 
+    def _part(self, member: Member, *, end: bool) -> None:
+        """Leave a replica to the other servers of the cluster; `end`: it ends if there are none."""
+        if end and (self._cluster.is_own or not member.seen):  # nobody else has it; it has never answered
+            self._end(member)
+        elif member.actor is not None and member.state != "refused":
+            with suppress(Exception):  # it is gone already
+                member.actor.part.remote(self._cluster.front, end)
+
     def _end(self, member: Member) -> None:
         if member.actor is not None:
             with suppress(Exception):  # it is gone already
@@ -254,7 +265,7 @@ class Keeper:
     def _remove(self, member: Member) -> None:
         self.members.all.remove(member)
         self._tasks.pop(member).cancel()
-        self._end(member)
+        self._part(member, end=True)
         log.info("a replica is ended", replicas=len(self.members.all))
 
 

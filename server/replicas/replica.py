@@ -132,9 +132,11 @@ class Replica:
         if request in self._tickets:
             self._tickets[request][1].wants_preview.set()
 
-    async def part(self, front: str) -> None:
-        """A front has no more to do with it."""
+    async def part(self, front: str, end: bool) -> None:
+        """A front has no more to do with it. `end`: it ends, unless another front uses it."""
         self._fronts.pop(front, None)
+        if end and not self._present():
+            self._last_seen = -LEFT_ALONE_S  # soon, and not if a front comes before
 
     def _present(self) -> list[str]:
         now = time.monotonic()

@@ -17,6 +17,14 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "data" / "golden" / "pipeline" / "checkpoint"
 COMMAND = [str(Path(sys.executable).with_name("omnigen2-mcp")), "serve"]
 INSTALL_S = 180
+IN_REPLICAS: dict[str, str] = {}
+"""What `--replicas N` adds to the environment of every server."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take in `--replicas`."""
+    if count := config.getoption("--replicas"):
+        IN_REPLICAS.update(OMNIGEN2_REPLICAS=str(count), OMNIGEN2_MODEL="nano")
 
 
 @pytest.fixture
@@ -27,7 +35,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def settings(folder: Path) -> dict[str, str]:
     """The environment of a server whose store and log are in `folder`."""
-    return os.environ | {"OMNIGEN2_STORE": str(folder / "store"), "OMNIGEN2_MODEL": str(CHECKPOINT)}
+    own = {"OMNIGEN2_STORE": str(folder / "store"), "OMNIGEN2_MODEL": str(CHECKPOINT)}
+    return os.environ | own | IN_REPLICAS
 
 
 def log_of(environment: dict[str, str]) -> Path:

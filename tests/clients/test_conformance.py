@@ -4,6 +4,7 @@ What the suite prints is printed here, too: `pytest -rP tests/clients/test_confo
 """
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ NOT_OFFERED = {
     "elicitation-sep1330-enums": ASKING,
 }
 """Scenarios of what the server does not offer, and says that it does not; why."""
+DATE = r"-\d{4}-\d\d-\d\dT"
 NOT_RESUMABLE = {"server-sse-priming-event", "server-sse-retry-field"}
 """Checks that only warn: a stream that breaks is not resumed, so its events need no ids."""
 
@@ -55,7 +57,7 @@ async def test_every_scenario_of_what_is_offered_passes(
         )
     print(suite.stdout, suite.stderr)
     checks: dict[str, list[dict[str, Any]]] = {
-        path.parent.name.removeprefix("server-").rpartition("-20")[0]: json.loads(path.read_text("utf-8"))
+        re.split(DATE, path.parent.name.removeprefix("server-"))[0]: json.loads(path.read_text("utf-8"))
         for path in results.glob("*/checks.json")
     }
     assert len(checks) == 32, "the suite has other scenarios than it had"

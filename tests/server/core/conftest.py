@@ -1,7 +1,7 @@
 """Apps to test: the real engine over the tiny checkpoint, held at a step where a test wants it."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from anyio import to_thread
 import omnigen2
 from omnigen2.engine.engine import Engine
 from omnigen2.factory import BackendFactory, OneModel
+from omnigen2.memory.placement import Placement
 from omnigen2.model import OmniGen2
 from omnigen2.task import Backend, Progress, Task, Ticket
 from server.app import App, build_app
@@ -32,8 +33,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def omnigen() -> OmniGen2:
-    return omnigen2.load(str(CHECKPOINT), device="cpu", dtype="float32")
+def omnigen(pytestconfig: pytest.Config) -> OmniGen2:
+    model = "nano" if pytestconfig.getoption("--replicas") else str(CHECKPOINT)
+    return omnigen2.load(model, device="cpu", dtype="float32")
 
 
 class HeldEngine(Engine):
@@ -78,8 +80,29 @@ class Tiny:
         register("tiny", OneModel("tiny", self.card, lambda device, dtype: self.load()))
 
 
+@pytest.fixture(scope="session")
+def replicas(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Callable[[], Any]]:
+    """Makes what stands for `HeldEngine` where the tests run on replicas."""
+    from server.replicas.cluster import Cluster
+    from server.replicas.factory import RemoteFactory
+    from tests.server.replicas.held import HeldReplicas, Holding
+
+    count, folder = pytestconfig.getoption("--replicas"), tmp_path_factory.mktemp("held")
+    cluster = Cluster(None, count)
+    remote: Any = RemoteFactory(Holding(folder), cluster, count).load(
+        "nano", Placement("cpu", "float32"), lambda: False
+    )
+    yield lambda: HeldReplicas(remote, folder)
+    remote.close()
+    cluster.ray.shutdown()
+
+
 @pytest.fixture
-def engine(omnigen: OmniGen2) -> HeldEngine:
+def engine(omnigen: OmniGen2, request: pytest.FixtureRequest) -> HeldEngine:
+    if request.config.getoption("--replicas"):
+        return request.getfixturevalue("replicas")()
     return HeldEngine(omnigen)
 
 

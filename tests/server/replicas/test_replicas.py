@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ import pytest
 from PIL import Image
 
 from omnigen2.engine.engine import Engine
+from omnigen2.factory import Checkpoints
 from omnigen2.params import Decoding, InvalidTask
 from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask
 from server.replicas.backend import RemoteBackend
+from server.replicas.cluster import Cluster
+from server.replicas.factory import RemoteFactory
+from server.replicas.replica import POLL_S
+from tests.server.core.conftest import CHECKPOINT
+from tests.server.replicas.conftest import PLACEMENT
 from tests.server.replicas.tasks import image_task
 
 
@@ -103,16 +110,67 @@ def test_a_task_that_is_cancelled_at_once_is_answered(remote: RemoteBackend) -> 
     assert not remote.busy()
 
 
-def test_ray_ends_with_a_server_that_is_killed(with_ray: None) -> None:
+STARTS = """
+import signal
+from server.replicas.cluster import Cluster
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+Cluster(None, 1).ray
+print("started", flush=True)
+input()
+"""
+
+
+def test_ray_leaves_signals_alone_and_ends_with_a_server_that_is_killed(with_ray: None) -> None:
     """Without a model: what is started is Ray alone."""
-    start = "from server.replicas.cluster import Cluster; Cluster(None, 1).ray; print(flush=True); input()"
-    server = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert server.stdout and server.stdout.readline()
+    pipe = subprocess.PIPE
+    server = subprocess.Popen([sys.executable, "-c", STARTS], stdin=pipe, stdout=pipe, stderr=pipe)
+    assert server.stdout and server.stdout.readline() == b"started\n"
+    server.terminate()
+    assert server.stdout.readline() == b"asked\n"
     own = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}
     assert len(own) > 3
     server.kill()
-    server.communicate()
+    _, said = server.communicate()
+    assert b"SIGTERM" not in said
     until(lambda: not any(map(psutil.pid_exists, own)), 20)
+
+
+ENDS = """
+import subprocess, sys, time
+from pathlib import Path
+from server.replicas import cluster
+folder = Path(sys.argv[1])
+log = (folder / "log").open("w")
+cluster._start_reaper(folder)
+time.sleep(0.5)
+class Slow:
+    def __del__(self, sleep=time.sleep): sleep(2)
+slow = Slow()
+subprocess._active.append(slow)  # is freed after what Python keeps of the reaper
+del slow
+sys.exit(7)
+"""
+
+
+def test_a_server_that_takes_long_to_end_is_not_killed_by_its_reaper(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], check=False)
+    assert ended.returncode == 7
+    until(lambda: not tmp_path.exists(), 20)
+
+
+def test_a_server_that_unloads_a_model_leaves_it_to_the_others(remote: RemoteBackend) -> None:
+    other = Cluster("a cluster of both", 2)
+    other.loop.close()
+    other._started, other.loop = remote._cluster._started, remote._cluster.loop
+    pids = {each["pid"] for each in remote.replicas()}
+    second = RemoteFactory(Checkpoints(), other, 2).load(str(CHECKPOINT), PLACEMENT, lambda: False)
+    assert isinstance(second, RemoteBackend)
+    until(lambda: len(second._members.ready()) == 2)
+    second.submit(image_task(30), lambda _: None).future.result(60)
+    second.close()
+    time.sleep(2 * POLL_S)
+    assert remote.submit(image_task(31), lambda _: None).future.result(60).pictures
+    assert {each["pid"] for each in remote.replicas()} == pids
 
 
 def test_a_killed_replica_loses_no_task(remote: RemoteBackend, local: Engine) -> None:

@@ -12,9 +12,11 @@ from mcp import Client
 from server.app import App
 from server.caller import Caller
 from server.mcp import Studio
-from tests.server.core.conftest import SMALL, anyio_backend, app, engine, make_app, omnigen
+from tests.server.core.conftest import SMALL, anyio_backend, app, engine, make_app, omnigen, replicas
 
-__all__ = ["SMALL", "anyio_backend", "app", "connect", "engine", "make_app", "omnigen", "succeeded"]
+__all__ = [
+    "SMALL", "anyio_backend", "app", "connect", "engine", "make_app", "omnigen", "replicas", "succeeded",
+]  # fmt: skip
 
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
 

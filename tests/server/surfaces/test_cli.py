@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from omnigen2.model import OmniGen2
 from server.app import App, build_app
 from server.cli import main as cli
 from server.plugins import core_plugins
@@ -160,12 +161,17 @@ def test_every_tool_is_a_command(run: Run, store: ImageStore) -> None:
 
 
 def test_adapters_are_typed_as_names_or_files_with_weights(
-    run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    omnigen: OmniGen2,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    width = omnigen.pipeline.transformer.config["hidden_size"]
     loras, elsewhere = tmp_path / "loras", tmp_path_factory.mktemp("elsewhere") / "sketch.safetensors"
     loras.mkdir()
     for file in (loras / "pink.safetensors", elsewhere):
-        sides = {"A": np.ones((2, 96), np.float32), "B": np.ones((96, 2), np.float32)}
+        sides = {"A": np.ones((2, width), np.float32), "B": np.ones((width, 2), np.float32)}
         save_file({f"layers.0.attn.to_q.lora_{side}.weight": own for side, own in sides.items()}, file)
     monkeypatch.setenv("OMNIGEN2_LORA_DIR", str(loras))
     words = ["generate", "x", *SMALL, "--json"]
