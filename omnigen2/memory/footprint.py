@@ -70,9 +70,9 @@ class Footprint:
 def token_bytes(hidden: int, inner: int, itemsize: int) -> int:
     """Bytes of each token of a denoising step, of values of `itemsize` bytes.
 
-    There is most in a feed-forward layer: three products, and the tokens before, between and after.
+    There is most in a feed-forward layer: two products, and the tokens before, between and after.
     """
-    return itemsize * (3 * inner + 5 * hidden)
+    return itemsize * (2 * inner + 5 * hidden)
 
 
 def token_budget(free: int, each: int) -> int:

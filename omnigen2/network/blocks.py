@@ -104,7 +104,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, channels) -> (T, channels)."""
-        return self.linear_2(F.silu(self.linear_1(x)) * self.linear_3(x))
+        gate = self.linear_1(x)
+        if torch.is_grad_enabled():
+            return self.linear_2(F.silu(gate) * self.linear_3(x))
+        return self.linear_2(F.silu(gate, inplace=True).mul_(self.linear_3(x)))
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ from omnigen2.adapters.apply import Active
 from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.adapters.loaded import LoadedAdapters
 from omnigen2.checkpoints.load import load_transformer
+from omnigen2.network.blocks import FeedForward
 from omnigen2.network.positions import rotations, sample_positions
 from omnigen2.network.transformer import OmniGen2Transformer2DModel, patchify, unpatchify
 from tests.omnigen2.golden import BAR, PIPELINE, ROOT, STEPS, error, keys, names, needs_steps, tensors
@@ -177,3 +178,13 @@ def test_patchify_puts_patches_row_by_row_and_comes_back() -> None:
     assert tokens.shape == (6, 8)
     assert tokens[1, :2].tolist() == [latents[0, 0, 2], latents[1, 0, 2]]
     assert torch.equal(unpatchify(tokens, (2, 3)), latents)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_computed_in_place_are_those_that_training_computes(dtype: torch.dtype) -> None:
+    layer = FeedForward(24, 64).to(dtype)
+    x = torch.randn(7, 24).to(dtype)
+    trained = layer(x)
+    trained.sum().backward()
+    with torch.inference_mode():
+        assert torch.equal(layer(x), trained)
