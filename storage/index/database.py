@@ -178,6 +178,8 @@ class Index:
             # A power cut may lose the last transactions, but not damage the file; blobs and records are
             # synced separately, and lost rows can be restored from them.
             db.execute("PRAGMA synchronous = NORMAL")
+            # Temporary files of a transaction: no folder for them is needed that this user may write to.
+            db.execute("PRAGMA temp_store = MEMORY")
         except BaseException:
             db.close()
             raise
