@@ -11,6 +11,7 @@ from storage import codec
 from storage.blobs import Blob, BlobStore, LocalBlobs
 from storage.errors import Corrupt, ImageRejected, InvalidArgument, Unreadable, from_os_error, read_only
 from storage.index.database import Index
+from storage.lease import Lease
 from storage.locks import Locks, MemoryLocks
 from storage.policies import QuotaBlobs, ReadOnlyBlobs, VerifiedBlobs
 from storage.records import MAX_BYTES, Record, parse_record
@@ -22,10 +23,16 @@ class Components:
     """The components of one store. The index must be prepared before use, see `recovery.prepare_index`."""
 
     def __init__(
-        self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
+        self,
+        root: Path | None,
+        quota: int | None,
+        blobs: BlobStore | None,
+        records: BlobStore | None,
+        lease: Lease | None = None,
     ) -> None:
         self.root = root
         self.quota = quota
+        self.bucket_lease = lease
         self.read_only = root is not None and blobs is None and _is_read_only(root)
         """If true, locks and index are in memory; the index is copied or built when the store is opened."""
         self.locks = Locks(root) if root and not self.read_only else MemoryLocks()
@@ -62,9 +69,11 @@ class Components:
             return None
 
     def refuse_if_read_only(self) -> None:
-        """Raise StoreReadOnly if this store is read-only."""
+        """Raise StoreReadOnly if this store is read-only, StoreBusy if another machine writes to it."""
         if self.read_only:
             raise read_only(self.root or "")
+        if self.bucket_lease is not None:
+            self.bucket_lease.check()
 
     def _local(self, kind: str) -> LocalBlobs:
         if self.root is None:

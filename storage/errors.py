@@ -4,8 +4,10 @@ Each class has a stable `code` from the project's list of error codes; the serve
 unchanged. The message states the given and the allowed value, `advice` the next step.
 """
 
+import contextlib
 import errno
 import sqlite3
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -123,6 +125,22 @@ def from_os_error(error: OSError, folder: Path | str, reading: bool = False) -> 
         return read_only(folder, _reason(error) + _at(error, folder))
     advice = ADVICE_AFAR if isinstance(folder, str) else "Check the disk and the folder."
     return StoreError(f"The image store failed{_at(error, folder)}: {_reason(error)}.", advice, str(folder))
+
+
+@contextlib.contextmanager
+def errors_afar(url: str) -> Generator[None]:
+    """Convert errors of the object store at `url`, and of the library that asks it, to StoreError."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:  # of one object it is expected, and handled
+        raise StoreError("The image store is not there: no such bucket.", ADVICE_AFAR, url) from error
+    except OSError as error:
+        raise from_os_error(error, url) from error
+    except Exception as error:
+        message = f"The image store failed: {type(error).__name__}."  # its text may contain secrets
+        raise StoreError(message, ADVICE_AFAR, f"{url} ({error})") from error
 
 
 def unreadable_lease(name: str, folder: Path) -> StoreError:

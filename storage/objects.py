@@ -7,9 +7,8 @@ so only one machine at a time may write to a bucket: the one that holds its leas
 
 import contextlib
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +16,7 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from storage.blobs import Blob
 from storage.digest import Digest
-from storage.errors import ADVICE_AFAR, InvalidArgument, StoreError, from_os_error
+from storage.errors import InvalidArgument, errors_afar
 from storage.lease import Lease
 from storage.paths import default_store_path
 from storage.store import ImageStore
@@ -31,10 +30,10 @@ def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
     """Open the image store at a path or URL.
 
     For an object store, index and locks are in this user's data folder. With `memory://`, nothing is on disk.
+    While another machine writes to the bucket, it can be read; writes raise StoreBusy.
 
     Raises:
         InvalidArgument: unknown scheme, its fsspec package is not installed, or the bucket is missing.
-        StoreBusy: another machine writes to the bucket.
         StoreReadOnly, StoreFull: the folder cannot be written.
     """
     scheme = urlsplit(url).scheme
@@ -45,9 +44,13 @@ def open_store(url: str, quota_bytes: int | None = None) -> ImageStore:
         raise InvalidArgument(f"{url} names no bucket.", f"Give one: {scheme}://BUCKET/FOLDER.")
     base = f"{scheme}://{place}/" if place else f"{scheme}://"
     beside = default_store_path().with_name("indexes") / Digest.of(url.encode()).hex[:16]
-    lease = None if in_memory else _leased(base, beside)
+    if in_memory:
+        blobs, records = (ObjectBlobs(base + kind) for kind in ("blobs", "records"))
+        return ImageStore(None, quota_bytes, blobs=blobs, records=records)
+    files, root = _opened(base)
+    lease = Lease(files, root, beside)
     blobs, records = (ObjectBlobs(base + kind, lease) for kind in ("blobs", "records"))
-    return ImageStore(None if in_memory else beside, quota_bytes, blobs=blobs, records=records)
+    return ImageStore(beside, quota_bytes, blobs=blobs, records=records, lease=lease)
 
 
 class ObjectBlobs:
@@ -66,15 +69,16 @@ class ObjectBlobs:
     def put(self, data: bytes) -> Blob:
         digest = Digest.of(data)
         found = self.has(digest)
-        with self._errors():
+        with errors_afar(self.url):
             self._check_lease()
             # Other bytes under this name are damaged: replace them.
             if found is None or bytes(self._files.cat_file(self._path(digest))) != data:
                 self._files.pipe_file(self._path(digest), data)
+            self._check_lease()  # the process may have been stopped for longer than the lease
         return self.has(digest) or Blob(digest, len(data), 0)
 
     def get(self, digest: Digest) -> bytes:
-        with self._errors():
+        with errors_afar(self.url):
             try:
                 return bytes(self._files.cat_file(self._path(digest)))
             except FileNotFoundError:
@@ -82,7 +86,7 @@ class ObjectBlobs:
         raise KeyError(str(digest))
 
     def has(self, digest: Digest) -> Blob | None:
-        with self._errors():
+        with errors_afar(self.url):
             try:
                 return _blob(digest, self._files.info(self._path(digest)))
             except FileNotFoundError:
@@ -91,7 +95,7 @@ class ObjectBlobs:
     def list(self) -> Iterator[Blob]:
         folder = f"{self._root}/sha256"
         self._files.invalidate_cache(folder)  # another process may have stored objects
-        with self._errors():
+        with errors_afar(self.url):
             found: Mapping[str, Mapping[str, Any]] = self._files.find(folder, detail=True)
         for path, info in found.items():
             digits = "".join(path.rsplit("/", 2)[-2:])
@@ -99,26 +103,13 @@ class ObjectBlobs:
                 yield _blob(Digest(bytes.fromhex(digits)), info)
 
     def delete(self, digest: Digest) -> None:
-        with self._errors(), contextlib.suppress(FileNotFoundError):
+        with errors_afar(self.url), contextlib.suppress(FileNotFoundError):
             self._check_lease()
             self._files.rm_file(self._path(digest))
 
     def _check_lease(self) -> None:
         if self._lease is not None:
             self._lease.check()
-
-    @contextlib.contextmanager
-    def _errors(self) -> Generator[None]:
-        """Convert errors of the object store to StoreError."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except OSError as error:
-            raise from_os_error(error, self.url) from error
-        except Exception as error:  # of the library that the file system uses
-            message = f"The image store failed: {type(error).__name__}."  # its text may contain secrets
-            raise StoreError(message, ADVICE_AFAR, f"{self.url} ({error})") from error
 
     def _path(self, digest: Digest) -> str:
         return f"{self._root}/sha256/{digest.hex[:2]}/{digest.hex[2:]}"
@@ -133,14 +124,6 @@ def _opened(url: str, **options: Any) -> tuple[Any, str]:
             f"{url} names no object store: {error}.", "Check the scheme, or install its fsspec package."
         ) from error
     return files[0], str(files[1]).rstrip("/")
-
-
-def _leased(url: str, beside: Path) -> Lease:
-    """The right to write to a bucket. Raises StoreBusy if another machine has it."""
-    files, root = _opened(f"{url}blobs")
-    lease = Lease(files, root.removesuffix("blobs"), beside)
-    lease.hold()
-    return lease
 
 
 def _blob(digest: Digest, info: Mapping[str, Any]) -> Blob:

@@ -132,8 +132,9 @@ def reconcile(components: Components) -> int:
     _clear_staging(components)
     with components.index.reading() as db:
         images, records = tables.known_images(db), tables.known_records(db)
-    blobs = [blob for blob in components.blobs.list() if blob.digest not in images]
+    # Records first: of a record that another machine has just stored, the images are found then, too.
     bodies = [blob for blob in components.records.list() if blob.digest not in records]
+    blobs = [blob for blob in components.blobs.list() if blob.digest not in images]
     with components.index.writing() as db:
         wrong = _fill(components, db, blobs, bodies)
     components.locks.forget_dead_writers()
@@ -175,6 +176,18 @@ def forget_missing(components: Components) -> set[Digest]:
             tables.remove_records(db, lost_records)
             tables.remove_images(db, lost_images)
     return lost_images | lost_records
+
+
+def follow(components: Components) -> None:
+    """Bring the index in line with what another machine stored and deleted. Takes the exclusive lock.
+
+    All images count as accessed now: when that machine accessed which, this one does not know.
+    """
+    with components.locks.exclusive():
+        _complete(components)
+        forget_missing(components)
+        with components.index.writing() as db:
+            tables.touch(db, tables.known_images(db), time.time_ns())
 
 
 def _fill(

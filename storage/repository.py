@@ -31,6 +31,7 @@ from storage.errors import (
 from storage.index import owners, search, tables
 from storage.index.tables import ImageRow
 from storage.index.texts import EVERYONE, indexed_record
+from storage.lease import Lease
 from storage.records import Record
 
 T = TypeVar("T")
@@ -59,12 +60,19 @@ class Repository(Components):
     """The components of one store and the operations that change them together."""
 
     def __init__(
-        self, root: Path | None, quota: int | None, blobs: BlobStore | None, records: BlobStore | None
+        self,
+        root: Path | None,
+        quota: int | None,
+        blobs: BlobStore | None,
+        records: BlobStore | None,
+        lease: Lease | None = None,
     ) -> None:
-        super().__init__(root, quota, blobs, records)
+        super().__init__(root, quota, blobs, records, lease)
         self._registering = threading.Lock()
         self._deregister: weakref.finalize[[], Self] | None = None
         recovery.prepare_index(self)
+        if lease is not None:
+            lease.hold(lambda: recovery.follow(self))
 
     def query(self, statement: Callable[[sqlite3.Connection], T]) -> T:
         """The result of `statement` in a read transaction. The caller must not hold a lock."""
@@ -207,10 +215,12 @@ class Repository(Components):
                 self._deregister = weakref.finalize(self, self.locks.register_writer())
 
     def close(self) -> None:
-        """Deregister as a writer and close the index connections; the next use opens both again."""
+        """Deregister as a writer, give back the lease, close the index; the next use opens them again."""
         with self._registering:
             if self._deregister:
                 self._deregister()
+        if self.bucket_lease is not None:
+            self.bucket_lease.release()
         self.index.close()
 
     def is_readable(self, body: bytes) -> bool:

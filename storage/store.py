@@ -12,6 +12,7 @@ from typing import Self
 from storage import gc, maintenance, transfer
 from storage.blobs import BlobStore
 from storage.codec import Limits
+from storage.lease import Lease
 from storage.recovery import Progress
 from storage.repository import Repository
 from storage.view import MAX_PAGE, Reference, StoreView
@@ -30,12 +31,14 @@ class ImageStore(StoreView):
         limits: Limits | None = None,
         blobs: BlobStore | None = None,
         records: BlobStore | None = None,
+        lease: Lease | None = None,
     ) -> None:
         """Open the store in the folder `path`, or create one.
 
         `quota_bytes` limits the total size of images and records, `limits` the size of one image. `blobs`
         and `records` store the bytes, by default in folders below `path`; locks and index are always below
-        `path`. If `path` is None, they are in memory and are lost with this object.
+        `path`. If `path` is None, they are in memory and are lost with this object. `lease` is the right to
+        write to `blobs` and `records`, if other machines may have it.
 
         A store without write permission is opened read-only, see `read_only`.
 
@@ -44,7 +47,7 @@ class ImageStore(StoreView):
         """
         self.path = Path(path).expanduser().absolute() if path is not None else None
         self.quota_bytes = quota_bytes
-        super().__init__(Repository(self.path, quota_bytes, blobs, records), limits or Limits())
+        super().__init__(Repository(self.path, quota_bytes, blobs, records, lease), limits or Limits())
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from server.app import App
 from server.http.openapi import JSON, Paths, answer, operation
 from storage import ImageStore
+from storage.errors import StoreBusy
 
 log = structlog.get_logger()
 
@@ -61,7 +62,7 @@ def described(_: App) -> Paths:
         ready="boolean",
         server=["ok", "stopping"],
         model=["ok", "not loaded"],
-        store=["ok", "read-only", "full", "not writable"],
+        store=["ok", "read-only", "standing by", "full", "not writable"],
         queue=["ok", "full"],
     )
     stalled = f"A model has made no progress for {STALLED_S:.0f} seconds."
@@ -99,16 +100,19 @@ class _Probe:
             self._state = await to_thread.run_sync(self._try)
         return self._state
 
-    def _try(self) -> Literal["ok", "read-only", "full", "not writable"]:
+    def _try(self) -> Literal["ok", "read-only", "standing by", "full", "not writable"]:
         if self._store.read_only:
             return "read-only"
         try:
+            self._store.refuse_if_read_only()
             usage = self._store.usage()
             if usage.quota_bytes is not None and usage.bytes >= usage.quota_bytes:
                 return "full"
             if self._store.path is not None:
                 with tempfile.TemporaryFile(dir=self._store.path) as file:
                     file.write(bytes(PROBE_BYTES))
+        except StoreBusy:  # of a bucket: another machine writes to it
+            return "standing by"
         except Exception as error:  # a plugin's store may fail in any way
             log.warning("the store cannot be written to", reason=repr(error)[:200])
             return "not writable"

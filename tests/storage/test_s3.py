@@ -69,12 +69,12 @@ def test_a_whole_store_lives_in_a_bucket(bucket: str, tmp_path: Path, monkeypatc
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: str):
-    with pytest.raises(StoreError, match=r"The specified bucket does not exist.*s3://not-there"):
+    with pytest.raises(StoreError, match=r"no such bucket.*s3://not-there"):
         open_store("s3://not-there/store")
 
 
 def test_an_address_where_nothing_answers_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(StoreError, match=r"127.0.0.1:9.*Check the address"):
+    with pytest.raises(StoreError, match=r"Check the address.*127.0.0.1:9"):
         open_store(f"{bucket}/store")
