@@ -17,6 +17,7 @@ from torch import Tensor
 
 import omnigen2
 from omnigen2.memory.residency import Residency
+from omnigen2.network.compiled import compile_blocks
 
 PROJECT = Path(__file__).parents[2]
 KEPT = PROJECT / "tests" / "data" / "golden"
@@ -67,13 +68,18 @@ def error(ours: Tensor, golden: Tensor) -> float:
 def model(folder: Path, memory: str = "resident") -> Any:
     """The checkpoint in `folder`, loaded once per test run.
 
-    `memory` is a mode, or `ahead`: as `stream`, with the next block copied early, as on a GPU.
+    `memory` is a mode, or `ahead`: as `stream`, with the next block copied early, as on a GPU; or `compiled`:
+    as `resident`, with blocks traced as for a GPU, and run as they were traced.
     """
     torch.manual_seed(0)
-    if memory != "ahead":
+    if memory not in ("ahead", "compiled"):
         return omnigen2.load(str(folder), device="cpu", dtype="float32", memory=memory)
     omnigen = omnigen2.load(str(folder), device="cpu", dtype="float32", memory="resident")
     parts = omnigen.pipeline
+    if memory == "compiled":
+        compile_blocks(parts.transformer, "eager")
+        assert parts.transformer.compiled is not None
+        return omnigen
     parts.residency = Residency(
         parts.transformer, parts.language, parts.autoencoder, torch.device("cpu"), torch.float32, "stream",
         ahead=True,

@@ -100,7 +100,16 @@ def test_every_step_is_where_the_reference_was(
     for index, ours in enumerate(steps):
         assert error(ours, stored[f"step.{index:02d}.latents"]) < BAR
     assert torch.equal(latents, steps[-1])
-    equals_resident(name, latents)
+    if memory in MEMORY:
+        equals_resident(name, latents)
+
+
+@pytest.mark.golden
+@needs_steps
+@pytest.mark.parametrize("name", STEP_CASES)
+def test_every_step_is_there_by_compiled_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor's own code does the same: `python -m benchmarks.compiled`."""
+    test_every_step_is_where_the_reference_was(name, "compiled", monkeypatch)
 
 
 def _open(names: "list[list[str] | None]") -> list[list[Image.Image]]:
