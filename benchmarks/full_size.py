@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import omnigen2
 from benchmarks.shapes import GOLDEN, parts
 from omnigen2.engine.engine import Engine
-from omnigen2.memory.residency import MODES
+from omnigen2.memory.choice import MODES
 from omnigen2.params import Decoding, ReferenceSampling
 from omnigen2.task import ImageTask, Progress, Task, TextTask
 

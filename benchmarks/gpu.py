@@ -28,8 +28,8 @@ import omnigen2
 from benchmarks.full_size import GB, make, make_task
 from benchmarks.plan import count
 from omnigen2.engine.engine import Engine
+from omnigen2.memory.choice import MODES
 from omnigen2.memory.placement import KINDS
-from omnigen2.memory.residency import MODES
 from omnigen2.task import ImageTask, Progress
 
 COMPANY = (1, 2, 4, 8, 16)

@@ -33,8 +33,9 @@ from benchmarks.shapes import PROCESSOR, parts
 from omnigen2.checkpoints.card import published_card
 from omnigen2.denoise import Denoiser
 from omnigen2.memory import quantize
+from omnigen2.memory.choice import MODES, MemoryChoice, Mode
 from omnigen2.memory.placement import KINDS, Kind, Quantization
-from omnigen2.memory.residency import MODES, Mode, Residency
+from omnigen2.memory.residency import Residency
 from omnigen2.memory.weights import tensors_of
 from omnigen2.network.autoencoder import Autoencoder
 from omnigen2.network.language import LanguageModel, generation_chat
@@ -146,7 +147,8 @@ def make_pipeline(counter: Counter, memory: Mode, tiny: bool = False, kind: Kind
     autoencoder = Autoencoder(made["vae"], transformer.config["patch_size"])
     tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
     language = LanguageModel(made["mllm"], tokenizer, Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR))
-    residency = Residency(transformer, language, autoencoder, GPU, torch.bfloat16, memory, ahead=True)
+    chosen = MemoryChoice(memory)
+    residency = Residency(transformer, language, autoencoder, GPU, torch.bfloat16, chosen, ahead=True)
     return Pipeline(transformer, autoencoder, language, published_card("full"), residency)
 
 

@@ -4,7 +4,7 @@ Neither importing this module nor asking for a card imports torch: only loading 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from omnigen2.checkpoints import locate
@@ -96,5 +96,5 @@ class Checkpoints:
 
         import_once(model)
         checkpoint = locate.find(model)
-        mode = make_room(checkpoint, placement, evict)
-        return Engine(OmniGen2.of(checkpoint, replace(placement, memory=mode)))
+        choice = make_room(checkpoint, placement, evict)
+        return Engine(OmniGen2.of(checkpoint, placement, choice))

@@ -18,11 +18,12 @@ from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.convert import import_once
-from omnigen2.checkpoints.fit import free_bytes, pick_memory, resting_dtype
+from omnigen2.checkpoints.fit import choose_memory, resting_dtype
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.explain import explain
+from omnigen2.memory.choice import MemoryChoice
 from omnigen2.memory.device import pick_device, pick_dtype
 from omnigen2.memory.placement import Placement
 from omnigen2.memory.quantize import quantize
@@ -65,15 +66,18 @@ class OmniGen2:
         return cls.of(locate.find(source), placement)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, placement: Placement) -> "OmniGen2":
-        """Load a checkpoint. Raises ValueError as `omnigen2.load`."""
+    def of(
+        cls, checkpoint: Checkpoint, placement: Placement, choice: MemoryChoice | None = None
+    ) -> "OmniGen2":
+        """Load a checkpoint, in the memory mode of `choice` if one was made. Raises as `omnigen2.load`."""
         folder = checkpoint.folder
         load.check_layout(folder)
         place = pick_device(placement.device)
         kind = pick_dtype(placement.dtype, place)
         wanted = placement.quantize
         is_compiled = compiled.wanted(placement.compile, place)
-        mode = pick_memory(checkpoint, kind, placement.memory, free_bytes(place), wanted)
+        choice = choice or choose_memory(checkpoint, kind, place, placement.memory, wanted)
+        mode = choice.mode
         checkpoint = checkpoint.verified()
 
         def resting(part: str) -> torch.dtype:
@@ -86,7 +90,7 @@ class OmniGen2:
         load.check_fit(transformer, autoencoder, language)
         quantize(transformer, language.mllm, wanted, place)
         check = None if mode == "resident" else load.unchanged(folder, checkpoint.digest)
-        residency = Residency(transformer, language, autoencoder, place, kind, mode, check=check)
+        residency = Residency(transformer, language, autoencoder, place, kind, choice, check=check)
         card = checkpoint.identity.model_copy(update={"quantize": str(wanted)})
         if locate.weights_digest(folder) != checkpoint.digest:
             raise ValueError(f"the files in {folder} were changed while they were loaded; try again")

@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from omnigen2.adapters.file import WeightedAdapter
 from omnigen2.checkpoints.card import ModelCard
+from omnigen2.memory.choice import MemoryChoice
 from omnigen2.params import Decoding, ReferenceSampling
 
 NUMERICS_VERSION = 3
@@ -163,6 +164,15 @@ class Watched(Protocol):
 
         A step of a large model may take minutes on a slow device; hours mean that it hangs.
         """
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What a backend may offer beside `Backend`: where the weights of its model are."""
+
+    def memory_choice(self) -> MemoryChoice:
+        """The memory mode it is in now, and why."""
         ...
 
 

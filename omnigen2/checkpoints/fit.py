@@ -10,11 +10,11 @@ import torch
 
 from omnigen2.checkpoints.headers import TensorInfo, read_headers
 from omnigen2.checkpoints.locate import PARTS, Checkpoint
+from omnigen2.memory.choice import BY_HOST, MODES, MemoryChoice, Mode, Need
 from omnigen2.memory.device import pick_device, pick_dtype
 from omnigen2.memory.footprint import Footprint, token_bytes
 from omnigen2.memory.placement import UNQUANTIZED, Kind, Placement, Quantization
 from omnigen2.memory.quantize import is_quantized, quantized_bytes
-from omnigen2.memory.residency import MODES, Mode
 from omnigen2.task import OutOfMemory
 
 SLOTS = 2
@@ -23,13 +23,10 @@ SLOTS = 2
 _BLOCK = re.compile(r".*?(?:layers|blocks|_refiner)\.\d+\.")
 
 
-def needed_bytes(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    memory: Mode = "resident",
-    quantize: Quantization = UNQUANTIZED,
-) -> int:
-    """Bytes that a checkpoint takes on the device: its weights in `dtype`, and what it needs to work.
+def needs(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantize: Quantization = UNQUANTIZED
+) -> dict[Mode, Need]:
+    """What a checkpoint takes in each mode: its weights in `dtype`, and what it needs to work.
 
     That is the largest common request (`Footprint.request_tokens`), alone; more at once waits for memory.
 
@@ -47,7 +44,26 @@ def needed_bytes(
         each = token_bytes(footprint.hidden, footprint.inner, dtype.itemsize)
         step = each * footprint.request_tokens(limits)
         decode = footprint.decode_bytes(limits.max_pixels, dtype.itemsize)
-    return _most(sizes, memory, step, decode)
+    if device.type == "cpu":  # there only quantised weights rest in memory, the others in their files
+        own = [_quantized_bytes(headers[part], kind) for part, kind in kinds.items()]
+        host: dict[Mode, int] = {"resident": 0, "offload": max(own), "stream": sum(own)}
+    else:
+        resting = [
+            _sizes(header, resting_dtype(checkpoint, part, dtype), kinds.get(part, "none")).total()
+            for part, header in headers.items()
+        ]
+        host = {"resident": 0, "offload": sum(resting), "stream": sum(resting)}
+    return {mode: Need(_most(sizes, mode, step, decode), host[mode]) for mode in MODES}
+
+
+def needed_bytes(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    memory: Mode = "resident",
+    quantize: Quantization = UNQUANTIZED,
+) -> int:
+    """Bytes that a checkpoint takes on its device in a mode, as `needs` has them."""
+    return needs(checkpoint, dtype, torch.device("cpu"), quantize)[memory].device_bytes
 
 
 def _most(sizes: Mapping[str, Counter[str]], memory: Mode, step: int, decode: int) -> int:
@@ -66,12 +82,22 @@ def _sizes(header: Mapping[str, TensorInfo], dtype: torch.dtype, kind: Kind) -> 
     """Bytes of each block of a part on the device, by the block's prefix; `` is what is in no block."""
     counted: Counter[str] = Counter()
     for name, tensor in header.items():
-        block = found[0] if (found := _BLOCK.match(name)) else ""
-        if block and kind != "none" and is_quantized(name.removeprefix(block), tensor.shape):
-            counted[block] += quantized_bytes(tensor.shape[0], tensor.shape[1], kind)
-        else:
-            counted[block] += tensor.values * dtype.itemsize
+        block, quantized = _quantized(name, tensor, kind)
+        counted[block] += tensor.values * dtype.itemsize if quantized is None else quantized
     return counted
+
+
+def _quantized(name: str, tensor: TensorInfo, kind: Kind) -> tuple[str, int | None]:
+    """The prefix of a tensor's block, and its bytes if it is quantised."""
+    block = found[0] if (found := _BLOCK.match(name)) else ""
+    if block and kind != "none" and is_quantized(name.removeprefix(block), tensor.shape):
+        return block, quantized_bytes(tensor.shape[0], tensor.shape[1], kind)
+    return block, None
+
+
+def _quantized_bytes(header: Mapping[str, TensorInfo], kind: Kind) -> int:
+    """Bytes of the tensors that are quantised."""
+    return sum(_quantized(name, tensor, kind)[1] or 0 for name, tensor in header.items())
 
 
 def resting_dtype(checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> torch.dtype:
@@ -80,7 +106,7 @@ def resting_dtype(checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> torc
     for tensor in read_headers(checkpoint.folder / part).values():
         stored[tensor.dtype] += tensor.values
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    own = names.get(stored.most_common(1)[0][0], dtype)
+    own = names.get(stored.most_common(1)[0][0], dtype) if stored else dtype
     return own if own.itemsize < dtype.itemsize else dtype
 
 
@@ -91,24 +117,36 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def pick_memory(
+def choose_memory(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
+    device: torch.device,
     memory: str,
-    free: int,
     quantize: Quantization = UNQUANTIZED,
-) -> Mode:
-    """The mode that `memory` names or, if it is `auto`, the quickest that fits `free` bytes, or `stream`.
+) -> MemoryChoice:
+    """The mode that `memory` names or, if it is `auto`, the quickest that fits what is free now, or `stream`.
 
     Raises:
         ValueError: `memory` is unknown, or a file is damaged.
     """
     modes = _modes(memory)
-    fitting: list[Mode] = [mode for mode in modes if needed_bytes(checkpoint, dtype, mode, quantize) <= free]
-    return fitting[0] if fitting else modes[-1]
+    needed = needs(checkpoint, dtype, device, quantize)
+    free = Need(free_bytes(device), free_bytes(torch.device("cpu")))
+    fitting: list[Mode] = [mode for mode in modes if _fits(needed[mode], free, device, quantize)]
+    mode = fitting[0] if fitting else modes[-1]
+    against = _against(needed[mode], free, device)
+    if memory != "auto":
+        reason = BY_HOST
+    elif mode == modes[0]:
+        reason = f"the quickest mode fits: it {against}"
+    else:
+        quicker = modes[modes.index(mode) - 1]
+        words = "the quickest that fits" if fitting else "no mode fits"
+        reason = f"{words}: it {against}; {quicker} {_against(needed[quicker], None, device)}"
+    return MemoryChoice(mode, reason, bool(fitting), needed)
 
 
-def make_room(checkpoint: Checkpoint, placement: Placement, evict: Callable[[], bool]) -> Mode:
+def make_room(checkpoint: Checkpoint, placement: Placement, evict: Callable[[], bool]) -> MemoryChoice:
     """The mode to load a checkpoint in; other models are unloaded until it is the quickest there is.
 
     `evict` unloads another model, and returns whether it found one.
@@ -120,21 +158,46 @@ def make_room(checkpoint: Checkpoint, placement: Placement, evict: Callable[[], 
     place = pick_device(placement.device)
     kind = pick_dtype(placement.dtype, place)
     quickest = _modes(placement.memory)[0]
-    while needed_bytes(checkpoint, kind, quickest, placement.quantize) > free_bytes(place) and evict():
+
+    def choose() -> MemoryChoice:
+        return choose_memory(checkpoint, kind, place, placement.memory, placement.quantize)
+
+    choice = choose()
+    while not (choice.fits and choice.mode == quickest) and evict():
         gc.collect()
         if place.type == "cuda":
             torch.cuda.empty_cache()
-    free = free_bytes(place)
-    mode = pick_memory(checkpoint, kind, placement.memory, free, placement.quantize)
-    needed = needed_bytes(checkpoint, kind, mode, placement.quantize)
-    if needed > free:
+        choice = choose()
+    if not choice.fits:
+        free = Need(free_bytes(place), free_bytes(torch.device("cpu")))
         raise OutOfMemory(
-            f"the model in {checkpoint.folder} needs {_gb(needed)} on {place.type} (memory: {mode}), "
-            f"where {_gb(free)} are free; "
+            f"the model in {checkpoint.folder} {_against(choice.needs[choice.mode], free, place)} "
+            f"(memory: {choice.mode}); "
             "free memory, quantise it (quantize: int8 or nf4), choose another device, or use a smaller model "
             "such as nano"
         )
-    return mode
+    return choice
+
+
+def _fits(need: Need, free: Need, device: torch.device, quantize: Quantization) -> bool:
+    if device.type == "cpu":
+        return need.device_bytes + need.host_bytes <= free.device_bytes
+    mapped = not quantize  # then what the host has no room for stays in its files
+    return need.device_bytes <= free.device_bytes and (mapped or need.host_bytes <= free.host_bytes)
+
+
+def _against(need: Need, free: Need | None, device: torch.device) -> str:
+    """What a mode needs and, if it is given, how much of that is free, in words."""
+    places = [(device.type, need.device_bytes, free and free.device_bytes)]
+    if device.type == "cpu":
+        places = [("cpu", need.device_bytes + need.host_bytes, free and free.device_bytes)]
+    elif need.host_bytes:
+        places.append(("the host", need.host_bytes, free and free.host_bytes))
+    parts = [
+        f"{_gb(size)} on {place}" + ("" if there is None else f", where {_gb(there)} are free")
+        for place, size, there in places
+    ]
+    return f"needs {', and '.join(parts)}"
 
 
 def _modes(memory: str) -> list[Mode]:

@@ -8,33 +8,23 @@ from dataclasses import dataclass
 
 import torch
 
-from omnigen2.checkpoints.fit import free_bytes, needed_bytes, pick_memory
+from omnigen2.checkpoints.fit import choose_memory
 from omnigen2.checkpoints.locate import Checkpoint
+from omnigen2.memory.choice import MemoryChoice
 from omnigen2.memory.device import pick_device, pick_dtype
 from omnigen2.memory.placement import Placement
-from omnigen2.memory.residency import MODES, Mode
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Where and how a checkpoint would run.
-
-    `memory` is the mode it would be loaded in; `needed_bytes` counts, for each mode, the weights that are on
-    the device at once and what the largest common request needs to work.
-    """
+    """Where and how a checkpoint would run; `reason` is that of the device."""
 
     device: str
     device_name: str
     dtype: str
     reason: str
-    memory: Mode
-    needed_bytes: dict[Mode, int]
-    free_bytes: int
+    memory: MemoryChoice
     torch_version: str
-
-    @property
-    def fits(self) -> bool:
-        return self.needed_bytes[self.memory] <= self.free_bytes
 
 
 def preflight(checkpoint: Checkpoint, placement: Placement) -> Preflight:
@@ -46,15 +36,12 @@ def preflight(checkpoint: Checkpoint, placement: Placement) -> Preflight:
     place = pick_device(placement.device)
     kind = pick_dtype(placement.dtype, place)
     on_gpu = place.type == "cuda"
-    free = free_bytes(place)
     return Preflight(
         device=str(place),
         device_name=torch.cuda.get_device_name(place) if on_gpu else _processor(),
         dtype=str(kind).removeprefix("torch."),
         reason=_reason(placement.device, on_gpu),
-        memory=pick_memory(checkpoint, kind, placement.memory, free, placement.quantize),
-        needed_bytes={mode: needed_bytes(checkpoint, kind, mode, placement.quantize) for mode in MODES},
-        free_bytes=free,
+        memory=choose_memory(checkpoint, kind, place, placement.memory, placement.quantize),
         torch_version=torch.__version__,
     )
 

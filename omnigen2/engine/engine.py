@@ -23,6 +23,7 @@ from omnigen2.engine.running_pictures import RunningPictures
 from omnigen2.engine.running_texts import RunningTexts
 from omnigen2.engine.tickets import Kind, Tickets
 from omnigen2.engine.turns import Turns
+from omnigen2.memory.choice import MemoryChoice
 from omnigen2.model import OmniGen2
 from omnigen2.task import Cancelled, Progress, Task, TextTask, Ticket
 
@@ -78,6 +79,10 @@ class Engine:
     def memory_bytes(self) -> int:
         """Bytes the model keeps on its device."""
         return self._pipeline.memory_bytes()
+
+    def memory_choice(self) -> MemoryChoice:
+        """The memory mode the model is in now, and why."""
+        return self._pipeline.residency.choice
 
     def close(self) -> None:
         """Fail running and waiting tasks with `Cancelled` and free the device. Idempotent."""

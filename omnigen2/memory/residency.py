@@ -6,12 +6,14 @@ transformer and of the language model come one by one, on a GPU one ahead of the
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
+from omnigen2.memory.choice import BY_HOST, MODES, RESIDENT, MemoryChoice, Mode
 from omnigen2.memory.weights import (
     HERE,
     Blocks,
@@ -24,9 +26,6 @@ from omnigen2.memory.weights import (
     tensors_of,
 )
 
-Mode = Literal["resident", "offload", "stream"]
-MODES: tuple[Mode, ...] = ("resident", "offload", "stream")
-"""From the quickest to the one that takes the least memory."""
 HOST_MARGIN = 1.5
 """Memory the host must have free for weights that come to rest there, as a multiple of theirs."""
 
@@ -41,7 +40,7 @@ class Residency:
         autoencoder: Any,
         device: torch.device,
         dtype: torch.dtype,
-        mode: Mode = "resident",
+        choice: MemoryChoice = RESIDENT,
         *,
         check: Callable[[], None] | None = None,
         ahead: bool | None = None,
@@ -52,18 +51,18 @@ class Residency:
         `ahead` as for `Slots`.
 
         Raises:
-            ValueError: `mode` is unknown.
+            ValueError: the mode is unknown.
         """
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
         self.dtype, self._ahead = dtype, ahead
         self._check = check or (lambda: None)
         self._transformer, self._language, self._autoencoder = transformer, language, autoencoder
-        self.mode: Mode = "resident"
+        self.choice = choice
         self._undo: list[Callable[[], None]] = []
         self._parts: list[Part] = []
-        self.arrange(mode)
+        self.arrange(choice.mode, choice.reason)
 
-    def arrange(self, mode: Mode) -> None:
+    def arrange(self, mode: Mode, reason: str = BY_HOST) -> None:
         """Change to another mode. Whoever calls this must be the only one who computes."""
         if mode not in MODES:
             raise ValueError(f"memory: {mode!r} is unknown; allowed: auto, {', '.join(MODES)}")
@@ -76,7 +75,12 @@ class Residency:
             self._offload()
         else:
             self._stream()
-        self.mode = mode
+        self.choice = replace(self.choice, mode=mode, reason=reason)
+
+    @property
+    def mode(self) -> Mode:
+        """How the weights are arranged now."""
+        return self.choice.mode
 
     @property
     def can_lower(self) -> bool:
@@ -90,7 +94,7 @@ class Residency:
 
     def lower(self) -> None:
         """Change to the next mode."""
-        self.arrange(MODES[MODES.index(self.mode) + 1])
+        self.arrange(MODES[MODES.index(self.mode) + 1], f"after running out of memory with {self.mode}")
 
     @property
     def bytes(self) -> int:

@@ -20,7 +20,7 @@ from omnigen2.adapters.folder import AdapterFolder
 from omnigen2.checkpoints import locate
 from omnigen2.factory import Checkpoints
 from omnigen2.memory.placement import Placement
-from server.cli.output import AsJson, show, table
+from server.cli.output import AsJson, memory_words, show, table
 from server.plugins import Plugins
 from server.settings import Settings
 
@@ -179,13 +179,11 @@ def check_device(checkpoint: locate.Checkpoint, placement: Placement) -> Iterato
         yield Finding("weights" if damaged else "device", "problem", str(error), advice)
         return
     yield Finding("device", "ok", f"{seen.device} ({seen.device_name}) in {seen.dtype}: {seen.reason}")
-    needed = ", ".join(f"{mode} {decimal(count)}" for mode, count in seen.needed_bytes.items())
     yield Finding(
         "memory",
-        "ok" if seen.fits else "problem",
-        f"{seen.memory}, quantize {placement.quantize}; needs about: {needed}; "
-        f"{decimal(seen.free_bytes)} are free",
-        "" if seen.fits else "free memory, quantize (int8, nf4), choose another device, or use nano",
+        "ok" if seen.memory.fits else "problem",
+        f"{memory_words(seen.memory)}; quantize {placement.quantize}",
+        "" if seen.memory.fits else "free memory, quantize (int8, nf4), choose another device, or use nano",
     )
 
 

@@ -14,7 +14,7 @@ from omnigen2.adapters.folder import AdapterFolder, Listed
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.checkpoints.headers import read_headers
-from server.cli.output import AsJson, download_bar, facts, show, table
+from server.cli.output import AsJson, download_bar, facts, memory_words, show, table
 from server.settings import Settings
 
 app = App(name="models", help="List, inspect and fetch models.")
@@ -49,7 +49,7 @@ def list_adapters(*, as_json: AsJson = False) -> None:
 
 @app.command(name="show")
 def show_model(model: str, /, *, as_json: AsJson = False) -> None:
-    """Show what a model is: its card, its files and their digest.
+    """Show what a model is: its card, its files and their digest, and how its weights would be kept here.
 
     Parameters
     ----------
@@ -60,7 +60,9 @@ def show_model(model: str, /, *, as_json: AsJson = False) -> None:
     folder, card, digest = checkpoint.folder, checkpoint.card, locate.weights_digest(checkpoint.folder)
     parts = [_part(folder / part) for part in locate.PARTS if (folder / part).is_dir()]
     origin = locate.read_origin(folder)
+    memory, words = _memory(checkpoint)
     value = {"folder": str(folder), "digest": digest, "commit": origin.get("revision"), "parts": parts}
+    value["memory"] = memory
     about = facts(
         {
             "model": f"{card.title} ({card.id})",
@@ -68,6 +70,7 @@ def show_model(model: str, /, *, as_json: AsJson = False) -> None:
             "folder": folder,
             "commit": origin.get("revision") or "not pulled from the hub",
             "digest": digest,
+            "memory": words,
         }
     )
     sizes = table(
@@ -148,6 +151,17 @@ def import_files(*sources: Path, output: Path | None = None, as_json: AsJson = F
         f"Use it with: omnigen2-mcp serve --model {named}",
         as_json=as_json,
     )
+
+
+def _memory(checkpoint: locate.Checkpoint) -> tuple[dict[str, Any] | None, str]:
+    """The memory mode that `serve` would load it in, as JSON and in words; None, and why there is none."""
+    from omnigen2.checkpoints.preflight import preflight  # imports torch
+
+    try:
+        choice = preflight(checkpoint, Settings().placement).memory
+    except ValueError as error:
+        return None, str(error)
+    return asdict(choice), memory_words(choice)
 
 
 def _digest(adapter: Listed) -> str | None:

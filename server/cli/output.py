@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -25,6 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from omnigen2.memory.choice import MemoryChoice
+
 _BIDI = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document.")]
 
@@ -37,6 +40,16 @@ def show(value: Any, *text: RenderableType, as_json: bool) -> None:
     console = Console(soft_wrap=True)
     for part in text:
         console.print(Text(printable(part)) if isinstance(part, str) else part, highlight=False)
+
+
+def memory_words(choice: MemoryChoice) -> str:
+    """The memory mode of a model, why, and what each mode needs."""
+    needed = [
+        f"{mode} {decimal(need.device_bytes)}"
+        + (f" (and {decimal(need.host_bytes)} on the host)" if need.host_bytes else "")
+        for mode, need in choice.needs.items()
+    ]
+    return f"{choice.mode}, {choice.reason}; modes need about: {', '.join(needed)}"
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

@@ -1,13 +1,17 @@
 """/status: which models are loaded, and each of their replicas, for an operator."""
 
+from dataclasses import asdict
 from typing import Any
 
 from anyio import to_thread
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from omnigen2.task import Replicated
+from omnigen2.memory.choice import MemoryChoice
+from omnigen2.task import Placed, Replicated
+from server import schema
 from server.app import App
 from server.errors import without_folders
 from server.http.openapi import JSON, Paths, answer, operation
@@ -16,7 +20,10 @@ STATUS = "/status"
 
 
 def status(app: App) -> dict[str, Any]:
-    """The loaded models: name, memory, precision, whether they work, and their replicas if any."""
+    """The loaded models: name, memory, precision, whether they work, and their replicas if any.
+
+    `memory` is a `MemoryChoice`; None of a backend that makes none. A model with replicas has one in each.
+    """
     return {
         "models": [
             {
@@ -24,6 +31,7 @@ def status(app: App) -> dict[str, Any]:
                 "busy": backend.busy(),
                 "memory_bytes": backend.memory_bytes(),
                 "quantize": backend.card.quantize,
+                "memory": asdict(backend.memory_choice()) if isinstance(backend, Placed) else None,
                 "replicas": backend.replicas() if isinstance(backend, Replicated) else [],
             }
             for name, backend in app.manager.loaded().items()
@@ -47,8 +55,11 @@ def described(_: App) -> Paths:
         replica="string", state="string", reason="string", node="string", pid=["integer", "null"],
         device="string", memory_bytes="integer", tasks="integer", tokens_outstanding="integer",
     )  # fmt: skip
+    memory = schema.plain(TypeAdapter(MemoryChoice | None).json_schema(mode="serialization"))
+    memory["type"] = ["object", "null"]
+    replica["properties"]["memory"] = memory
     model = _object(model="string", busy="boolean", memory_bytes="integer", quantize="string")
-    model["properties"]["replicas"] = {"type": "array", "items": replica}
+    model["properties"] |= {"memory": memory, "replicas": {"type": "array", "items": replica}}
     models = _object()
     models["properties"]["models"] = {"type": "array", "items": model}
     said = answer("Each loaded model, with its replicas if it has some.", {JSON: models})

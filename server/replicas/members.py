@@ -119,6 +119,7 @@ class Members:
                 "pid": member.seen.get("pid"),
                 "device": member.seen.get("device", ""),
                 "memory_bytes": member.seen.get("memory_bytes", 0),
+                "memory": member.seen.get("memory"),
                 "tasks": len(member.attempts),
                 "tokens_outstanding": round(sum(own.tokens_left for own in list(member.attempts))),
             }

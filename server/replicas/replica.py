@@ -20,7 +20,7 @@ from typing import Any
 
 from omnigen2.factory import BackendFactory
 from omnigen2.memory.placement import Placement
-from omnigen2.task import NUMERICS_VERSION, Backend, Outcome, Progress, Ticket
+from omnigen2.task import NUMERICS_VERSION, Backend, Outcome, Placed, Progress, Ticket
 from server.replicas.sending import Receiver, SentTask
 
 LEFT_ALONE_S = 900.0
@@ -153,6 +153,7 @@ class Replica:
             "host": os.uname().nodename,
             "device": self._device,
             "memory_bytes": backend.memory_bytes() if backend else 0,
+            "memory": asdict(backend.memory_choice()) if isinstance(backend, Placed) else None,
             "tasks": len(self._tickets),
             "fetched": self._receiver.fetched,
         }

@@ -56,9 +56,10 @@ def test_device_that_cannot_be_had_is_a_problem() -> None:
 
 
 def test_model_beyond_the_free_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omnigen2.checkpoints.preflight.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("omnigen2.checkpoints.fit.free_bytes", lambda _: 1000)
     memory = by_topic(doctor.check_device(find(str(CHECKPOINT)), Placement("cpu", "auto")))["memory"]
     assert memory.state == "problem" and memory.advice
+    assert memory.says.startswith("stream, no mode fits") and "modes need about: resident " in memory.says
 
 
 def test_pulled_models_are_named(models: Path) -> None:

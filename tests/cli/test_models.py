@@ -68,6 +68,8 @@ def test_show_counts_parameters_and_gives_digest_and_defaults(capsys: pytest.Cap
         assert part["parameters"] == sum(tensor.size for tensors in stored for tensor in tensors.values())
     assert shown["card"]["defaults"]["text_to_image"]["steps"] == 50
     text = run(capsys, "show", "someone/tiny")
+    assert "resident, the quickest mode fits: it needs" in " ".join(text.split())
+    assert [*shown["memory"]["needs"]] == ["resident", "offload", "stream"]
     assert f"{shown['parts'][0]['parameters']:,}" in text and "text_guidance_scale" in text
 
 

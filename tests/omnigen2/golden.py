@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import omnigen2
+from omnigen2.memory.choice import MemoryChoice
 from omnigen2.memory.residency import Residency
 from omnigen2.network.compiled import compile_blocks
 
@@ -81,7 +82,7 @@ def model(folder: Path, memory: str = "resident") -> Any:
         assert parts.transformer.compiled is not None
         return omnigen
     parts.residency = Residency(
-        parts.transformer, parts.language, parts.autoencoder, torch.device("cpu"), torch.float32, "stream",
-        ahead=True,
+        parts.transformer, parts.language, parts.autoencoder, torch.device("cpu"), torch.float32,
+        MemoryChoice("stream"), ahead=True,
     )  # fmt: skip
     return omnigen

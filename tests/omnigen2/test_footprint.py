@@ -13,8 +13,8 @@ from omnigen2.checkpoints import fit
 from omnigen2.checkpoints.card import published_card
 from omnigen2.checkpoints.headers import TensorInfo
 from omnigen2.checkpoints.locate import Checkpoint
+from omnigen2.memory.choice import Mode
 from omnigen2.memory.footprint import MOST_TOKENS, Footprint, token_budget, token_bytes
-from omnigen2.memory.residency import Mode
 
 
 def headers(part: str) -> dict[str, TensorInfo]:

@@ -11,9 +11,9 @@ import omnigen2
 from omnigen2.checkpoints.fit import needed_bytes
 from omnigen2.checkpoints.locate import find
 from omnigen2.manager import Manager
+from omnigen2.memory.choice import MODES
 from omnigen2.memory.placement import KINDS, Kind, Quantization
 from omnigen2.memory.quantize import FP8, Fp8Linear, QuantizedLinear, quantize, quantized, quantized_bytes
-from omnigen2.memory.residency import MODES
 from omnigen2.model import OmniGen2
 from server.http.status import status
 from server.settings import Settings
@@ -122,6 +122,7 @@ def test_records_and_status_name_the_precision() -> None:
     assert small.identify() == small.acquire().result().card
     (told,) = status(SimpleNamespace(manager=small))["models"]  # type: ignore
     assert told["quantize"] == "transformer=fp8,language=nf4"
+    assert told["memory"]["mode"] in told["memory"]["needs"] and "fits" in told["memory"]["reason"]
     small.close()
 
 

@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 import omnigen2
-from omnigen2.checkpoints.fit import needed_bytes, pick_memory
+from omnigen2.checkpoints import fit
+from omnigen2.checkpoints.fit import choose_memory, needed_bytes
 from omnigen2.checkpoints.locate import find
 from omnigen2.denoise import Denoiser
 from omnigen2.engine.engine import Engine
-from omnigen2.memory.residency import MODES, Residency
+from omnigen2.memory.choice import MODES, MemoryChoice
+from omnigen2.memory.residency import Residency
 from omnigen2.memory.weights import tensors_of
 from omnigen2.model import OmniGen2
 from omnigen2.network.writing import Writer
@@ -135,8 +137,9 @@ def test_a_failure_within_a_block_leaves_the_model_usable(
         model = loaded("resident")
         parts = model.pipeline
         parts.residency = Residency(
-            parts.transformer, parts.language, parts.autoencoder, CPU, torch.float32, "stream", ahead=ahead
-        )
+            parts.transformer, parts.language, parts.autoencoder, CPU, torch.float32, MemoryChoice("stream"),
+            ahead=ahead,
+        )  # fmt: skip
         block = parts.transformer.layers[0].attn
         with monkeypatch.context() as broken:
             broken.setattr(block, "forward", lambda *_: (_ for _ in ()).throw(MemoryError("no")))
@@ -168,11 +171,14 @@ def test_files_that_were_only_touched_are_still_the_same(tmp_path: Path) -> None
     assert same([after], [before])  # type: ignore
 
 
-def test_the_quickest_mode_that_fits_is_taken() -> None:
+def test_the_quickest_mode_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = find(str(FOLDER))
     needed = [needed_bytes(checkpoint, torch.float32, mode) for mode in MODES]
     assert needed == sorted(set(needed), reverse=True)
-    picked = [pick_memory(checkpoint, torch.float32, "auto", free) for free in (*needed, 10)]
+    picked: list[str] = []
+    for free in (*needed, 10):
+        monkeypatch.setattr(fit, "free_bytes", lambda _, free=free: free)
+        picked.append(choose_memory(checkpoint, torch.float32, CPU, "auto").mode)
     assert picked == [*MODES, "stream"]
     with pytest.raises(ValueError, match="allowed: auto, resident, offload, stream"):
         loaded("disk")
@@ -202,7 +208,8 @@ def test_where_memory_runs_out_less_of_the_model_stays_on_the_device(
     engine = Engine(model)
     outcome = engine.submit(task, lambda _: None).future.result(60)
     engine.close()
-    assert residency.mode == "offload"
+    assert engine.memory_choice().mode == "offload"
+    assert engine.memory_choice().reason == "after running out of memory with resident"
     monkeypatch.undo()
     alone = Engine(resident)
     wanted = alone.submit(task, lambda _: None).future.result(60)
