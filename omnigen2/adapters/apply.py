@@ -2,7 +2,8 @@
 
 The terms are added by forward hooks that exist only while a call runs: between calls the model is as it was
 loaded, whatever its layers are (plain, quantised, streamed). A compiled layer ignores hooks that come after
-its compilation: batches with adapters have to run the layers as they are.
+its compilation: batches with adapters run the layers as they are written. Tensors of adapters in the graphs
+would have to be stacked, and filled up to a common rank and to all layers, so that the graphs stay few.
 """
 
 from collections import defaultdict

@@ -93,7 +93,7 @@ class Fp8Linear(QuantizedLinear):
 
     def _in_fp8(self, x: Tensor) -> Tensor:
         # Padded first: then compilers make scale and rows in one kernel, with what makes `x`.
-        padded = F.pad(x.float(), (0, self.bits.shape[1] - self.in_features))
+        padded = F.pad(x, (0, self.bits.shape[1] - self.in_features))
         scale = _scale(padded, FP8_MAX)[:, None]
         made = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
             (padded / scale).to(FP8),
@@ -221,4 +221,5 @@ def _linear_layers(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear
 
 def _scale(rows: Tensor, largest: float) -> Tensor:
     """What each row is divided by, so that its values are from -`largest` to `largest`: float32."""
-    return (rows.abs().amax(dim=-1) / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    reach = torch.linalg.vector_norm(rows, torch.inf, dim=-1).float()
+    return (reach / largest).clamp_min(torch.finfo(torch.float32).tiny)
