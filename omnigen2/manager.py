@@ -1,24 +1,36 @@
 """Loads models in the background, keeps them in memory, and unloads idle ones, also to make room.
 
+Where models in use do not fit into memory together, they take turns. One that waits comes when the turn of
+the one that came first is over. That one rests, with its tasks as they are, and comes back in the same way. A
+model that cannot rest (`Yielding`) takes no more tasks, and is unloaded when it has done those it has.
+
 Models are known by name only; a `BackendFactory` finds and loads them.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 
 from omnigen2.checkpoints import locate
 from omnigen2.checkpoints.card import Limits, ModelCard
 from omnigen2.cost import cost
 from omnigen2.factory import BackendFactory, Checkpoints
 from omnigen2.memory.placement import UNQUANTIZED, Placement, Quantization
-from omnigen2.task import Backend, Estimating, Outliving, Task, Watched
-
-IN_HAND_S = 10.0
-"""Seconds after `acquire` in which a model is not unloaded: its task may be on the way."""
+from omnigen2.resident import IN_HAND_S, Resident
+from omnigen2.task import (
+    Backend,
+    Cancelled,
+    Estimating,
+    Outliving,
+    OutOfMemory,
+    Task,
+    Watched,
+    Yielding,
+)
 
 CLOSE_S = 2.0
 """Seconds that all models together get to end their steps when the process stops."""
@@ -26,28 +38,6 @@ POLL_S = 0.05
 """Seconds between looks at whether a model that is replaced has done its tasks."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Resident:
-    backend: "Future[Backend]" = field(default_factory=Future)
-    last_used: float = field(default_factory=time.monotonic)
-    stale: bool = False
-    """Whether its weights are others than those on disk now."""
-    replaces: "_Resident | None" = None
-
-    @property
-    def ready(self) -> bool:
-        return self.backend.done() and self.backend.exception() is None
-
-    @property
-    def idle(self) -> bool:
-        """Whether it is loaded, has nothing to do, and nobody just asked for it."""
-        if not self.ready:
-            return False
-        if self.backend.result().busy():
-            self.last_used = time.monotonic()
-        return time.monotonic() - self.last_used > IN_HAND_S
 
 
 class Manager:
@@ -70,9 +60,11 @@ class Manager:
         self.placement = Placement(device, dtype, memory, quantize, compile)
         self._factories = list(factories)
         self._idle_unload_s = idle_unload_s
-        self._residents: dict[str, _Resident] = {}
+        self._residents: dict[str, Resident] = {}
         self._lock = threading.Lock()
-        self._loading = threading.Lock()  # one model at a time: two would race for the memory
+        self._line: deque[Resident] = deque()
+        """The models that are being loaded or wait for that, in order."""
+        self._line_moved = threading.Condition()
         self._closed = threading.Event()
         self._proven: set[str] = set()
         """Models whose last loading succeeded."""
@@ -124,13 +116,20 @@ class Manager:
             resident = self._residents.get(name)
             if resident is None or resident.stale or (resident.backend.done() and not resident.ready):
                 before = resident if resident is not None and resident.ready else None
-                resident = self._residents[name] = _Resident(replaces=before)
+                resident = self._residents[name] = Resident(replaces=before)
                 resident.backend.set_running_or_notify_cancel()
                 threading.Thread(
                     target=self._load, args=(name, resident), name=f"load {name}", daemon=True
                 ).start()
             resident.last_used = time.monotonic()
+            resident.wanted = True
             return resident.backend
+
+    def waits_for(self, model: str) -> str | None:
+        """The model in use whose memory another one waits for, while it does."""
+        with self._lock:
+            resident = self._residents.get(model)
+            return resident.waits_for if resident is not None else None
 
     def cost(self, task: Task, model: str | None = None) -> float:
         """Total work of a task for a model, None being the default one; reads no file and loads nothing.
@@ -169,34 +168,118 @@ class Manager:
         with self._lock:
             residents = list(self._residents.values())
             self._residents.clear()
-        closing = [
-            threading.Thread(target=resident.backend.add_done_callback, args=(_leave,), daemon=True)
-            for resident in residents
-        ]
+        closing = [threading.Thread(target=_leave, args=(resident,), daemon=True) for resident in residents]
         for thread in closing:
             thread.start()
         until = time.monotonic() + CLOSE_S
         for thread in closing:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _load(self, name: str, resident: _Resident) -> None:
-        started = time.monotonic()
+    def _load(self, name: str, resident: Resident) -> None:
         try:
             self._unload_replaced(resident)
-            with self._loading:
-                backend = self._factory(name).load(name, self.placement, self._evict)
+            with self._in_line(resident):
+                backend = self._brought(name, resident)
         except BaseException as error:  # also SystemExit: nobody else would resolve the future
-            log.warning("model %s could not be loaded: %r", name, error)
             failure = error if isinstance(error, Exception) else RuntimeError(f"it ended with {error!r}")
-            self._proven.discard(name)
+            if not isinstance(error, Cancelled):
+                log.warning("model %s could not be loaded: %r", name, error)
+                self._proven.discard(name)
             resident.backend.set_exception(failure)
+            if resident.resting is not None:
+                resident.resting.give_up(failure)
             return
-        log.info("model %s loaded in %.1f s", name, time.monotonic() - started)
-        resident.last_used = time.monotonic()
         self._proven.add(name)
         resident.backend.set_result(backend)
 
-    def _unload_replaced(self, resident: _Resident) -> None:
+    @contextmanager
+    def _in_line(self, resident: Resident) -> Iterator[None]:
+        """One model is loaded at a time, in the order they were asked for: two would race for the memory."""
+        with self._line_moved:
+            self._line.append(resident)
+            self._line_moved.wait_for(lambda: self._line[0] is resident)
+        try:
+            yield
+        finally:
+            with self._line_moved:
+                self._line.remove(resident)
+                self._line_moved.notify_all()
+
+    def _brought(self, name: str, resident: Resident) -> Backend:
+        """A model that is loaded, or comes back, once there is memory for it."""
+        spent = 0.0
+        while not self._closed.is_set() and not self._dropped(name, resident):
+            started = time.monotonic()
+            try:
+                backend = self._bring(name, resident)
+            except OutOfMemory as error:
+                lack = error.with_traceback(None)
+            else:
+                spent += time.monotonic() - started
+                resident.arrived(spent)
+                log.info("model %s loaded in %.1f s", name, spent)
+                return backend
+            if lack.final or not self._wait_for_turn(resident):
+                raise lack
+            started = time.monotonic()
+            self._lead_out(resident)
+            spent += time.monotonic() - started
+        raise Cancelled("the model was unloaded")
+
+    def _bring(self, name: str, resident: Resident) -> Backend:
+        if resident.resting is None:
+            return self._factory(name).load(name, self.placement, self._evict)
+        resident.resting.resume(self._evict)
+        return resident.resting
+
+    def _wait_for_turn(self, resident: Resident) -> bool:
+        """Wait until the turn of the model that came first is over; False if none is loaded."""
+        with self._lock:
+            there = {name: each for name, each in self._residents.items() if each.ready}
+        if not there:
+            return False
+        resident.waits_for = name = min(there, key=lambda name: there[name].came)
+        while resident.needed and not (there[name].turn_over or self._closed.wait(POLL_S)):
+            pass
+        return True
+
+    def _dropped(self, name: str, resident: Resident) -> bool:
+        """Whether a model on its way is no longer needed; then the next `acquire` begins anew."""
+        with self._lock:
+            if not resident.needed and self._residents.get(name) is resident:
+                del self._residents[name]
+            return not resident.needed
+
+    def _lead_out(self, resident: Resident) -> None:
+        """Let the model that another one waits for leave the device, to come back if there is work for it."""
+        with self._lock:
+            name, resident.waits_for = resident.waits_for, None
+            before = self._residents.get(name or "")
+            if name is None or before is None or not (before.ready and resident.needed):
+                return
+            again = self._residents[name] = Resident(last_used=before.last_used)
+            again.backend.set_running_or_notify_cancel()
+        backend = before.backend.result()
+        log.info("model %s makes room for another one", name)
+        try:
+            if isinstance(backend, Yielding):
+                backend.rest()
+                again.resting = backend
+            else:
+                self._unload_used(backend)
+        except Exception:
+            log.exception("model %s failed while it made room", name)
+            backend.close()
+        threading.Thread(target=self._return, args=(name, again), name=f"return {name}", daemon=True).start()
+
+    def _return(self, name: str, resident: Resident) -> None:
+        """Bring a model back that had to leave, if there is work for it; otherwise it is unloaded."""
+        until = time.monotonic() + IN_HAND_S  # a task may be on the way
+        while not resident.needed and time.monotonic() < until and not self._closed.wait(POLL_S):
+            pass
+        self._load(name, resident)
+
+    def _unload_replaced(self, resident: Resident) -> None:
         """Unload the model that this one replaces, once its tasks are done: there may be no memory for both.
 
         Other models can be loaded meanwhile.
@@ -205,6 +288,10 @@ class Manager:
             return
         log.info("the files of a model have changed; it is loaded again")
         backend, resident.replaces = resident.replaces.backend.result(), None
+        self._unload_used(backend)
+
+    def _unload_used(self, backend: Backend) -> None:
+        """Unload a model that gets no more tasks when it has done those it has."""
         while backend.busy() and not self._closed.wait(POLL_S):
             pass
         backend.close()
@@ -260,9 +347,11 @@ def _identity(card: ModelCard) -> tuple[str | None, Limits, str]:
     return card.digest, card.limits, card.quantize
 
 
-def _leave(backend: "Future[Backend]") -> None:
-    if backend.exception() is None:
-        loaded = backend.result()
+def _leave(resident: Resident) -> None:
+    if resident.resting is not None:
+        resident.resting.close()
+    if resident.backend.exception() is None:
+        loaded = resident.backend.result()
         (loaded.leave if isinstance(loaded, Outliving) else loaded.close)()
 
 

@@ -5,6 +5,7 @@ Serving many requests at once is the engine's business (`omnigen2.engine.engine`
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Unpack
@@ -18,22 +19,22 @@ from omnigen2.adapters.file import Adapter, WeightedAdapter
 from omnigen2.checkpoints import load, locate
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.convert import import_once
-from omnigen2.checkpoints.fit import choose_memory, resting_dtype
+from omnigen2.checkpoints.fit import choose_memory, make_room
 from omnigen2.checkpoints.locate import Checkpoint
+from omnigen2.checkpoints.source import Source
 from omnigen2.completion import complete_decoding, complete_sampling, draw_seed
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.explain import explain
 from omnigen2.memory.choice import MemoryChoice
-from omnigen2.memory.device import pick_device, pick_dtype
+from omnigen2.memory.device import is_out_of_memory, pick_device, pick_dtype
 from omnigen2.memory.placement import Placement
-from omnigen2.memory.quantize import quantize
 from omnigen2.memory.residency import Residency
 from omnigen2.network import compiled, threads
 from omnigen2.network.attention import use_newest_flash
 from omnigen2.params import Adapters, Decoding, InvalidTask, P, ReferenceSampling, SamplingOptions
 from omnigen2.pipeline import Pipeline, check_text, readable
 from omnigen2.sizes import Size
-from omnigen2.task import ImageTask, TextTask
+from omnigen2.task import ImageTask, OutOfMemory, TextTask
 
 Lora = str | Path | Mapping[str, object] | Sequence[str | Path | Mapping[str, object]] | None
 OnStep = Callable[[int, int, "Tensor | list[Tensor]"], None]
@@ -55,9 +56,11 @@ class Pictures(list[Image]):
 class OmniGen2:
     """A loaded checkpoint. Not safe for use by several threads at once; the engine serialises that."""
 
-    def __init__(self, pipeline: Pipeline):
+    def __init__(self, pipeline: Pipeline, source: Source | None = None):
+        """`source`: what it was loaded from."""
         self.pipeline = pipeline
         self.card = pipeline.card
+        self._source = source
 
     @classmethod
     def load(cls, source: str, placement: Placement) -> "OmniGen2":
@@ -70,34 +73,47 @@ class OmniGen2:
         cls, checkpoint: Checkpoint, placement: Placement, choice: MemoryChoice | None = None
     ) -> "OmniGen2":
         """Load a checkpoint, in the memory mode of `choice` if one was made. Raises as `omnigen2.load`."""
-        folder = checkpoint.folder
+        folder, wanted = checkpoint.folder, placement.quantize
         load.check_layout(folder)
         place = pick_device(placement.device)
         kind = pick_dtype(placement.dtype, place)
-        wanted = placement.quantize
         is_compiled = compiled.wanted(placement.compile, place)
         choice = choice or choose_memory(checkpoint, kind, place, placement.memory, wanted)
-        mode = choice.mode
-        checkpoint = checkpoint.verified()
-
-        def resting(part: str) -> torch.dtype:
-            as_computed = mode == "resident" and not wanted
-            return kind if as_computed else resting_dtype(checkpoint, part, kind)
-
-        transformer = load.load_transformer(folder, resting("transformer")).eval()
-        autoencoder = load.load_autoencoder(folder, resting("vae"), transformer.config["patch_size"])
-        language = load.load_language_model(folder, resting("mllm"))
-        load.check_fit(transformer, autoencoder, language)
-        quantize(transformer, language.mllm, wanted, place)
-        check = None if mode == "resident" else load.unchanged(folder, checkpoint.digest)
-        residency = Residency(transformer, language, autoencoder, place, kind, choice, check=check)
-        card = checkpoint.identity.model_copy(update={"quantize": str(wanted)})
-        if locate.weights_digest(folder) != checkpoint.digest:
-            raise ValueError(f"the files in {folder} were changed while they were loaded; try again")
+        source = Source(checkpoint.verified(), replace(placement, memory=choice.mode))
+        networks = source.networks()
+        check = None if choice.mode == "resident" else load.unchanged(folder, source.checkpoint.digest)
+        residency = Residency(*networks, place, kind, choice, check=check, reload=source.networks)
+        card = source.checkpoint.identity.model_copy(update={"quantize": str(wanted)})
+        source.verify()
         use_newest_flash(place)
+        transformer, language, autoencoder = networks
         if is_compiled:
             compiled.compile_blocks(transformer)
-        return cls(Pipeline(transformer, autoencoder, language, card, residency))
+        return cls(Pipeline(transformer, autoencoder, language, card, residency), source)
+
+    def leave(self) -> None:
+        """Take the weights off the device, until `come_back`."""
+        self.pipeline.residency.leave()
+
+    def come_back(self, evict: Callable[[], bool]) -> None:
+        """Bring the weights back, in the memory mode they had; `evict` as for `make_room`.
+
+        Raises:
+            OutOfMemory: there is no room; they are still away.
+            ValueError, OSError: they are no longer in their files.
+        """
+        residency, source = self.pipeline.residency, self._source
+        if source is not None:
+            make_room(source.checkpoint, replace(source.placement, memory=residency.mode), evict)
+        try:
+            loaded = residency.come()
+        except Exception as error:
+            residency.leave()
+            if is_out_of_memory(error):
+                raise OutOfMemory(f"the model {self.card.id} does not fit beside what is there") from None
+            raise
+        if loaded and source is not None:
+            source.verify()
 
     @cached_property
     def threads(self) -> int:

@@ -59,10 +59,11 @@ Task = ImageTask | TextTask
 class Progress:
     """Where a task is. `preview` is a small picture of the current estimate, made only on request.
 
-    `moved`: what did it was lost, and another replica begins anew.
+    `moved`: what did it was lost, and another replica begins anew. `paused`: it stands still while another
+    model has the device.
     """
 
-    stage: Literal["encode", "denoise", "decode", "write", "moved"]
+    stage: Literal["encode", "denoise", "decode", "write", "moved", "paused"]
     step: int = 0
     steps: int = 0
     preview: Image | None = None
@@ -89,7 +90,13 @@ class Cancelled(Exception):
 
 
 class OutOfMemory(Exception):
-    """The task does not fit into the device's memory, alone and after every cache was freed."""
+    """There is too little memory on the device: for a task, alone and after every cache was freed, or for a
+    model. `final`: it would not fit either if every other model were gone.
+    """
+
+    def __init__(self, message: str, final: bool = False):
+        super().__init__(message)
+        self.final = final
 
 
 @dataclass(eq=False)
@@ -173,6 +180,30 @@ class Placed(Protocol):
 
     def memory_choice(self) -> MemoryChoice:
         """The memory mode it is in now, and why."""
+        ...
+
+
+@runtime_checkable
+class Yielding(Backend, Protocol):
+    """A backend whose tasks need not end before another model comes, where there is no memory for both.
+
+    Called from any thread, one at a time. At rest it takes tasks, which wait, and has no room.
+    """
+
+    def rest(self) -> None:
+        """Take the weights off the device before the next step; tasks stand still until `resume`."""
+        ...
+
+    def resume(self, evict: Callable[[], bool]) -> None:
+        """Bring the weights back; tasks go on. `evict` as in `omnigen2.factory.BackendFactory.load`.
+
+        Raises:
+            OutOfMemory: there is no room; it still rests.
+        """
+        ...
+
+    def give_up(self, error: Exception) -> None:
+        """Fail every task with this error, and close: the weights cannot come back."""
         ...
 
 

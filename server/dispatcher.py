@@ -131,7 +131,8 @@ class Dispatcher:
 
     def lane(self, job: Job) -> Lane:
         """The lane of a job."""
-        return self._lanes.setdefault((job.model, job.is_text), Lane(job.model))
+        lane = Lane(job.model, partial(self._manager.waits_for, job.model))
+        return self._lanes.setdefault((job.model, job.is_text), lane)
 
     # -- one job, from begin to end -------------------------------------------------------------------
 

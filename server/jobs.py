@@ -127,7 +127,7 @@ class Job:
         took, before = None, self.status
         if self._step_at is not None and progress.step > max(1, before.step):
             took = (when - self._step_at) / (progress.step - before.step)
-        self._step_at = when
+        self._step_at = None if progress.stage == "paused" else when
         self.picture = progress.preview or self.picture
         fields: dict[str, Any] = {"stage": progress.stage}
         if progress.steps:  # a stage without steps does not take back those that were done

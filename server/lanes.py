@@ -5,12 +5,13 @@ What a model reports on its own thread is kept here until the event loop takes i
 
 from asyncio import TimerHandle
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from omnigen2.task import Backend, Progress
+from server.errors import without_folders
 from server.jobs import Job
 from server.log import get_logger
 from server.queue import FairQueue
@@ -20,6 +21,8 @@ log = get_logger(__name__)
 
 LOADING = "load"
 """The stage of a job that waits for its model to be loaded."""
+WAITING = "wait for memory: the model {} is in use"
+"""The same, while another model has its turn that does not fit into memory beside it."""
 MAX_PENDING = 64
 """Most progress events that are kept until the loop takes them in."""
 CANDIDATES = 8
@@ -35,6 +38,8 @@ class Lane:
     """The queue and the running jobs of one kind for one model."""
 
     model: str
+    obstacle: Callable[[], str | None] = lambda: None
+    """The model in use that must have had its turn before this one is loaded."""
     queue: FairQueue[Job] = field(default_factory=FairQueue[Job])
     running: set[Job] = field(default_factory=set[Job])
     loading: "Future[Backend] | None" = None
@@ -103,7 +108,10 @@ class Lane:
         return job.state == "queued" and self.loading is not None
 
     def _status(self, job: Job, preview: Picture | None = None) -> JobStatus:
-        stage = LOADING if self.is_loading(job) else job.status.stage
+        stage = job.status.stage
+        if self.is_loading(job):
+            name = self.obstacle()
+            stage = LOADING if name is None else WAITING.format(without_folders(name))
         return job.status.changed(stage=stage, eta_seconds=self.eta_s(job), preview=preview)
 
     def candidates(self) -> list[Job]:

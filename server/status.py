@@ -9,6 +9,7 @@ def progress_line(job: JobStatus) -> str:
     """Position or step, and the time it will still take."""
     if job.status == "queued":
         where = f"waiting, {job.position} ahead" if job.position else "next in line"
+        where += f", {job.stage}" if job.stage else ""
     else:
         where = f"{job.stage} {job.step} of {job.steps}".lstrip() if job.steps else job.stage
     eta = job.eta_seconds

@@ -46,6 +46,7 @@ SLOW = {
     "omnigen2/test_single_files.py": "converts and loads models",
     "omnigen2/test_threads.py": "measures layers",
     "omnigen2/test_training.py": "trains",
+    "omnigen2/test_two_models.py": "loads models that do not fit together",
     "omnigen2/test_world.py": "thousands of scenes",
     "server/core/test_adapters.py": "requests in company and alone",
     "server/core/test_allocator.py": "allocates gigabytes",

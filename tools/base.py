@@ -170,7 +170,7 @@ class JobStatus(Result):
     position: int
     """Jobs ahead of it in the queue."""
     stage: str
-    """What is being done."""
+    """What is being done; `paused`: another model has the device for some seconds."""
     step: int
     steps: int
     eta_seconds: float | None
@@ -200,8 +200,8 @@ class JobStatus(Result):
         if self.error is not None:
             return f"Job {self.job_id} is {self.status}: {self.error.message} {self.error.advice}".rstrip()
         where = f", {self.position} ahead of it" if self.status == "queued" and self.position else ""
-        if self.status == "running" and self.stage:
-            where = f", {self.stage} {self.step} of {self.steps}" if self.steps else f", {self.stage}"
+        if self.stage:
+            where += f", {self.stage} {self.step} of {self.steps}" if self.steps else f", {self.stage}"
         eta = "" if self.eta_seconds is None else f", about {self.eta_seconds:.0f} s left"
         return f"Job {self.job_id} is {self.status}{where}{eta}."
 

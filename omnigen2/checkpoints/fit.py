@@ -4,6 +4,7 @@ import gc
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import psutil
 import torch
@@ -117,6 +118,13 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def held_bytes(device: torch.device) -> int:
+    """Bytes of a device that this process has taken: more does not become free, whatever it unloads."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return psutil.Process().memory_info().rss
+
+
 def choose_memory(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
@@ -169,12 +177,14 @@ def make_room(checkpoint: Checkpoint, placement: Placement, evict: Callable[[], 
             torch.cuda.empty_cache()
         choice = choose()
     if not choice.fits:
-        free = Need(free_bytes(place), free_bytes(torch.device("cpu")))
+        need, free = choice.needs[choice.mode], Need(free_bytes(place), free_bytes(torch.device("cpu")))
+        most = replace(free, device_bytes=free.device_bytes + held_bytes(place))
         raise OutOfMemory(
-            f"the model in {checkpoint.folder} {_against(choice.needs[choice.mode], free, place)} "
+            f"the model in {checkpoint.folder} {_against(need, free, place)} "
             f"(memory: {choice.mode}); "
             "free memory, quantise it (quantize: int8 or nf4), choose another device, or use a smaller model "
-            "such as nano"
+            "such as nano",
+            final=not _fits(need, most, place, placement.quantize),
         )
     return choice
 

@@ -36,9 +36,12 @@ class Engine:
     def __init__(self, model: OmniGen2, tokens_in_flight: int | None = None):
         """`tokens_in_flight`: tokens of a step up to which tasks join; None: as many as memory allows."""
         self.card = model.card
+        self._model = model
         self._pipeline = pipeline = model.pipeline
         self._tickets = tickets = Tickets()
-        memory = DeviceMemory(pipeline)
+        self._memory = memory = DeviceMemory(pipeline)
+        self._device = threading.Lock()
+        """Held while something is computed, and while the weights leave and come."""
         budget = tokens_in_flight or pipeline.token_budget()
         self._threads = model.threads
         self._pictures = RunningPictures(pipeline, tickets, memory, budget, lambda: self._texts.running)
@@ -62,6 +65,8 @@ class Engine:
 
     def has_room(self, task: Task) -> bool:
         """Whether the task would be computed at once if it were submitted now."""
+        if self._tickets.paused:
+            return False
         return self._texts.has_room(task) if isinstance(task, TextTask) else self._pictures.has_room(task)
 
     def cost(self, task: Task) -> float:
@@ -84,6 +89,36 @@ class Engine:
         """The memory mode the model is in now, and why."""
         return self._pipeline.residency.choice
 
+    def rest(self) -> None:
+        """Take the weights off the device before the next turn; tasks stand still until `resume`."""
+        self._tickets.pause(True)
+        with self._device:
+            self._model.leave()
+            self._memory.free()
+        for ticket in self._tickets.taken():
+            try:
+                self._tickets.report(ticket, Progress("paused"))
+            except Exception:  # it fails at the next step, as it will raise there, too
+                log.warning("a listener failed", exc_info=True)
+
+    def resume(self, evict: Callable[[], bool]) -> None:
+        """Bring the weights back, and go on. `evict` as for `make_room` (`omnigen2.checkpoints.fit`).
+
+        Raises:
+            OutOfMemory: there is no room; it still rests.
+            ValueError, OSError: the weights are no longer in their files.
+        """
+        with self._device:
+            self._model.come_back(evict)
+        self._tickets.pause(False)
+
+    def give_up(self, error: Exception) -> None:
+        """Fail running and waiting tasks with an error, and free the device: the weights cannot come back."""
+        with self._device:
+            for ticket in (*self._tickets.taken(), *self._tickets.waiting()):
+                self._tickets.answer(ticket, error)
+        self.close()
+
     def close(self) -> None:
         """Fail running and waiting tasks with `Cancelled` and free the device. Idempotent."""
         self._tickets.close()
@@ -95,8 +130,10 @@ class Engine:
     def _run(self) -> None:
         while self._tickets.wait():
             try:
-                self._drop_cancelled()
-                self._take_turn()
+                with self._device:
+                    self._drop_cancelled()
+                    if not self._tickets.paused:
+                        self._take_turn()
             except BaseException as error:
                 self._start_over(Task, error)
         gone = Cancelled("the model was unloaded")

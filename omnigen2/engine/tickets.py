@@ -16,6 +16,8 @@ from omnigen2.task import Cancelled, ImageTask, Outcome, OutOfMemory, Progress, 
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 0.2
+"""Seconds between looks for cancelled tickets while all work stands still."""
 Kind = type[ImageTask] | type[TextTask] | UnionType
 
 
@@ -38,6 +40,7 @@ class Tickets:
         self._waiting: deque[Ticket] = deque()
         self._taken: list[Ticket] = []
         self._closed = False
+        self._paused = False
         self.answered = 0
         """How many were answered."""
         self._last_progress = time.monotonic()
@@ -53,10 +56,24 @@ class Tickets:
             self._changed.notify_all()
 
     def wait(self) -> bool:
-        """Sleep until a ticket is here; False once closed."""
+        """Sleep until a ticket is here, and while paused for at most `LOOK_S` more; False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting or self._taken)
+            if self._paused:
+                self._changed.wait_for(lambda: self._closed or not self._paused, LOOK_S)
             return not self._closed
+
+    def pause(self, paused: bool) -> None:
+        """Let all work stand still, or go on."""
+        with self._changed:
+            self._paused = paused
+            self._last_progress = time.monotonic()
+            self._changed.notify_all()
+
+    @property
+    def paused(self) -> bool:
+        """Whether all work stands still."""
+        return self._paused
 
     def first(self, kind: Kind) -> Ticket | None:
         """The ticket for such a task that has waited longest."""
@@ -121,7 +138,7 @@ class Tickets:
     def stalled_s(self) -> float:
         """Seconds since the work went on, or since there is some; 0.0 without work."""
         with self._changed:
-            busy = self._waiting or self._taken
+            busy = (self._waiting or self._taken) and not self._paused
             return time.monotonic() - self._last_progress if busy else 0.0
 
 

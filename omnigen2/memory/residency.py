@@ -23,6 +23,7 @@ from omnigen2.memory.weights import (
     Unit,
     computed_dtype,
     device_bytes,
+    nothing,
     tensors_of,
 )
 
@@ -44,11 +45,12 @@ class Residency:
         *,
         check: Callable[[], None] | None = None,
         ahead: bool | None = None,
+        reload: Callable[[], tuple[Any, Any, Any]] | None = None,
     ):
         """The modules are on the CPU, as they were loaded, perhaps mapped from files.
 
         `check` raises if those files have changed; it is called before and after weights are used that rest.
-        `ahead` as for `Slots`.
+        `ahead` as for `Slots`. `reload` loads transformer, language model and autoencoder once more.
 
         Raises:
             ValueError: the mode is unknown.
@@ -56,6 +58,8 @@ class Residency:
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
         self.dtype, self._ahead = dtype, ahead
         self._check = check or (lambda: None)
+        self._reload = reload
+        self._dropped = False
         self._transformer, self._language, self._autoencoder = transformer, language, autoencoder
         self.choice = choice
         self._undo: list[Callable[[], None]] = []
@@ -82,6 +86,38 @@ class Residency:
         """How the weights are arranged now."""
         return self.choice.mode
 
+    def leave(self) -> None:
+        """Take all weights off the device, until `come`.
+
+        They rest in the host's memory if that is another than the device's and has room for them. Otherwise
+        they are dropped, and loaded again.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # blocks may be on their way
+        host_has_room = self.device.type != "cpu" and self._host_has_room(self.bytes)
+        if self._reload is None or host_has_room:
+            self._release()
+            return
+        self._take_back()
+        for tensor in tensors_of(self._modules()):
+            tensor.data = nothing(tensor.dtype, self.device).expand(tensor.shape)
+        self._dropped = True
+
+    def come(self) -> bool:
+        """Bring the weights back as they were arranged; whether they were loaded again.
+
+        Raises what `reload` does; they are still away then.
+        """
+        loaded = self._dropped
+        if loaded and self._reload is not None:
+            transformer, language, autoencoder = self._reload()
+            fresh = tensors_of((transformer, language.mllm, autoencoder.vae))
+            for tensor, new in zip(tensors_of(self._modules()), fresh, strict=True):
+                tensor.data = new.data
+            self._dropped = False
+        self.arrange(self.mode, self.choice.reason)
+        return loaded
+
     @property
     def can_lower(self) -> bool:
         """Whether another mode takes less of the device's memory, and can be changed to now.
@@ -90,7 +126,7 @@ class Residency:
         """
         if self.device.type == "cpu" or self.mode == MODES[-1] or any(part.in_use for part in self._parts):
             return False
-        return psutil.virtual_memory().available > HOST_MARGIN * self.bytes
+        return self._host_has_room(self.bytes)
 
     def lower(self) -> None:
         """Change to the next mode."""
@@ -109,16 +145,24 @@ class Residency:
     def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self._transformer, self._language.mllm, self._autoencoder.vae
 
+    def _host_has_room(self, size: int) -> bool:
+        """Whether weights of that many bytes can come to rest in the host's memory."""
+        return psutil.virtual_memory().available > HOST_MARGIN * size
+
     def _release(self) -> None:
-        """Put all weights back where they rest."""
+        """Put all weights back where they rest, or on the CPU."""
+        self._take_back()
+        for tensor in tensors_of(self._modules()):
+            tensor.data = tensor.data.cpu()
+
+    def _take_back(self) -> None:
+        """Undo what was arranged: weights that come and go are where they rest."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
         self._parts.clear()
         for owner in (self._transformer, self._language, self._autoencoder):
             owner.weights = HERE
-        for tensor in tensors_of(self._modules()):
-            tensor.data = tensor.data.cpu()
 
     def _settle(self, tensor: Tensor) -> None:
         """Move a tensor to the device, and away from its file.
@@ -137,7 +181,7 @@ class Residency:
         if self.device.type != "cuda":
             return False
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(self._modules()))
-        return psutil.virtual_memory().available > HOST_MARGIN * total
+        return self._host_has_room(total)
 
     def _offload(self) -> None:
         """The two large parts take turns; the autoencoder comes for as long as it works."""

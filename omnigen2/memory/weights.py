@@ -52,7 +52,7 @@ class Unit:
         self._device = device
         self._dtypes = [computed_dtype(tensor, dtype) for tensor in self._tensors]
         self._resting = [
-            _nothing(own, device).expand(tensor.shape)
+            nothing(own, device).expand(tensor.shape)
             for tensor, own in zip(self._tensors, self._dtypes, strict=True)
         ]
         self.rest()
@@ -289,8 +289,8 @@ def computed_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 @cache
 @torch.inference_mode(False)
-def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """NaN, or the lowest integer."""
+def nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What stands in the place of a weight that is away: NaN, or the lowest integer."""
     value = float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
     return torch.full((), value, dtype=dtype, device=device)
 

@@ -179,9 +179,11 @@ class Writer:
         self.remove(text)
 
     def forget(self) -> None:
-        """Free the memory that is kept for texts to come."""
+        """Free the memory that is kept for texts to come, and what was recorded."""
         if not self._row:
             self._shared = None
+        elif self._shared is not None:
+            self._shared.forget()
 
     @isolated
     def step(self) -> None:
@@ -254,6 +256,10 @@ class _Shared:
             return self.compute()
         self._recorded = self._recorded or Recorded(self.compute, self._language.device)
         return self._recorded()
+
+    def forget(self) -> None:
+        """Drop what was recorded: it takes memory, and reads weights where they were."""
+        self._recorded = None
 
     def compute(self) -> Tensor:
         """The logits from what the table holds."""

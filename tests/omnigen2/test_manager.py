@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import omnigen2
-from omnigen2 import manager as manager_module
+from omnigen2 import resident as resident_module
 from omnigen2.checkpoints import fit, hashes, load, locate
 from omnigen2.checkpoints.card import ModelCard, published_card
 from omnigen2.engine.engine import Engine
@@ -130,7 +130,7 @@ def test_a_replaced_model_that_hangs_keeps_no_other_from_loading() -> None:
 
 
 def test_an_idle_model_is_unloaded_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "IN_HAND_S", 0.0)
+    monkeypatch.setattr(resident_module, "IN_HAND_S", 0.0)
     manager, plugin = with_plugin(idle_unload_s=0.05)
     assert not manager.has_loaded("plugin")
     manager.acquire("plugin").result(60)
@@ -140,7 +140,7 @@ def test_an_idle_model_is_unloaded_after_its_time(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_idle_model_gives_way_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "IN_HAND_S", -1.0)
+    monkeypatch.setattr(resident_module, "IN_HAND_S", -1.0)
     manager, plugin = with_plugin()
     manager.acquire("plugin").result(60)
     monkeypatch.setattr(fit, "free_bytes", lambda device: 10**9 if plugin.closed.is_set() else 10)
