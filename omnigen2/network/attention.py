@@ -113,12 +113,11 @@ def _attend_each(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> T
     parts = [
         F.scaled_dot_product_attention(
             q[..., start:end, :], k[..., start:end, :], v[..., start:end, :], enable_gqa=True
-        )
+        )[0].transpose(0, 1)
         for start, end in pairwise(bounds.tolist())
         if start < end
     ]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return out[0].transpose(0, 1).contiguous()
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True, eq=False)

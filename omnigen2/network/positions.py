@@ -67,12 +67,16 @@ def _turns(count: int, size: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of `x` (T, heads, head_dim) by `rotation` (T, head_dim / 2, 2)."""
+    """Turn neighbouring channel pairs of `x` (T, heads, head_dim) by `rotation` (T, head_dim / 2, 2).
+
+    In the memory of `x` where nothing is learnt.
+    """
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # compilers know no complex numbers
         (a, b), (cos, sin) = pairs.split(1, dim=-1), rotation[:, None].split(1, dim=-1)
         first = torch.arange(2, device=x.device) == 0
         turned = torch.where(first, a * cos - b * sin, a * sin + b * cos)
     else:  # the same products and sums, in one sweep
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation)[:, None])
+        numbers, factors = torch.view_as_complex(pairs), torch.view_as_complex(rotation)[:, None]
+        turned = torch.view_as_real(numbers * factors if torch.is_grad_enabled() else numbers.mul_(factors))
     return turned.flatten(-2).to(x.dtype)
