@@ -58,6 +58,18 @@ class Work:
     peak_weights: int = 0
     """What weights had of it: memory that was copied from the host's."""
 
+    def __add__(self, other: "Work") -> "Work":
+        """Both, one after the other."""
+        added = {
+            name: max(value, getattr(other, name)) if "peak" in name else value + getattr(other, name)
+            for name, value in vars(self).items()
+        }
+        return Work(**added)
+
+    def __mul__(self, times: int) -> "Work":
+        """The same as often, one after the other."""
+        return Work(**{n: value if "peak" in n else value * times for n, value in vars(self).items()})
+
 
 class Counter(TorchDispatchMode):
     """Counts everything that is done within it on `GPU`."""
@@ -94,6 +106,13 @@ class Counter(TorchDispatchMode):
         self.work.kernels += 1
         self.work.elementwise_bytes += sum(map(_bytes, tensors))
 
+    def made(self, values: Tensor) -> Tensor:
+        """A tensor on `GPU` that a kernel wrote, and whose values, integers, are known."""
+        made = torch.empty_like(values, device=GPU)
+        self._know(made, values)
+        self.launch([made])
+        return made
+
     def hosted(self, tensor: Tensor) -> bool:
         """Whether a tensor was given to `host`."""
         return tensor.is_meta and tensor.untyped_storage()._cdata in self._hosted
@@ -129,7 +148,7 @@ class Counter(TorchDispatchMode):
         for output in outputs:
             self._hold(output)
         if isinstance(values, Tensor) and isinstance(made, Tensor) and made.device == GPU:
-            self._values[id(made)] = weakref.ref(made, partial(_drop, self._values, id(made))), values
+            self._know(made, values)
         self._count(func, args, given, inputs, outputs)
         return made
 
@@ -176,6 +195,10 @@ class Counter(TorchDispatchMode):
 
         on_host = {"device": torch.device("cpu")} if "device" in given else {}
         return func(*tree_map(swapped, args), **tree_map(swapped, given) | on_host)
+
+    def _know(self, tensor: Tensor, values: Tensor) -> None:
+        key = id(tensor)
+        self._values[key] = weakref.ref(tensor, partial(_drop, self._values, key)), values
 
     def _known(self, tensor: Tensor) -> Tensor | None:
         if tensor.is_floating_point() or tensor.is_complex() or self.hosted(tensor):
@@ -246,11 +269,11 @@ class CodeForGpu(TorchFunctionMode):
             self._counter.launch([first, normed])  # by one kernel, where the meta device has eight
             return normed
         if func is F.scaled_dot_product_attention:
-            return _attend(*args, **given)
+            return attend(*args, **given)
         return func(*args, **given)
 
 
-def _attend(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,

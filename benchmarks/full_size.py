@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import omnigen2
-from benchmarks.shapes import GOLDEN, parts
+from benchmarks.shapes import GOLDEN, Size, parts
 from omnigen2.engine.engine import Engine
 from omnigen2.memory.choice import MODES
 from omnigen2.params import Decoding, ReferenceSampling
@@ -47,9 +47,9 @@ CASES = ("picture", "edit", "answer")
 # -- making a checkpoint ------------------------------------------------------------------------------
 
 
-def make(folder: Path, tiny: bool, mid: bool) -> None:
+def make(folder: Path, size: Size) -> None:
     """Write a checkpoint with random bfloat16 weights, in shards."""
-    for name, part in parts(tiny, mid=mid).items():
+    for name, part in parts(size).items():
         part.save_config(folder / name) if name != "mllm" else part.config.save_pretrained(folder / name)
         _write_shards(folder / name, NAMES[name], part)
     for name in ("processor", "scheduler"):
@@ -232,7 +232,7 @@ def main() -> None:
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     if options.make:
-        make(options.make, options.tiny, options.mid)
+        make(options.make, "tiny" if options.tiny else "mid" if options.mid else "full")
     if options.run and len(options.memory) == 1:
         side, steps = options.side or (1024 if gpu else 256), options.steps or (10 if gpu else 2)
         run(options.run, options.memory[0], side, steps, options.dtype, options.cases)

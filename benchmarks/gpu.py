@@ -27,6 +27,7 @@ from PIL import Image
 import omnigen2
 from benchmarks.full_size import GB, make, make_task
 from benchmarks.plan import count
+from benchmarks.shapes import Size
 from omnigen2.engine.engine import Engine
 from omnigen2.memory.choice import MODES
 from omnigen2.memory.placement import KINDS
@@ -160,8 +161,9 @@ def everything(asked: argparse.Namespace, folder: Path, side: int) -> None:
     until = time.time() + asked.seconds
     if not torch.cuda.is_available():
         show({"device": "cpu", "note": "there is no GPU: nothing of it is measured"})
+    size: Size = "tiny" if asked.tiny else "full"
     if not folder.exists():
-        make(folder, asked.tiny, False)
+        make(folder, size)
     common = ["--folder", str(folder), *(["--tiny"] if asked.tiny else [])]
     halfway = time.time() + (until - time.time()) / 2 if "speed" in asked.part else until
     for memory, quantize in itertools.product(MODES, KINDS) if "memory" in asked.part else ():
@@ -169,7 +171,7 @@ def everything(asked: argparse.Namespace, folder: Path, side: int) -> None:
         if time.time() > halfway:
             show(facts | {"not_measured": "the time was over"})
             continue
-        facts["planned_peak_gb"] = count("edit", side, memory, asked.tiny, quantize).told()["peak_gb"]
+        facts["planned_peak_gb"] = count("edit", side, memory, size, quantize).told()["peak_gb"]
         apart([*common, "--one", "memory", memory, quantize], facts, halfway)
     if "speed" in asked.part:
         apart([*common, "--one", "speed"], {"part": "speed"}, until)

@@ -13,6 +13,8 @@ from benchmarks.counting import Work
 TERA, GIGA = 1e12, 1e9
 LAUNCH = 5e-6
 """Seconds that the host takes for a kernel: below that the device waits for it."""
+SYNC = 10e-6
+"""Seconds that the device is idle when the host waits for a value of it."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,21 @@ class Machine:
     fp8_products: float = 0.0
     """Of products of 8-bit floats; 0 where there are none."""
 
-    def seconds(
-        self, work: Work, elementwise_bytes: int | None = None, kernels: int | None = None, in_fp8: int = 0
-    ) -> float:
+    def seconds(self, work: Work, in_fp8: int = 0) -> float:
         """Of work whose copies from the host are hidden behind it, as far as they are shorter.
 
-        `elementwise_bytes`, `kernels`: instead of those that were counted; `in_fp8`: FLOP of products that
-        are of 8-bit floats.
+        Products take the longer of computing them and of moving their matrices; `in_fp8` FLOP of them are of
+        8-bit floats.
         """
-        moved = work.elementwise_bytes if elementwise_bytes is None else elementwise_bytes
+        products = (work.product_flop - in_fp8) / self.products
+        if in_fp8:
+            products += in_fp8 / self.fp8_products
         device = (
-            (work.product_flop - in_fp8) / self.products
-            + (in_fp8 / self.fp8_products if in_fp8 else 0.0)
+            max(products, work.product_bytes / self.memory)
             + work.attention_flop / self.attention
-            + moved / self.memory
+            + work.elementwise_bytes / self.memory
         )
-        host = LAUNCH * (work.kernels if kernels is None else kernels)
-        return max(device, host, work.copied_bytes / self.link)
+        return max(device, LAUNCH * work.kernels, work.copied_bytes / self.link) + SYNC * work.syncs
 
 
 MACHINES = (

@@ -41,7 +41,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0", "MALLOC_
 
 
 def _pipeline(size: str, device: torch.device) -> Pipeline:
-    made = parts(tiny=size == "tiny", mid=size == "mid", dtype=torch.float32)
+    made = parts(size, torch.float32)
     if device != GPU:
         made = {name: part.to_empty(device=device) for name, part in made.items()}
         for part in made.values():

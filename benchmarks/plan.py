@@ -3,13 +3,15 @@
     python -m benchmarks.plan                     # a table
     python -m benchmarks.plan --json              # one object per case and line
     python -m benchmarks.plan --case edit --side 1024 --memory resident
+    python -m benchmarks.plan --against FOLDER    # a checkout of the reference: how much longer it takes
 
-Text to image, an edit of one picture and a composition of two run through pipeline and `Denoiser.step` on
-tensors without values, in bfloat16, as they would on CUDA (`benchmarks/counting.py`). FLOPs, bytes, kernels,
-copies and synchronisations are those of one denoising step after the first, with full guidance; the peak is
-that of the whole request. Prompt and negative prompt have 300 and 100 tokens, references the picture's size.
-Seconds are computed from assumed rates (`benchmarks/machines.py`), `compiled` for compiled blocks
-(`benchmarks/fused.py`).
+Text to image, an edit of one picture and compositions of two and three run through pipeline and
+`Denoiser.step` on tensors without values, in bfloat16, as they would on CUDA (`benchmarks/counting.py`).
+FLOPs, bytes, kernels, copies and synchronisations are those of one denoising step after the first, with full
+guidance; the peak is that of the whole request. Prompt and negative prompt have 300 and 100 tokens,
+references the picture's size. Seconds are computed from assumed rates (`benchmarks/machines.py`), `compiled`
+for compiled blocks (`benchmarks/fused.py`). With `--against`, whole requests of 50 steps are counted here and
+in the reference, and what is assumed is printed (`benchmarks/beside.py`).
 """
 
 import argparse
@@ -17,7 +19,8 @@ import copy
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -26,10 +29,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
+from benchmarks import beside
 from benchmarks.counting import GPU, Counter, Work, counting
 from benchmarks.fused import fused
 from benchmarks.machines import MACHINES
-from benchmarks.shapes import PROCESSOR, parts
+from benchmarks.shapes import PROCESSOR, Size, parts
 from omnigen2.checkpoints.card import published_card
 from omnigen2.denoise import Denoiser
 from omnigen2.memory import quantize
@@ -43,7 +47,7 @@ from omnigen2.network.transformer import OmniGen2Transformer2DModel
 from omnigen2.pipeline import Pipeline, decoded
 from omnigen2.task import ImageTask
 
-CASES = {"text to image": 0, "edit": 1, "compose": 2}
+CASES = {"text to image": 0, "edit": 1, "compose": 2, "compose three": 3}
 """How many references each case has."""
 SIDES = (512, 1024, 2048)
 PROMPT_TOKENS, NEGATIVE_TOKENS = 300, 100
@@ -59,6 +63,7 @@ class Case:
     side: int
     memory: Mode
     quantize: Kind
+    task: ImageTask
     stages: dict[str, Work]
     blocks: "Blocks"
 
@@ -89,19 +94,25 @@ class Case:
             },
         }
 
+    def compiled_step(self) -> Work:
+        """A step of the full size whose blocks are compiled."""
+        step, own, compiled = self.stages["step"], self.blocks, fused(self.quantize)
+        return replace(
+            step,
+            elementwise_bytes=step.elementwise_bytes - own.moved + compiled.moved(own.tokens, own.calls),
+            kernels=step.kernels - own.kernels + compiled.kernels * own.calls,
+        )
+
     def expected(self) -> dict[str, Any]:
         """What a step takes if each block is compiled, and how long it takes on some GPUs: computed."""
-        step, own = self.stages["step"], self.blocks
-        compiled = fused(self.quantize)
-        moved = step.elementwise_bytes - own.moved + compiled.moved(own.tokens, own.calls)
-        kernels = step.kernels - own.kernels + compiled.kernels * own.calls
-        in_fp8 = own.product_flop if self.quantize == "fp8" else 0
+        compiled = self.compiled_step()
+        in_fp8 = self.blocks.product_flop if self.quantize == "fp8" else 0
         machines = [m for m in MACHINES if m.fp8_products or not in_fp8]
-        steps = {m.name: m.seconds(step, in_fp8=in_fp8) for m in machines}
-        fast = {m.name: m.seconds(step, moved, kernels, in_fp8) for m in machines}
+        steps = {m.name: m.seconds(self.stages["step"], in_fp8) for m in machines}
+        fast = {m.name: m.seconds(compiled, in_fp8) for m in machines}
         return {
-            "compiled_elementwise_gb": _gb(moved),
-            "compiled_kernels": kernels,
+            "compiled_elementwise_gb": _gb(compiled.elementwise_bytes),
+            "compiled_kernels": compiled.kernels,
             **{f"{name}_step_s": round(seconds, 4) for name, seconds in steps.items()},
             **{f"{name}_50_steps_s": round(50 * seconds, 2) for name, seconds in steps.items()},
             **{f"{name}_compiled_50_steps_s": round(50 * seconds, 2) for name, seconds in fast.items()},
@@ -137,9 +148,15 @@ class Blocks:
         self.product_flop += sign * work.product_flop
 
 
-def make_pipeline(counter: Counter, memory: Mode, tiny: bool = False, kind: Kind = "none") -> Pipeline:
+def make_pipeline(
+    counter: Counter,
+    memory: Mode,
+    size: Size = "full",
+    kind: Kind = "none",
+    dtype: torch.dtype = torch.bfloat16,
+) -> Pipeline:
     """A model whose weights rest on a host, and come to `GPU` as the memory mode says."""
-    made = parts(tiny, torch.float16)  # not the precision of the device: then every weight has to be copied
+    made = parts(size, torch.float16)  # not the precision of the device: then every weight has to be copied
     with mock.patch.object(quantize, "multiplies_fp8", lambda _: True):
         quantize.quantize(made["transformer"], made["mllm"], Quantization(kind, kind), GPU)
     counter.host(tensors_of(made.values()))
@@ -148,7 +165,7 @@ def make_pipeline(counter: Counter, memory: Mode, tiny: bool = False, kind: Kind
     tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
     language = LanguageModel(made["mllm"], tokenizer, Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR))
     chosen = MemoryChoice(memory)
-    residency = Residency(transformer, language, autoencoder, GPU, torch.bfloat16, chosen, ahead=True)
+    residency = Residency(transformer, language, autoencoder, GPU, dtype, chosen, ahead=True)
     return Pipeline(transformer, autoencoder, language, published_card("full"), residency)
 
 
@@ -167,11 +184,18 @@ def make_task(pipeline: Pipeline, references: int, side: int) -> ImageTask:
     return ImageTask(_text(pipeline, PROMPT_TOKENS), tuple(images), chosen)
 
 
-def count(case: str, side: int, memory: Mode, tiny: bool = False, kind: Kind = "none") -> Case:
+def count(
+    case: str,
+    side: int,
+    memory: Mode,
+    size: Size = "full",
+    kind: Kind = "none",
+    dtype: torch.dtype = torch.bfloat16,
+) -> Case:
     """Run a case, stage by stage."""
     stages: dict[str, Work] = {}
     with counting() as counter:
-        pipeline = make_pipeline(counter, memory, tiny, kind)
+        pipeline = make_pipeline(counter, memory, size, kind, dtype)
         limits = pipeline.card.limits.model_copy(update={"max_pixels": side * side, "max_input_side": side})
 
         def stage(name: str, run: Callable[[], T]) -> T:
@@ -192,7 +216,7 @@ def count(case: str, side: int, memory: Mode, tiny: bool = False, kind: Kind = "
         blocks = copy.copy(blocks)
         denoiser.step()
         stage("decode", lambda: pipeline.finish(task, samples, limits))
-    return Case(case, side, memory, kind, stages, blocks)
+    return Case(case, side, memory, kind, task, stages, blocks)
 
 
 def _text(pipeline: Pipeline, tokens: int) -> str:
@@ -225,13 +249,23 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--case", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--side", nargs="+", default=list(SIDES), type=int, metavar="PIXELS")
+    parser.add_argument(
+        "--side", nargs="+", type=int, metavar="PIXELS", help=f"of pictures; {SIDES} if absent"
+    )
     parser.add_argument("--memory", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--quantize", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="count the reference, too; 1024 pixels, all resident"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the code")
     asked = parser.parse_args()
-    cases = itertools.product(asked.case, asked.side, asked.memory, asked.quantize)
-    counted = (count(case, side, memory, asked.tiny, kind) for case, side, memory, kind in cases)
+    size: Size = "tiny" if asked.tiny else "full"
+    if asked.against:
+        both = itertools.product(asked.case, asked.side or [1024])
+        beside.show(asked.against, [count(*own, "resident", size) for own in both], size, asked.json)
+        return
+    cases = itertools.product(asked.case, asked.side or SIDES, asked.memory, asked.quantize)
+    counted = (count(case, side, memory, size, kind) for case, side, memory, kind in cases)
     rows = (own.told() | ({} if asked.tiny else own.expected()) for own in counted)
     for line in map(json.dumps, rows) if asked.json else _table(rows):
         print(line, flush=True)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -69,15 +69,14 @@ QWEN_3B_VISION = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_si
 TINY_VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
 FLUX_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
 TINY_VAE = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+TRANSFORMERS = {"full": FULL_TRANSFORMER, "mid": MID_TRANSFORMER, "tiny": TINY_TRANSFORMER}
+Size = Literal["full", "mid", "tiny"]
+"""Of a model; with `mid`, the transformer has 63 million parameters and all else is tiny."""
 
 
-def parts(tiny: bool = False, dtype: torch.dtype = torch.bfloat16, mid: bool = False) -> dict[str, Any]:
-    """The modules by the folder they have in a checkpoint, on the meta device.
-
-    With `mid`, the transformer has 63 million parameters and all else is tiny.
-    """
-    shape = MID_TRANSFORMER if mid else TINY_TRANSFORMER if tiny else FULL_TRANSFORMER
-    tiny = tiny or mid
+def parts(size: Size = "full", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """The modules by the folder they have in a checkpoint, on the meta device."""
+    tiny = size != "full"
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(PROCESSOR)
     config = Qwen2_5_VLConfig(
         text_config=TINY_QWEN if tiny else QWEN_3B,
@@ -86,7 +85,7 @@ def parts(tiny: bool = False, dtype: torch.dtype = torch.bfloat16, mid: bool = F
         tie_word_embeddings=True,
     )
     with torch.device("meta"), _default_dtype(dtype):
-        transformer = OmniGen2Transformer2DModel(**shape)
+        transformer = OmniGen2Transformer2DModel(**TRANSFORMERS[size])
         autoencoder = AutoencoderKL(
             in_channels=3,
             out_channels=3,

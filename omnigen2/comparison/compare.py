@@ -143,11 +143,7 @@ def compare(reference: Path, settings: Settings) -> tuple[dict[str, Any], Iterat
         ValueError: `reference` holds no checkout of the reference implementation, or it cannot be imported; a
             process ended.
     """
-    if not (reference / REFERENCE).is_file():
-        raise ValueError(
-            f"against: {reference} holds no reference implementation ({REFERENCE} is missing); "
-            "give the folder of a checkout of github.com/VectorSpaceLab/OmniGen2"
-        )
+    check_reference(reference)
     model = locate.find(settings.model).folder
     ours = Worker("ours", ROOT, model, settings.device, settings.dtype)
     facts = dict(ours.facts)
@@ -163,6 +159,15 @@ def compare(reference: Path, settings: Settings) -> tuple[dict[str, Any], Iterat
     facts = {"model": settings.model, "side": side, "steps": steps, "speed": settings.speed, **facts}
     facts["reference_threads"] = other.facts["threads"]
     return facts, _cases(ours, other, settings.rounds, [own | asked for own in sampling])
+
+
+def check_reference(folder: Path) -> None:
+    """Raise ValueError unless a folder holds a checkout of the reference implementation."""
+    if not (folder / REFERENCE).is_file():
+        raise ValueError(
+            f"against: {folder} holds no reference implementation ({REFERENCE} is missing); "
+            "give the folder of a checkout of github.com/VectorSpaceLab/OmniGen2"
+        )
 
 
 def _cases(ours: Worker, other: Worker, rounds: int, sampling: list[dict[str, Any]]) -> Iterator[Compared]:
