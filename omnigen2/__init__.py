@@ -16,6 +16,7 @@ def load(
     dtype: str = "auto",
     memory: str = "auto",
     quantize: str = "none",
+    compile: str = "auto",
 ) -> "OmniGen2":
     """Load a model: `nano`, a folder in the published layout, a file of ComfyUI or a folder of them, or the
     id of a downloaded repository.
@@ -24,17 +25,18 @@ def load(
     `float32`, `bfloat16` or `float16`. `memory` is `resident` (all weights stay on the device), `offload`
     (the large parts take turns), `stream` (the blocks come one by one), or `auto`: the quickest that fits.
     `quantize` keeps the blocks' weights in 8 bits (`int8`, `fp8`) or 4 (`nf4`), or those of a part:
-    `transformer=fp8,language=nf4`; pictures change a little (see the README).
+    `transformer=fp8,language=nf4`; pictures change a little (see the README). `compile` is `auto` (blocks run
+    by compiled code on a GPU) or `never`.
 
     Raises:
         FileNotFoundError: no such model is on this machine; the message says how to get it.
-        ValueError: a weight is missing, surplus or misshapen, or `device`, `dtype`, `memory` or `quantize`
-            unknown.
+        ValueError: a weight is missing, surplus or misshapen, or `device`, `dtype`, `memory`, `quantize` or
+            `compile` unknown.
     """
     from omnigen2.memory.placement import Placement, Quantization
     from omnigen2.model import OmniGen2
 
-    return OmniGen2.load(source, Placement(device, dtype, memory, Quantization.parse(quantize)))
+    return OmniGen2.load(source, Placement(device, dtype, memory, Quantization.parse(quantize), compile))
 
 
 # The same product of matrices gives the same bits, whatever the threads and the place in memory (Intel MKL,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from omnigen2.checkpoints import locate
+from omnigen2.memory.placement import Placement
 from omnigen2.params import Speed
 
 ROOT = Path(__file__).parents[2]
@@ -50,14 +51,16 @@ CASES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What both make their pictures with. `side` in pixels and `steps` are the model's own if None."""
+    """What both make their pictures with. `side` in pixels and `steps` are the model's own if None.
+
+    Of `placement` the reference has device and precision only.
+    """
 
     model: str
     side: int | None
     steps: int | None
     rounds: int
-    device: str
-    dtype: str
+    placement: Placement
     speed: Speed
 
 
@@ -95,13 +98,14 @@ class Turn(NamedTuple):
 class Worker:
     """The process of one implementation."""
 
-    def __init__(self, side: str, root: Path, model: Path, device: str, dtype: str):
+    def __init__(self, side: str, root: Path, model: Path, *placed: str):
+        """`placed`: device and precision, and for ours what else a `Placement` has, in its order."""
         environment = dict(os.environ)
         if side == "reference":
             environment.pop("MKL_CBWR", None)  # a choice of ours (`omnigen2`), not its
         self.side = side
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), side, str(root), str(model), device, dtype],
+            [sys.executable, "-P", str(WORKER), side, str(root), str(model), *placed],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -145,7 +149,7 @@ def compare(reference: Path, settings: Settings) -> tuple[dict[str, Any], Iterat
     """
     check_reference(reference)
     model = locate.find(settings.model).folder
-    ours = Worker("ours", ROOT, model, settings.device, settings.dtype)
+    ours = Worker("ours", ROOT, model, *_words(settings.placement))
     facts = dict(ours.facts)
     try:
         other = Worker("reference", reference.resolve(), model, facts["device"], facts["dtype"])
@@ -170,8 +174,14 @@ def check_reference(folder: Path) -> None:
         )
 
 
+def _words(placement: Placement) -> list[str]:
+    """A placement as the arguments of our worker."""
+    return [str(getattr(placement, field.name)) for field in fields(placement)]
+
+
 def _cases(ours: Worker, other: Worker, rounds: int, sampling: list[dict[str, Any]]) -> Iterator[Compared]:
     exact = sampling[0]["speed"] == "exact" and ours.facts["dtype"] == "float32"
+    exact = exact and ours.facts["quantize"] == "none"
     try:
         for case in CASES:
             asked = sampling[case.references]

@@ -1,6 +1,6 @@
 """A process that makes pictures with one of the two implementations, and says how long each request took.
 
-    python -P worker.py ours|reference ROOT MODEL DEVICE DTYPE
+    python -P worker.py ours|reference ROOT MODEL DEVICE DTYPE [MEMORY QUANTIZE COMPILE]
 
 Both call their package `omnigen2`, so each has a process of its own, in which it is imported from ROOT, and
 nothing of the other is. Requests come as lines of JSON on stdin, answers go as such lines to stdout
@@ -40,11 +40,13 @@ class Side(Protocol):
 class Ours:
     """This implementation: requests go to the engine, as a server's do."""
 
-    def __init__(self, model: str, device: str, dtype: str):
+    def __init__(self, model: str, device: str, dtype: str, memory: str, quantize: str, compile: str):
         import omnigen2
         from omnigen2.engine.engine import Engine
 
-        self._model = omnigen2.load(model, device=device, dtype=dtype)
+        self._model = omnigen2.load(
+            model, device=device, dtype=dtype, memory=memory, quantize=quantize, compile=compile
+        )
         pipeline = self._model.pipeline
         self._engine = Engine(self._model)
         self.facts = {
@@ -52,6 +54,7 @@ class Ours:
             "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self._model.threads,
             "memory": pipeline.residency.mode,
+            "quantize": self._model.card.quantize,
             "sampling": [self._model.card.defaults_for(count).model_dump() for count in range(3)],
         }
 

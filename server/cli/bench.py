@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 from cyclopts import App
 from PIL import Image
 
-import omnigen2
 from omnigen2.checkpoints.locate import NANO
 from omnigen2.comparison.compare import CASES, Settings, compare
 from omnigen2.params import Speed
 from server.cli.output import AsJson, counting_bar, show, table
+from server.cli.placing import Placing
 
 if TYPE_CHECKING:
     from omnigen2.model import OmniGen2
@@ -44,8 +44,7 @@ class Measured:
 def bench(
     *,
     model: str = NANO,
-    device: str = "auto",
-    dtype: str = "auto",
+    placing: Placing | None = None,
     side: int | None = None,
     steps: int | None = None,
     speed: Speed = "exact",
@@ -66,10 +65,6 @@ def bench(
     ----------
     model
         `nano`, a folder, or a repository id.
-    device
-        `auto`, `cpu`, `cuda` or `cuda:N`.
-    dtype
-        `auto`, `float32`, `bfloat16` or `float16`.
     side
         Width and height of the pictures; the model's own if absent.
     steps
@@ -88,7 +83,8 @@ def bench(
             raise ValueError(f"{name}: {value} given; at least 1 is needed")
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
-    asked = Settings(model, side, steps, rounds, device, dtype, speed)
+    placement = (placing or Placing()).placement
+    asked = Settings(model, side, steps, rounds, placement, speed)
     if against:
         _beside(against, asked, as_json)
     else:
@@ -97,7 +93,9 @@ def bench(
 
 def _alone(asked: Settings, as_json: bool) -> None:
     """Measure this implementation, one request at a time, and print it."""
-    load_s, loaded = _timed(lambda: omnigen2.load(asked.model, device=asked.device, dtype=asked.dtype))
+    from omnigen2.model import OmniGen2  # imports torch
+
+    load_s, loaded = _timed(lambda: OmniGen2.load(asked.model, asked.placement))
     width, height = (asked.side, asked.side) if asked.side else _size(loaded)
     measured = [
         _images(loaded, ability, (width, height), count, asked) for ability, count in ABILITIES.items()
@@ -108,8 +106,10 @@ def _alone(asked: Settings, as_json: bool) -> None:
     ]
     show(
         {"model": asked.model, "width": width, "height": height, "load_s": load_s}
+        | {"memory": asdict(loaded.pipeline.residency.choice), "quantize": loaded.card.quantize}
         | {"results": [asdict(one) for one in measured]},
-        f"{loaded.card.title}, {width} x {height}, loaded in {load_s:.1f} s",
+        f"{loaded.card.title}, {width} x {height}, loaded in {load_s:.1f} s, "
+        f"memory {loaded.pipeline.residency.mode}, quantize {loaded.card.quantize}",
         table(("", "time", "steps", "per step"), rows),
         as_json=as_json,
     )

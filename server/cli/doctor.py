@@ -21,6 +21,7 @@ from omnigen2.checkpoints import locate
 from omnigen2.factory import Checkpoints
 from omnigen2.memory.placement import Placement
 from server.cli.output import AsJson, memory_words, show, table
+from server.cli.placing import Placing
 from server.plugins import Plugins
 from server.settings import Settings
 
@@ -46,10 +47,7 @@ class Finding:
 def doctor(
     *,
     model: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    memory: str | None = None,
-    quantize: str | None = None,
+    placing: Placing | None = None,
     store: str | None = None,
     replicas: int | None = None,
     ray: str | None = None,
@@ -64,14 +62,6 @@ def doctor(
     ----------
     model
         `nano`, a folder, or a repository id.
-    device
-        `auto`, `cpu`, `cuda` or `cuda:N`.
-    dtype
-        `auto`, `float32`, `bfloat16` or `float16`.
-    memory
-        `auto`, `resident`, `offload` or `stream`.
-    quantize
-        `none`, `int8`, `fp8` or `nf4`, or one for each part: `transformer=fp8,language=nf4`.
     store
         Where images are kept.
     replicas
@@ -83,15 +73,12 @@ def doctor(
     """
     typed: dict[str, Any] = {
         "model": model,
-        "device": device,
-        "dtype": dtype,
-        "memory": memory,
-        "quantize": quantize,
         "store": store,
         "replicas": replicas,
         "ray": ray,
         "config": config,
     }
+    typed |= (placing or Placing()).given
     settings = Settings(**{name: value for name, value in typed.items() if value is not None})
     findings = list(examine(settings))
     _show(findings, as_json)

@@ -10,9 +10,9 @@ from cyclopts import App
 from rich.console import Console
 from rich.progress import track
 
-import omnigen2
 from omnigen2.checkpoints.locate import NANO
 from server.cli.output import AsJson, show, table
+from server.cli.placing import Placing
 from server.files import check_writable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ SHOWN_FAILURES = 24
 def shapeworld(
     *,
     model: str = NANO,
+    placing: Placing | None = None,
     tasks: list[Literal["generate", "edit", "compose", "describe", "ask"]] | None = None,
     split: Literal["test", "unseen", "train"] = "test",
     count: int = 100,
@@ -56,14 +57,16 @@ def shapeworld(
     output
         Folder for `scores.json` and a contact sheet of the failures of each task.
     """
+    placement = (placing or Placing()).placement
     if count < 1:
         raise ValueError(f"count: {count} given; at least 1 is needed")
     if output is not None:
         check_writable(output, output)
+    from omnigen2.model import OmniGen2
     from omnigen2.nano.world import TASKS
     from omnigen2.nano.world.evaluate import answers, contact_sheet, scores
 
-    loaded = omnigen2.load(model)
+    loaded = OmniGen2.load(model, placement)
     found: dict[str, dict[str, dict[str, object]]] = {}
     rows: list[tuple[object, ...]] = []
     for task in tasks or list(TASKS):
@@ -77,7 +80,8 @@ def shapeworld(
             failures = [answer for answer in given if not answer.verdict.ok][:SHOWN_FAILURES]
             output.mkdir(parents=True, exist_ok=True)
             contact_sheet(failures).save(output / f"failures-{task}.png")
-    result = {"model": model, "split": split, "first": first, "tasks": found}
+    result = {"model": model, "quantize": loaded.card.quantize, "split": split, "first": first}
+    result |= {"tasks": found}
     if output is not None:
         (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result, table(("task", "kind", "right", "share", "95 % interval"), rows), as_json=as_json)
@@ -87,6 +91,7 @@ def shapeworld(
 def autoencoder(
     *,
     model: str = NANO,
+    placing: Placing | None = None,
     split: Literal["test", "unseen", "train"] = "test",
     count: int = 200,
     as_json: AsJson = False,
@@ -104,11 +109,13 @@ def autoencoder(
     count
         Pictures.
     """
+    placement = (placing or Placing()).placement
     if count < 1:
         raise ValueError(f"count: {count} given; at least 1 is needed")
+    from omnigen2.model import OmniGen2
     from omnigen2.nano.world.evaluate import decibels
 
-    values = sorted(decibels(omnigen2.load(model).pipeline.autoencoder, split, count))
+    values = sorted(decibels(OmniGen2.load(model, placement).pipeline.autoencoder, split, count))
     measured = {
         "mean_db": fmean(values),
         "5th_percentile_db": values[len(values) // 20],

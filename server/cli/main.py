@@ -8,11 +8,12 @@ import inspect
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from io import TextIOWrapper
+from io import TextIOWrapper, UnsupportedOperation
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -86,6 +87,7 @@ def _stdout_is_gone() -> bool:
     """Whether stdout is closed; if so, the rest of the output is discarded."""
     try:
         sys.stdout.flush()
+        _refuse_broken_pipe()
     except OSError:
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -93,6 +95,15 @@ def _stdout_is_gone() -> bool:
             os.close(nowhere)
         return True
     return False
+
+
+def _refuse_broken_pipe() -> None:
+    """Raise BrokenPipeError if nobody reads stdout: what failed to be written is not there to be flushed."""
+    with suppress(ValueError, UnsupportedOperation):  # stdout is closed, or no file
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise BrokenPipeError
 
 
 def command_line(words: Sequence[str] = ()) -> Command:

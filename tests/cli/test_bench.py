@@ -2,6 +2,8 @@
 
 import json
 import os
+from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 from PIL import Image
 
 from omnigen2.comparison.compare import REFERENCE, Worker
+from omnigen2.memory.placement import Placement
 from omnigen2.model import OmniGen2
-from server.cli import bench
+from server.cli import bench, doctor, eval
+from server.cli.placing import Placing
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "pipeline" / "checkpoint"
 
@@ -37,7 +41,9 @@ def run(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
 def test_every_ability_is_measured_and_nothing_is_asked_twice(
     capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int]]
 ) -> None:
-    measured = json.loads(run(capsys, "--side", "64", "--steps", "4", "--rounds", "1", "--json"))
+    placing = ("--memory", "stream", "--quantize", "int8")
+    measured = json.loads(run(capsys, "--side", "64", "--steps", "4", "--rounds", "1", *placing, "--json"))
+    assert (measured["memory"]["mode"], measured["quantize"]) == ("stream", "int8")
     by_ability = {one["ability"]: one for one in measured["results"]}
     assert list(by_ability) == ["generate", "edit", "compose", "describe"]
     for ability in ("generate", "edit", "compose"):
@@ -45,6 +51,15 @@ def test_every_ability_is_measured_and_nothing_is_asked_twice(
         assert 0 < by_ability[ability]["step_s"] * 4 < by_ability[ability]["total_s"] * 4
     assert by_ability["describe"]["total_s"] > 0
     assert len(asked) == len(set(asked)) == 6
+
+
+def test_commands_that_load_a_model_take_whatever_says_where_and_how_it_runs() -> None:
+    flags = [field.name for field in fields(Placing)]
+    assert flags == [field.name for field in fields(Placement)]
+    commands = ((bench.app,), (doctor.app,), (eval.app, "shapeworld"), (eval.app, "autoencoder"))
+    for (command, *words), flag in product(commands, flags[1:]):
+        with pytest.raises(ValueError, match=flag):
+            command([*words, f"--{flag}", "other"], result_action="return_value", exit_on_error=False)
 
 
 def test_rounds_must_be_positive() -> None:
