@@ -58,8 +58,7 @@ def shapeworld(
         Folder for `scores.json` and a contact sheet of the failures of each task.
     """
     placement = (placing or Placing()).placement
-    if count < 1:
-        raise ValueError(f"count: {count} given; at least 1 is needed")
+    _check_count(count)
     if output is not None:
         check_writable(output, output)
     from omnigen2.model import OmniGen2
@@ -80,8 +79,8 @@ def shapeworld(
             failures = [answer for answer in given if not answer.verdict.ok][:SHOWN_FAILURES]
             output.mkdir(parents=True, exist_ok=True)
             contact_sheet(failures).save(output / f"failures-{task}.png")
-    result = {"model": model, "quantize": loaded.card.quantize, "split": split, "first": first}
-    result |= {"tasks": found}
+    about = {"model": model, "quantize": loaded.card.quantize, "split": split, "first": first}
+    result = about | {"tasks": found}
     if output is not None:
         (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result, table(("task", "kind", "right", "share", "95 % interval"), rows), as_json=as_json)
@@ -110,8 +109,7 @@ def autoencoder(
         Pictures.
     """
     placement = (placing or Placing()).placement
-    if count < 1:
-        raise ValueError(f"count: {count} given; at least 1 is needed")
+    _check_count(count)
     from omnigen2.model import OmniGen2
     from omnigen2.nano.world.evaluate import decibels
 
@@ -126,6 +124,11 @@ def autoencoder(
     ]
     result = {"model": model, "split": split, "count": count} | measured
     show(result, table(("of all pictures", "signal to noise"), rows), as_json=as_json)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"count: {count} given; at least 1 is needed")
 
 
 def _facts(score: "Score") -> dict[str, object]:
