@@ -1,6 +1,7 @@
 """`omnigen2-mcp eval`: the share of correct outputs on ShapeWorld, and the quality of the autoencoder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -73,14 +74,13 @@ def shapeworld(
         given = list(track(asked, task, count, console=Console(stderr=True), transient=True))
         whole, kinds = scores(given, lambda answer: "all"), scores(given, lambda answer: answer.example.kind)
         found[task] = {name: _facts(score) for name, score in (whole | kinds).items()}
-        rows += [(task, name, *_cells(score)) for name, score in whole.items()]
-        rows += [("", name, *_cells(score)) for name, score in kinds.items() if len(kinds) > 1]
+        rows += _rows(task, whole, kinds)
         if output is not None:
             failures = [answer for answer in given if not answer.verdict.ok][:SHOWN_FAILURES]
             output.mkdir(parents=True, exist_ok=True)
             contact_sheet(failures).save(output / f"failures-{task}.png")
-    about = {"model": model, "quantize": loaded.card.quantize, "split": split, "first": first}
-    result = about | {"tasks": found}
+    quantize = loaded.card.quantize
+    result = {"model": model, "quantize": quantize, "split": split, "first": first, "tasks": found}
     if output is not None:
         (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result, table(("task", "kind", "right", "share", "95 % interval"), rows), as_json=as_json)
@@ -129,6 +129,13 @@ def autoencoder(
 def _check_count(count: int) -> None:
     if count < 1:
         raise ValueError(f"count: {count} given; at least 1 is needed")
+
+
+def _rows(task: str, whole: "Mapping[str, Score]", kinds: "Mapping[str, Score]") -> list[tuple[object, ...]]:
+    return [
+        *((task, name, *_cells(score)) for name, score in whole.items()),
+        *(("", name, *_cells(score)) for name, score in kinds.items() if len(kinds) > 1),
+    ]
 
 
 def _facts(score: "Score") -> dict[str, object]:
