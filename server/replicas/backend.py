@@ -65,7 +65,6 @@ class RemoteBackend:
         Raises:
             ToolError: `not_ready`: there has been no replica for a while.
         """
-        ready = self._members.ready()
         if not self._members.hopeless:
             self._without_since = None
         elif self._without_since is None:
@@ -74,9 +73,7 @@ class RemoteBackend:
             raise no_replica()
         with self._lock:
             unplaced = sum(isinstance(each, type(task)) for each in self._unplaced)
-        has = sum(not member.waits(task) for member in ready) > unplaced
-        self._keeper.note_room(has)
-        return has
+        return self._keeper.has_room(task, unplaced)
 
     def cost(self, task: Task) -> float:
         """Total work of a task (see `omnigen2.cost`)."""

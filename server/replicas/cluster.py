@@ -6,6 +6,7 @@ loop: the kernel ends Ray's processes when the thread that started them ends, an
 
 import asyncio
 import ctypes
+import math
 import os
 import secrets
 import signal
@@ -16,9 +17,12 @@ import threading
 from collections.abc import Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from server.log import get_logger
 from server.replicas.replica import Replica
@@ -48,7 +52,8 @@ class Cluster:
         self.size = size
         self.front = secrets.token_hex(4)
         """Name of this server among those that use the cluster."""
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop
+        """Where everything about replicas happens, once Ray runs."""
         self._lock = threading.Lock()
         self._started: Future[Any] | None = None
 
@@ -123,9 +128,17 @@ class Cluster:
         return float(self.ray.available_resources().get("GPU", 0))
 
     def threads(self) -> int:
-        """Threads of the CPU for each replica, so that together they have as many as there are cores."""
-        cores = os.cpu_count() or 1
-        return max(1, cores // self.size) if self.is_own else cores
+        """Threads of the CPU for each replica, if they were spread over the machines: they have the cores to
+        themselves. One number for all of them, as the rounding of a large model follows it.
+        """
+        cores = [_cores()] if self.is_own else [int(own.get("CPU", 1)) for own in self._machines()]
+        here = math.ceil(self.size / max(1, len(cores)))
+        return max(1, min(cores, default=1) // here)
+
+    def _machines(self) -> list[dict[str, float]]:
+        """What each machine that may have a replica has to offer."""
+        kind = "GPU" if self.gpus() else "CPU"
+        return [own["Resources"] for own in self.ray.nodes() if own["Alive"] and own["Resources"].get(kind)]
 
     def _live(self, started: "Future[Any]") -> None:
         try:
@@ -135,9 +148,19 @@ class Cluster:
             log.warning("Ray is not there", reason=repr(error)[:500])
             started.set_exception(error if isinstance(error, ValueError) else ValueError(_reason(error)))
             return
-        started.set_result(ray)
+        self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
+        started.set_result(ray)
         self.loop.run_forever()
+
+
+def _cores() -> int:
+    """Threads that a model of this process would have: those of OMP_NUM_THREADS, or the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or usable, usable)
 
 
 def library() -> Any:
@@ -182,6 +205,12 @@ def _start(address: str | None, size: int) -> Any:
     return ray
 
 
+@cache
+def _token() -> str:
+    """One for the process: Ray reads it once, also if it is started again after a failure."""
+    return secrets.token_hex(32)
+
+
 def _start_here(size: int) -> Any:
     temporary = tempfile.gettempdir()
     if len(temporary) > LONGEST_FOLDER:
@@ -189,7 +218,7 @@ def _start_here(size: int) -> Any:
     folder = Path(tempfile.mkdtemp(prefix="omnigen2-ray-", dir=temporary))
     token = folder / "token"
     with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(32))
+        file.write(_token())
     os.environ |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

@@ -5,6 +5,7 @@ One task of the event loop per replica (`Keeper._keep`), and one that adds and r
 
 import asyncio
 import hashlib
+import math
 import secrets
 import time
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 from omnigen2.checkpoints.card import ModelCard
 from omnigen2.factory import BackendFactory
 from omnigen2.memory.placement import Placement
-from omnigen2.task import OutOfMemory
+from omnigen2.task import OutOfMemory, Task
 from server.errors import without_folders
 from server.log import get_logger
 from server.replicas.cluster import Cluster
@@ -36,8 +37,14 @@ PLACE_S = 600.0
 """Seconds in which a replica must be placed on a machine; a cluster may have to start one."""
 LOADS = 5
 """Times that a replica may be lost before its model was ever loaded."""
+SCALE_S = 1.0
+"""Seconds between looks at whether there are as many replicas as the work needs."""
 GROW_S = 2.0
 """Seconds for which work must wait before a replica is added."""
+ASKED_S = 1.0
+"""Seconds within which it is asked again whether there is room, if there is still something that waits."""
+CROWDED = 4
+"""Tasks at once with which a replica is given no more, as long as another replica may come."""
 SHRINK_S = 120.0
 """Seconds without work after which a replica that is not needed is ended."""
 log = get_logger(__name__)
@@ -71,8 +78,8 @@ class Keeper:
         self._tasks: dict[Member, asyncio.Task[None]] = {}
         self._scaling: asyncio.Task[None] | None = None
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanted_since: float | None = None
-        """Since when work waits that no replica has room for; None if none does."""
+        self._short: dict[type[Task], tuple[float, float]] = {}
+        """Kinds of tasks that no replica has room for: since when, and when that was last asked."""
 
     async def start(self) -> None:
         """Start the replicas; return once the first one is ready.
@@ -101,12 +108,20 @@ class Keeper:
             self._set(member, "lost", "its process, its machine or the connection to it ended")
             member.adapters.clear()
 
-    def note_room(self, has_room: bool) -> None:
-        """Take in whether there was room for a task that waits. For any thread."""
-        if has_room:
-            self._wanted_since = None
-        elif self._wanted_since is None:
-            self._wanted_since = time.monotonic()
+    def has_room(self, task: Task, unplaced: int) -> bool:
+        """Whether a replica would begin with one more task than the `unplaced` ones at once. For any thread.
+
+        If not, a replica is added soon, and takes what waits: what a replica has begun with stays there.
+        """
+        growing = len(self.members.all) < self.most or any(own.state == "loading" for own in self.members)
+        full = CROWDED if growing else math.inf
+        with_room = self.members.with_room(task)
+        has_room = sum(len(own.attempts) < full for own in with_room) > unplaced
+        now, kind = time.monotonic(), type(task)
+        since, last = self._short.pop(kind, (now, now))
+        if not has_room:
+            self._short[kind] = since if now - last < ASKED_S else now, now
+        return has_room
 
     # -- one replica ----------------------------------------------------------------------------------
 
@@ -246,20 +261,21 @@ class Keeper:
     async def _scale(self) -> None:
         """Add a replica when work waits, and end one that has had none for long."""
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(SCALE_S)
             now = time.monotonic()
             for member in self.members:
                 if member.attempts:
                     member.idle_since = now
-            if any(not member.attempts for member in self.members.ready()):
-                self._wanted_since = None  # what waited was cancelled
-            waiting = self._wanted_since is not None and now - self._wanted_since > GROW_S
+            waiting = any(
+                now - since > GROW_S and now - last < ASKED_S for since, last in list(self._short.values())
+            )
             loading = any(member.state == "loading" for member in self.members)
             if waiting and not loading and len(self.members.all) < self.most:
                 self._add()
                 log.info("a replica is added", replicas=len(self.members.all))
-            idle = [member for member in self.members.ready() if now - member.idle_since > SHRINK_S]
-            if idle and len(self.members.all) > self.least:
+            ready = self.members.ready()
+            idle = [member for member in ready if now - member.idle_since > SHRINK_S]
+            if idle and len(ready) > self.least:
                 self._remove(idle[-1])
 
     def _remove(self, member: Member) -> None:

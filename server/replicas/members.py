@@ -98,14 +98,24 @@ class Members:
         self.changed.set()
         self.changed = asyncio.Event()
 
+    def with_room(self, task: Task) -> list[Member]:
+        """Those that would begin with a task at once, and have about as little to do as any.
+
+        Where the one with the least to do is about to begin with another task, it is waited for.
+        """
+        ready = self.ready()
+        most = min((own.load(task)[0] for own in ready), default=0.0) + tokens(task)
+        return [own for own in ready if not own.waits(task) and own.load(task)[0] <= most]
+
     def choose(self, task: Task, instead_of: Member | None = None) -> Member | None:
         """The replica with the fewest outstanding tokens, among those with room if there are any.
 
         `instead_of`: one that is not to be chosen, and then only one with room is.
         """
-        ready = [member for member in self.ready() if member is not instead_of]
-        with_room = [member for member in ready if not member.waits(task)]
-        candidates = with_room if with_room or instead_of else ready
+        if instead_of:
+            candidates = [own for own in self.ready() if own is not instead_of and not own.waits(task)]
+        else:
+            candidates = self.with_room(task) or self.ready()
         return min(candidates, key=lambda member: member.load(task), default=None)
 
     def describe(self) -> list[dict[str, Any]]:

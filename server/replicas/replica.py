@@ -73,7 +73,7 @@ class Replica:
     ) -> None:
         """`maker`: the front that had it made; `threads`: most threads of the CPU to compute with."""
         self._maker = maker
-        os.environ["OMP_NUM_THREADS"] = str(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported; Ray has set it to 1
         self._device = ""
         self._backend: Future[Backend] = Future()
         self._receiver = Receiver()
@@ -152,6 +152,7 @@ class Replica:
             "pid": os.getpid(),
             "host": os.uname().nodename,
             "device": self._device,
+            "threads": _threads(),
             "memory_bytes": backend.memory_bytes() if backend else 0,
             "memory": asdict(backend.memory_choice()) if isinstance(backend, Placed) else None,
             "tasks": len(self._tickets),
@@ -176,6 +177,7 @@ class Replica:
                     ticket.cancel()
             if now - self._last_seen > LEFT_ALONE_S:
                 _end_for_good()
+                return
 
 
 def _end_for_good() -> None:
@@ -226,6 +228,11 @@ class _News:
             and news.preview is None
             and news.stage == later.stage
         )
+
+
+def _threads() -> int:
+    """Threads of the CPU that this process computes with; 0 before torch is imported."""
+    return getattr(sys.modules.get("torch"), "get_num_threads", lambda: 0)()
 
 
 def _device() -> str:

@@ -5,17 +5,22 @@ it does not remember. References travel inside of a value, as Ray fetches those 
 before anybody can say that they are not needed.
 """
 
+import asyncio
+import atexit
 import hashlib
+import os
 import pickle
-import secrets
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL.Image import Image
 
 from omnigen2.adapters.file import Adapter, WeightedAdapter
@@ -23,8 +28,10 @@ from omnigen2.task import ImageTask, Task
 
 KEPT_BYTES = 64 * 2**20
 """Bytes of pictures that the front keeps in the object store for the next request."""
-REMEMBERED_PICTURES = 16
-"""Decoded pictures that a replica remembers."""
+REMEMBERED_PIXELS = 64 * 2**20
+"""Pixels of decoded pictures that a replica remembers."""
+COPIES = "omnigen2-adapters-"
+"""What the names of folders with copies of adapters begin with; machine and process follow."""
 
 
 class Missing(Exception):
@@ -103,8 +110,8 @@ class Receiver:
 
     def __init__(self) -> None:
         self._pictures: OrderedDict[str, Image] = OrderedDict()
-        self._adapters: dict[str, Path] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="omnigen2-adapters-")
+        self._adapters: dict[str, asyncio.Task[Path]] = {}
+        """Where the files of adapters are, by digest, or their way here."""
         self.fetched = 0
         """Number of blobs that were fetched, not remembered."""
 
@@ -117,12 +124,12 @@ class Receiver:
         return task
 
     async def _picture(self, blob: Blob) -> Image:
-        if blob.digest not in self._pictures:
+        picture = self._pictures.pop(blob.digest, None)
+        if picture is None:
             self.fetched += 1
-            self._pictures[blob.digest] = pickle.loads(await blob.ref)
-        self._pictures.move_to_end(blob.digest)
-        picture = self._pictures[blob.digest]
-        if len(self._pictures) > REMEMBERED_PICTURES:
+            picture = pickle.loads(await blob.ref)
+        self._pictures[blob.digest] = picture
+        while sum(own.width * own.height for own in self._pictures.values()) > REMEMBERED_PIXELS:
             self._pictures.popitem(last=False)
         return picture
 
@@ -138,22 +145,42 @@ class Receiver:
 
     async def _adapter(self, adapter: Adapter, blob: Blob) -> Path:
         """Where this machine has the file of an adapter: where the front has it, or a copy that was sent."""
-        path = self._adapters.get(adapter.digest)
-        if path is None:
-            path = adapter.path if _is_here(adapter) else await self._copied(adapter, blob)
-            self._adapters[adapter.digest] = path
-        return path
+        known = self._adapters.get(adapter.digest)
+        if known is None or (known.done() and (known.cancelled() or known.exception())):
+            known = self._adapters[adapter.digest] = asyncio.ensure_future(self._found(adapter, blob))
+        return await asyncio.shield(known)  # others may wait for it, too
 
-    async def _copied(self, adapter: Adapter, blob: Blob) -> Path:
+    async def _found(self, adapter: Adapter, blob: Blob) -> Path:
+        if await asyncio.to_thread(_is_here, adapter):
+            return adapter.path
         if blob.ref is None:
             raise Missing(f"adapter {adapter.path.name}")
         self.fetched += 1
-        folder = Path(self._folder.name) / adapter.file_digest
-        folder.mkdir(exist_ok=True)
-        path = folder / adapter.path.name
-        fresh = path.with_name(secrets.token_hex(8))  # another task may be reading the file
-        fresh.write_bytes(await blob.ref)
-        return fresh.replace(path)
+        return await asyncio.to_thread(_copied, adapter, await blob.ref)
+
+
+def _copied(adapter: Adapter, data: bytes) -> Path:
+    """A file with the bytes of an adapter. Raises Missing if they are not those that were sent."""
+    if hashlib.sha256(data).hexdigest() != adapter.file_digest:
+        raise Missing(f"adapter {adapter.path.name}: it was damaged on its way")
+    folder = _folder_for_copies() / adapter.file_digest
+    folder.mkdir(exist_ok=True)
+    path = folder / adapter.path.name
+    path.write_bytes(data)
+    return path
+
+
+@cache
+def _folder_for_copies() -> Path:
+    """A folder of this process; those of replicas that were killed on this machine are removed."""
+    start = f"{COPIES}{os.uname().nodename}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{start}*"):
+        pid = left.name.removeprefix(start).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{start}{os.getpid()}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _is_here(adapter: Adapter) -> bool:

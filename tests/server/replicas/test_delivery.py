@@ -128,4 +128,5 @@ async def test_the_replica_with_the_fewest_outstanding_tokens_is_next() -> None:
     three.attempts = {Attempt(task, 1.0)}  # it has not begun with that one: no room
     assert members.choose(task) is one and members.choose(task, instead_of=one) is two
     one.state = "silent"
-    assert members.choose(task) is two
+    assert members.with_room(task) == [], "the busy one is not burdened while another is about to begin"
+    assert members.choose(task) is three

@@ -160,7 +160,6 @@ def test_a_server_that_takes_long_to_end_is_not_killed_by_its_reaper(tmp_path: P
 
 def test_a_server_that_unloads_a_model_leaves_it_to_the_others(remote: RemoteBackend) -> None:
     other = Cluster("a cluster of both", 2)
-    other.loop.close()
     other._started, other.loop = remote._cluster._started, remote._cluster.loop
     pids = {each["pid"] for each in remote.replicas()}
     second = RemoteFactory(Checkpoints(), other, 2).load(str(CHECKPOINT), PLACEMENT, lambda: False)
