@@ -131,10 +131,11 @@ def sampled(server: psutil.Process, file: str | None) -> Iterator[None]:
 
 
 async def known(url: str) -> None:
-    """Make what `repeats` ask for."""
+    """Make what `repeats` ask for, and have it asked for once on every way, so that previews are made."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         for seed in range(KNOWN):
-            await over_rest(client, seed)
+            for ask in WAYS.values():
+                await ask(client, seed)
 
 
 def run(url: str, server: psutil.Process, asked: argparse.Namespace) -> bool:

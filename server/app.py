@@ -103,15 +103,17 @@ class App:
         arguments: Mapping[str, object],
         caller: Caller,
         render: Callable[[Result, NewImages], T],
+        *,
+        looks_up: bool = True,
     ) -> T:
         """What `render` makes of the result of a call and of the new images in it. Raises what `call` does.
 
-        `render` runs on a worker thread if the result names images that it may have to look up.
+        If it looks up the other images that the result names, it does so on a worker thread.
         """
         with answering(tool.name, caller.client, self.counts):
             context = CallContext(self, caller)
             result = await self._run(tool, arguments, context)
-            if {*result.linked(), *result.previewed()} <= context.shown.keys():
+            if not looks_up or {*result.linked(), *result.previewed()} <= context.shown.keys():
                 return render(result, context.shown)
             return await to_thread.run_sync(render, result, context.shown)
 

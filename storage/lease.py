@@ -25,11 +25,11 @@ from typing import Any
 
 from storage.errors import StoreBusy, StoreError, errors_afar
 
-LEASE_S = 25.0
+LEASE_S = 20.0
 """Seconds for which a lease is valid."""
-SLACK_S = 10.0
+SLACK_S = 8.0
 """Seconds before that from which its writer believes in it no more."""
-RENEW_S = 8.0
+RENEW_S = 5.0
 """Seconds between two renewals."""
 REFRESH_S = 120.0
 """Seconds between two looks at what the writer stored, on a machine that stands by."""

@@ -37,6 +37,9 @@ from storage.records import Record
 T = TypeVar("T")
 ACCESS_RESOLUTION = timedelta(hours=1)
 """Minimum time between two recorded accesses of one image, so that most reads do not write."""
+VERIFIED_S = 600.0
+"""Seconds for which an image counts as readable for an equal request if its file has not changed since."""
+MAX_VERIFIED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Repository(Components):
     ) -> None:
         super().__init__(root, quota, blobs, records, lease)
         self._registering = threading.Lock()
+        self._verified: dict[Digest, tuple[Blob | None, float]] = {}
         self._deregister: weakref.finalize[[], Self] | None = None
         recovery.prepare_index(self)
         if lease is not None:
@@ -231,10 +235,24 @@ class Repository(Components):
         try:
             self.records.get(Digest.of(body))
             for image in outputs:
-                self.blobs.get(image)
+                self._verify(image)
         except (KeyError, StoreError):
             return False
         return True
+
+    def _verify(self, image: Digest) -> None:
+        """Read an image and discard it, unless that was done within `VERIFIED_S` and its file is the same.
+
+        Raises:
+            KeyError, StoreError: it cannot be read.
+        """
+        now, blob = time.monotonic(), self.blobs.has(image)
+        before, since = self._verified.get(image, (None, 0.0))
+        if before != blob or now > since + VERIFIED_S:
+            self.blobs.get(image)
+            if len(self._verified) >= MAX_VERIFIED:
+                self._verified.clear()
+            self._verified[image] = blob, now
 
     @contextlib.contextmanager
     def _writing(self, allowance: Allowance | None = None) -> Generator["_Pending"]:

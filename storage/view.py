@@ -275,14 +275,15 @@ class StoreView:
         """The oldest record of an equal request whose record and output images are all readable.
 
         Equal means equal arguments here; a model without a digest is compared by its id. None if there is no
-        such record: carrying out the request again then also restores damaged images.
+        such record: carrying out the request again then also restores damaged images. An image that was read
+        a moment ago, and whose file has not changed since, is not read again.
         """
         weights = model.digest or model.id if model else None
         key = request_key(tool, parameters, inputs, weights, seed, numerics)
         bodies = self._repository.query(lambda db: search.records_of_request(db, key, self._viewer))
         record = next((parse_record(body) for body in bodies if self._repository.is_readable(body)), None)
-        if record is not None:
-            self._repository.touch(record.outputs)
+        for image in record.outputs if record is not None else ():
+            self._repository.note_access(image)
         return record
 
     # -- queries --------------------------------------------------------------------------------------

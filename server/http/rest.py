@@ -91,9 +91,15 @@ class ToolEndpoint:
 
     async def _answer(self, arguments: dict[str, Any], caller: Caller) -> Response:
         try:
-            return JSONResponse(await self._app.answer(self._tool, arguments, caller, _json_for(caller)))
+            return JSONResponse(await self._result(arguments, caller))
         except ToolError as error:
             return refusal(error)
+
+    async def _result(self, arguments: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        def dumped(result: Result, _: NewImages) -> dict[str, Any]:
+            return schema.dump(result, caller.address_of)
+
+        return await self._app.answer(self._tool, arguments, caller, dumped, looks_up=False)
 
     async def _stream(self, arguments: dict[str, Any], caller: Caller, stream: EventStream) -> None:
         async def progress(status: JobStatus) -> None:
@@ -101,15 +107,10 @@ class ToolEndpoint:
 
         await stream.begin()
         try:
-            caller = replace(caller, on_progress=progress)
-            result = await self._app.answer(self._tool, arguments, caller, _json_for(caller))
+            result = await self._result(arguments, replace(caller, on_progress=progress))
             await stream.event("result", result, more=False)
         except ToolError as error:
             await stream.event("error", schema.dump_error(error), more=False)
-
-
-def _json_for(caller: Caller) -> Callable[[Result, NewImages], dict[str, Any]]:
-    return lambda result, _: schema.dump(result, caller.address_of)
 
 
 def described(app: App) -> Paths:
