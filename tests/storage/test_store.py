@@ -128,6 +128,16 @@ def test_an_equal_request_is_found_again(store: ImageStore):
     assert store.find_equal(**asked | {"model": Model(id="other")}, seed=3, numerics="1") is None
 
 
+def test_an_answer_whose_image_was_damaged_since_is_not_found_again(store: ImageStore):
+    image = made(store, 2, tool="generate_image", prompt="red")
+    asked = {"tool": "generate_image", "parameters": {"prompt": "red"}, "seed": 2}
+    assert store.find_equal(**asked) and store.find_equal(**asked)
+    path = store.path / "blobs" / "sha256" / image.hex[:2] / image.hex[2:]
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[::-1])
+    assert store.find_equal(**asked) is None
+
+
 def test_an_answer_whose_image_is_gone_is_not_found_again(store: ImageStore):
     made(store, 2, tool="generate_image", prompt="red")
     store.collect(grace=timedelta(0), keep_accessed=timedelta(0))
