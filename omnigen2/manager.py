@@ -150,6 +150,11 @@ class Manager:
         with self._lock:
             return {name: each.backend.result() for name, each in self._residents.items() if each.ready}
 
+    def loading(self) -> list[str]:
+        """The names of the models that are being loaded."""
+        with self._lock:
+            return [name for name, each in self._residents.items() if not each.backend.done()]
+
     def memory_bytes(self) -> int:
         """Bytes that the loaded models keep on their devices."""
         return sum(backend.memory_bytes() for backend in self.loaded().values())

@@ -20,11 +20,12 @@ STATUS = "/status"
 
 
 def status(app: App) -> dict[str, Any]:
-    """The loaded models: name, memory, precision, whether they work, and their replicas if any.
+    """The models that load, and the loaded ones: memory, precision, whether they work, their replicas if any.
 
     `memory` is a `MemoryChoice`; None of a backend that makes none. A model with replicas has one in each.
     """
     return {
+        "loading": [without_folders(name) for name in app.manager.loading()],
         "models": [
             {
                 "model": without_folders(name),
@@ -35,7 +36,7 @@ def status(app: App) -> dict[str, Any]:
                 "replicas": backend.replicas() if isinstance(backend, Replicated) else [],
             }
             for name, backend in app.manager.loaded().items()
-        ]
+        ],
     }
 
 
@@ -61,8 +62,12 @@ def described(_: App) -> Paths:
     model = _object(model="string", busy="boolean", memory_bytes="integer", quantize="string")
     model["properties"] |= {"memory": memory, "replicas": {"type": "array", "items": replica}}
     models = _object()
-    models["properties"]["models"] = {"type": "array", "items": model}
-    said = answer("Each loaded model, with its replicas if it has some.", {JSON: models})
+    models["properties"] |= {
+        "loading": {"type": "array", "items": {"type": "string"}},
+        "models": {"type": "array", "items": model},
+    }
+    words = "Which models are loading, and each loaded one, with its replicas if it has some."
+    said = answer(words, {JSON: models})
     about = "Where tokens are needed, it needs one that may read."
     return {STATUS: {"get": operation("status", "Loaded models and replicas", {200: said}, about=about)}}
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from rich.filesize import decimal
 
 from server.log import get_logger
 from server.replicas.replica import Replica
@@ -34,6 +35,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a Ray that is started here, for pictures on their way; what is more goes to disk."""
 LONGEST_FOLDER = 40
 """Characters of a folder for temporary files in which Ray's sockets still have short enough names."""
+ANSWER_S = 5.0
+"""Seconds in which a replica must say how it is."""
 LARGEST_SIGACTION = 1024
 """Bytes that are more than a `struct sigaction` has on any system."""
 INSTALL = "ray: it is not installed; install it with: pip install 'omnigen2-mcp[ray]'"
@@ -106,13 +109,26 @@ class Cluster:
         )
 
     def seen(self) -> str:
-        """What is in the cluster: machines, GPUs, replicas."""
+        """What is in the cluster: machines, GPUs, and each replica with its machine, device and work."""
         ray = self.ray
         nodes = [node for node in ray.nodes() if node["Alive"]]
         named = ray.util.list_named_actors(all_namespaces=True)
         names = sorted(each["name"] for each in named if each["namespace"] == NAMESPACE)
-        listed = f": {', '.join(names)}" if names else ""
-        return f"{len(nodes)} machines, {self.gpus():g} GPUs, {len(names)} replicas{listed}"
+        replicas = "".join(f"; {name}: {self._described(name)}" for name in names)
+        return f"{len(nodes)} machines, {self.gpus():g} GPUs, {len(names)} replicas{replicas}"
+
+    def _described(self, name: str) -> str:
+        ray = self.ray
+        try:
+            actor = ray.get_actor(name, namespace=NAMESPACE)
+            said = ray.get(actor.state.remote(), timeout=ANSWER_S)
+        except Exception as error:
+            return f"gives no answer ({type(error).__name__})"
+        place = f"{said['model']} on {said['host']}"
+        if not said["device"]:
+            return f"{place}, loading"
+        work = f"{said['tasks']} tasks of {said['tokens']:,} tokens"
+        return f"{place}, {said['device']}, {decimal(said['memory_bytes'])}, {work}"
 
     @staticmethod
     def installed() -> str:

@@ -16,11 +16,12 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from omnigen2.factory import BackendFactory
 from omnigen2.memory.placement import Placement
 from omnigen2.task import NUMERICS_VERSION, Backend, Outcome, Placed, Progress, Ticket
+from server.replicas.members import tokens
 from server.replicas.sending import Receiver, SentTask
 
 LEFT_ALONE_S = 900.0
@@ -65,6 +66,14 @@ class Failed:
 News = Progress | Outcome | Failed
 
 
+class _Work(NamedTuple):
+    """A task at work, for which front, and its tokens as a whole."""
+
+    front: str
+    ticket: Ticket
+    tokens: float
+
+
 class Replica:
     """The actor. Constructed at once; the model is loaded in the background."""
 
@@ -73,11 +82,12 @@ class Replica:
     ) -> None:
         """`maker`: the front that had it made; `threads`: most threads of the CPU to compute with."""
         self._maker = maker
+        self._model = model.rstrip("/").rpartition("/")[2]
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported; Ray has set it to 1
         self._device = ""
         self._backend: Future[Backend] = Future()
         self._receiver = Receiver()
-        self._tickets: dict[str, tuple[str, Ticket]] = {}
+        self._tasks: dict[str, _Work] = {}
         self._fronts: dict[str, float] = {}
         self._last_seen = time.monotonic()
         load = threading.Thread(target=self._load, args=(factory, model, placement), daemon=True)
@@ -94,9 +104,10 @@ class Replica:
         backend = await asyncio.wrap_future(self._backend)
         return {"card": backend.card.model_dump(mode="json")} | self._state()
 
-    async def state(self, front: str) -> dict[str, Any]:
-        """Where it runs and what it holds; also tells it that the front is alive."""
-        self._see(front)
+    async def state(self, front: str | None = None) -> dict[str, Any]:
+        """Where it runs and what it holds; also tells it that the front, if one asks, is alive."""
+        if front is not None:
+            self._see(front)
         return self._state()
 
     async def run(
@@ -116,7 +127,7 @@ class Replica:
         except Exception as error:
             yield Failed.of(error)
             return
-        self._tickets[request] = front, ticket
+        self._tasks[request] = _Work(front, ticket, tokens(task, backend.card.limits))
         if wants_preview:
             ticket.wants_preview.set()
         ticket.future.add_done_callback(news.end)
@@ -125,12 +136,12 @@ class Replica:
                 yield each
         finally:
             ticket.cancel()
-            self._tickets.pop(request, None)
+            self._tasks.pop(request, None)
 
     async def want_preview(self, request: str) -> None:
         """Have the next step of a task come with a preview."""
-        if request in self._tickets:
-            self._tickets[request][1].wants_preview.set()
+        if request in self._tasks:
+            self._tasks[request].ticket.wants_preview.set()
 
     async def part(self, front: str, end: bool) -> None:
         """A front has no more to do with it. `end`: it ends, unless another front uses it."""
@@ -151,11 +162,13 @@ class Replica:
         return {
             "pid": os.getpid(),
             "host": os.uname().nodename,
+            "model": self._model,
             "device": self._device,
             "threads": _threads(),
             "memory_bytes": backend.memory_bytes() if backend else 0,
             "memory": asdict(backend.memory_choice()) if isinstance(backend, Placed) else None,
-            "tasks": len(self._tickets),
+            "tasks": len(self._tasks),
+            "tokens": round(sum(work.tokens for work in self._tasks.values())),
             "fetched": self._receiver.fetched,
         }
 
@@ -172,9 +185,9 @@ class Replica:
         while True:
             time.sleep(POLL_S)
             now = time.monotonic()
-            for front, ticket in list(self._tickets.values()):
-                if now - self._fronts.get(front, 0.0) > SILENT_S:
-                    ticket.cancel()
+            for work in list(self._tasks.values()):
+                if now - self._fronts.get(work.front, 0.0) > SILENT_S:
+                    work.ticket.cancel()
             if now - self._last_seen > LEFT_ALONE_S:
                 _end_for_good()
                 return

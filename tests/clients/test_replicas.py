@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mcp import Client
 
@@ -27,7 +28,14 @@ async def test_two_replicas_give_the_results_of_the_local_engine(tmp_path: Path)
     with listening(environment, "--replicas", "2") as url:
         async with Client(f"{url}/mcp") as client:
             there = await talk(client)
+        async with httpx.AsyncClient(base_url=url) as operator:
+            told = (await operator.get("/status")).json()
     check(there)
+    [model] = told["models"]
+    ready = [own for own in model["replicas"] if own["state"] == "ready"]
+    assert told["loading"] == [] and model["model"] == "nano" and ready
+    assert all(own["node"] and own["device"] == "cpu" and own["memory_bytes"] for own in ready)
+    assert all(own["tasks"] == own["tokens_outstanding"] == 0 for own in ready)
     app = build_app(Settings(store=str(tmp_path / "local"), model="nano"))
     async with app, Client(Studio(app, lambda _: Caller(LOCAL, "test")).server()) as client:
         here = await talk(client)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from omnigen2.checkpoints.card import Limits
-from omnigen2.task import Outcome, Progress, Task
+from omnigen2.task import Cancelled, Outcome, Progress, Task
 from server.replicas import delivery
+from server.replicas.backend import RemoteBackend
 from server.replicas.delivery import MOVES, Delivery, RemoteTicket, Route
 from server.replicas.members import Attempt, Member, Members
-from server.replicas.sending import SentTask
+from server.replicas.sending import Missing, SentTask
 from tests.server.replicas.tasks import image_task
 from tools.base import ToolError
 
@@ -43,11 +44,14 @@ class Actor:
 
     def __init__(self, *news: Any) -> None:
         self.news, self.runs = news, 0
+        self.then: list[tuple[Any, ...]] = []
+        """What it says in the next runs."""
         self.run = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._stream))
 
     async def _stream(self, *_: Any) -> AsyncIterator[Any]:
         self.runs += 1
-        for each in self.news:
+        news, self.news = self.news, self.then.pop(0) if self.then else self.news
+        for each in news:
             yield self._said(each)
         yield asyncio.get_running_loop().create_future()
 
@@ -97,6 +101,44 @@ async def test_a_task_that_is_always_lost_is_given_up() -> None:
         await own.outcome(placed)
     assert (refused.value.code, refused.value.retry_after_s) == ("not_ready", 60)
     assert actor.runs == MOVES + 1
+
+
+async def test_a_task_that_its_replica_dropped_out_of_contact_is_sent_again() -> None:
+    own, _, heard = made(Members(), Actor(delivery.Failed(Cancelled())), well := Actor(DONE))
+    assert await own.outcome(placed) is DONE
+    assert well.runs == 1 and [progress.stage for progress in heard] == ["moved"]
+
+
+async def test_an_adapter_that_a_replica_lacks_is_sent_to_the_same_one() -> None:
+    members = Members()
+    own, _, _ = made(members, lacking := Actor(delivery.Failed(Missing("an adapter"))))
+    [member] = members
+    member.adapters.add("digest")
+    lacking.then = [(DONE,)]
+    assert await own.outcome(placed) is DONE
+    assert lacking.runs == 2 and member.adapters == set() and member.state == "ready"
+
+
+@pytest.mark.parametrize("when", ["before it began", "while it runs"])
+async def test_a_cancelled_task_is_answered_and_its_stream_ended(when: str) -> None:
+    members, loop = Members(), asyncio.get_running_loop()
+    own, ray, _ = made(members, actor := Actor(Progress("encode")))
+    cluster: Any = SimpleNamespace(
+        ray=ray, front="front", loop=loop, submit=lambda work: asyncio.run_coroutine_threadsafe(work, loop)
+    )
+    keeper: Any = SimpleNamespace(card=SimpleNamespace(limits=Limits()), members=members, lost=placed)
+    backend = RemoteBackend(cluster, keeper)
+    backend._route = own._route
+    ticket = backend.submit(image_task(), lambda _: None)
+    if when == "while it runs":
+        async with asyncio.timeout(10):
+            while not actor.runs:
+                await asyncio.sleep(0.001)
+    ticket.cancel()
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(asyncio.wrap_future(ticket.future), 10)
+    await asyncio.sleep(0.01)
+    assert ray.cancelled == actor.runs and not backend.busy() and members.all[0].attempts == set()
 
 
 async def test_without_any_replica_a_task_is_refused_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Replicas on a real Ray: what they make, how they are cancelled and lost, and what is left of them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,6 +167,10 @@ def test_a_server_that_unloads_a_model_leaves_it_to_the_others(remote: RemoteBac
     assert isinstance(second, RemoteBackend)
     until(lambda: len(second._members.ready()) == 2)
     second.submit(image_task(30), lambda _: None).future.result(60)
+    told = (
+        r"2 replicas; checkpoint-\w+-0: checkpoint on \S+, cpu, [\d.]+ \wB, 0 tasks of 0 tokens; checkpoint-"
+    )
+    assert re.search(told, other.seen()), "what `doctor --ray` says"
     second.close()
     time.sleep(2 * POLL_S)
     assert remote.submit(image_task(31), lambda _: None).future.result(60).pictures
