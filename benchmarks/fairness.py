@@ -1,19 +1,22 @@
 """How long a small request waits behind a long one that was there first: through a server, with a client.
 
-    python -m benchmarks.fairness [SECONDS]
+    python -m benchmarks.fairness [SECONDS [shares]]
 
 For each kind of long request, prints when 4 steps of 64 x 64 pixels were done that were asked for while it
 ran, and how long they would have waited for its end, by its steps per second. Small ones come one after the
-other for up to SECONDS (20); then the long one is cancelled. The last lines say how many steps a picture and
-how many tokens a text make in a second, alone and beside each other.
+other for up to SECONDS (20); then the long one is cancelled. The last lines say what a picture and a text get
+beside each other: of the device's time, by the server's own account (`/status`: CPU time, on a CPU), and in
+steps and tokens a second, which on a shared machine depend on what else runs there. `shares`: that alone.
 """
 
+import json
 import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ CHECKPOINT = Path(__file__).parents[1] / "tests" / "data" / "golden" / "pipeline
 OTHER = "other/tiny"
 QUESTION = "What is this, 0?"
 """One that the tiny model answers without end."""
+TOKENS = 2048
 SMALL = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4}
 LONG = {"prompt": "a blue square", "width": 64, "height": 64, "steps": 1000}
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -114,45 +118,67 @@ async def measure(
     )
 
 
-async def shares(studio: Studio, image: str, seconds: float) -> None:
-    """Steps and tokens per second of a picture and a text, each alone and both at once."""
+def device_seconds(url: str) -> dict[str, float]:
+    """Seconds for which the device has worked for pictures and for texts of the model `OTHER`."""
+    with urllib.request.urlopen(f"{url}/status") as answer:
+        models = json.load(answer)["models"]
+    return next(model["device_seconds"] for model in models if model["model"] == OTHER)
+
+
+async def shares(studio: Studio, url: str, image: str, seconds: float) -> None:
+    """Time, steps and tokens per second of a picture and a text, each alone and both at once."""
     asked = {"model": OTHER, "background": True}
     tools = {
         "picture": ("generate_image", LONG | {"width": 128, "height": 128, "seed": 1}),
         "text": (
             "describe_image",
-            {"images": [image], "question": QUESTION, "max_tokens": 2048, "temperature": 0},
+            {"images": [image], "question": QUESTION, "temperature": 0},
         ),
     }
     pace: dict[tuple[str, ...], dict[str, float]] = {}
-    for names in (("picture",), ("text",), ("picture", "text")):
+    used: dict[tuple[str, ...], dict[str, float]] = {}
+    for number, names in enumerate((("picture",), ("text",), ("picture", "text"))):
+        tools["picture"][1]["seed"], tools["text"][1]["max_tokens"] = number, TOKENS - number
         jobs = {
             name: (await studio.call(tools[name][0], **tools[name][1], **asked))["job_id"] for name in names
         }
         await anyio.sleep(1.0)
         before = {name: await studio.step(job) for name, job in jobs.items()}
-        await anyio.sleep(seconds / 2)
-        after = {name: await studio.step(job) for name, job in jobs.items()}
+        used_before = device_seconds(url)
+        after, until = before, time.monotonic() + seconds / 2
+        while time.monotonic() < until and all(step < 0.9 * LONG["steps"] for step, _ in after.values()):
+            await anyio.sleep(0.2)
+            after = {name: await studio.step(job) for name, job in jobs.items()}
+        used_after = device_seconds(url)
         pace[names] = {n: (after[n][0] - before[n][0]) / (after[n][1] - before[n][1]) for n in names}
+        used[names] = {
+            n: (used_after[f"{n}s"] - used_before[f"{n}s"]) / (after[n][1] - before[n][1]) for n in names
+        }
         for job in jobs.values():
             await studio.call("cancel_job", job_id=job)
-    both = pace["picture", "text"]
-    for name in ("picture", "text"):
-        alone = pace[name,][name]
+    both = ("picture", "text")
+    for name in both:
+        alone, beside, share = (
+            pace[name,][name],
+            pace[both][name],
+            used[both][name] / sum(used[both].values()),
+        )
         print(
-            f"{name}: {alone:.1f} a second alone, {both[name]:.1f} beside the other: {both[name] / alone:.0%}"
+            f"{name}: {share:.1%} of the device's time; {alone:.1f} a second alone, {beside:.1f} beside the "
+            f"other: {beside / alone:.0%}; a second of the device's time: {alone / used[name,][name]:.1f} "
+            f"and {beside / used[both][name]:.1f}"
         )
 
 
-async def run(url: str, seconds: float) -> None:
-    """All cases."""
-    async with Client(url, mode="legacy") as client:
+async def run(url: str, seconds: float, cases: bool) -> None:
+    """All cases, then the shares."""
+    async with Client(f"{url}/mcp", mode="legacy") as client:
         studio = Studio(client)
         image = (await studio.made(seed=0, model=OTHER))["images"][0]["id"]
         await studio.small(0)
-        for number, case in enumerate(CASES):
+        for number, case in enumerate(CASES if cases else ()):
             await measure(studio, image, seconds, 100 * (number + 1), case)
-        await shares(studio, image, seconds)
+        await shares(studio, url, image, seconds)
 
 
 def main() -> None:
@@ -172,7 +198,7 @@ def main() -> None:
             "OMNIGEN2_LORA_DIR": str(folder / "lora"),
         }
         with listening(environment, folder / "log") as url:
-            anyio.run(run, f"{url}/mcp", seconds)
+            anyio.run(run, url, seconds, sys.argv[2:] != ["shares"])
 
 
 if __name__ == "__main__":

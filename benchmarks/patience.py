@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ async def measure(transport: str, server: Any, steps: int) -> None:
 
 
 @contextmanager
-def listening(environment: dict[str, str], log: Path) -> Iterator[str]:
+def listening(environment: dict[str, str], log: Path, program: Sequence[str] = (PROGRAM,)) -> Iterator[str]:
     """A server over HTTP; its address."""
-    command = [PROGRAM, "serve", "--transport", "http", "--port", "0"]
+    command = [*program, "serve", "--transport", "http", "--port", "0"]
     with log.open("w") as file, subprocess.Popen(command, env=environment, stderr=file) as server:
         try:
             while not (said := re.search(r'"listening".*?"url": "([^"]+)"', log.read_text("utf-8"))):

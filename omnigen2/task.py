@@ -184,6 +184,15 @@ class Placed(Protocol):
 
 
 @runtime_checkable
+class Accounting(Protocol):
+    """What a backend may offer beside `Backend`: what its device did."""
+
+    def device_seconds(self) -> dict[str, float]:
+        """Seconds for which the device has worked for `pictures` and for `texts`; on a CPU, CPU time."""
+        ...
+
+
+@runtime_checkable
 class Yielding(Backend, Protocol):
     """A backend whose tasks need not end before another model comes, where there is no memory for both.
 

@@ -47,6 +47,9 @@ class Engine:
         self._pictures = RunningPictures(pipeline, tickets, memory, budget, lambda: self._texts.running)
         self._texts = RunningTexts(pipeline, tickets, memory, lambda: self._pictures.running)
         self._turns = Turns[RunningPictures | RunningTexts]()
+        self._used = {"pictures": 0.0, "texts": 0.0}
+        # On a CPU, what other processes take is nobody's share.
+        self._clock = time.thread_time if pipeline.device.type == "cpu" else time.perf_counter
         self._thread = threading.Thread(target=self._run, name=f"engine {self.card.id}", daemon=True)
         self._thread.start()
 
@@ -84,6 +87,10 @@ class Engine:
     def memory_bytes(self) -> int:
         """Bytes the model keeps on its device."""
         return self._pipeline.memory_bytes()
+
+    def device_seconds(self) -> dict[str, float]:
+        """Seconds for which the device has worked for `pictures` and for `texts`; on a CPU, CPU time."""
+        return dict(self._used)
 
     def memory_choice(self) -> MemoryChoice:
         """The memory mode the model is in now, and why."""
@@ -148,13 +155,15 @@ class Engine:
         torch.set_num_threads(self._threads)  # each time, as the setting is partly process-wide
         kinds = [tasks for tasks in (self._pictures, self._texts) if tasks or self._tickets.first(tasks.kind)]
         for tasks in self._turns.order(kinds):
-            started = time.perf_counter()
+            started = self._clock()
             try:
                 worked = tasks.turn()
             except BaseException as error:
                 self._start_over(tasks.kind, error)
                 return
-            self._turns.charge(tasks, time.perf_counter() - started)
+            used = self._clock() - started
+            self._turns.charge(tasks, used)
+            self._used["texts" if tasks is self._texts else "pictures"] += used
             if worked:
                 return
 

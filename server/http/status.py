@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnigen2.memory.choice import MemoryChoice
-from omnigen2.task import Placed, Replicated
+from omnigen2.task import Accounting, Placed, Replicated
 from server import schema
 from server.app import App
 from server.errors import without_folders
@@ -33,6 +33,7 @@ def status(app: App) -> dict[str, Any]:
                 "memory_bytes": backend.memory_bytes(),
                 "quantize": backend.card.quantize,
                 "memory": asdict(backend.memory_choice()) if isinstance(backend, Placed) else None,
+                "device_seconds": backend.device_seconds() if isinstance(backend, Accounting) else {},
                 "replicas": backend.replicas() if isinstance(backend, Replicated) else [],
             }
             for name, backend in app.manager.loaded().items()
@@ -60,7 +61,12 @@ def described(_: App) -> Paths:
     memory["type"] = ["object", "null"]
     replica["properties"]["memory"] = memory
     model = _object(model="string", busy="boolean", memory_bytes="integer", quantize="string")
-    model["properties"] |= {"memory": memory, "replicas": {"type": "array", "items": replica}}
+    used = _object(pictures="number", texts="number")
+    model["properties"] |= {
+        "memory": memory,
+        "device_seconds": used,
+        "replicas": {"type": "array", "items": replica},
+    }
     models = _object()
     models["properties"] |= {
         "loading": {"type": "array", "items": {"type": "string"}},

@@ -216,3 +216,13 @@ def test_where_memory_runs_out_less_of_the_model_stays_on_the_device(
     alone.close()
     assert outcome.text == wanted.text
     assert [p.tobytes() for p in outcome.pictures] == [p.tobytes() for p in wanted.pictures]
+
+
+@pytest.mark.parametrize(("mode", "quantize"), [("resident", "none"), ("stream", "none"), ("offload", "nf4")])
+def test_weights_that_left_are_gone_and_come_back_as_they_were(mode: str, quantize: str) -> None:
+    model = omnigen2.load(str(FOLDER), device="cpu", dtype="float32", memory=mode, quantize=quantize)
+    before, size = everything(model), model.pipeline.memory_bytes()
+    model.leave()
+    assert model.pipeline.memory_bytes() < size / 1000
+    model.come_back(lambda: False)
+    assert same(everything(model), before)
