@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ WORKER = Path(__file__).with_name("worker.py")
 REFERENCE = Path("omnigen2", "pipelines", "omnigen2", "pipeline_omnigen2.py")
 """The file by which a checkout of the reference implementation is known."""
 WARM_UP_STEPS = 2
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "dotenv": "python-dotenv", "PIL": "Pillow"}
+"""Packages that the reference uses and that are not called what they are imported as."""
 SAME_LEVELS = 2
 """Levels of 255 by which exact pictures in float32 may differ: both compute the same, up to rounding."""
 SAME_DB = 25.0
@@ -43,9 +45,9 @@ class Case(NamedTuple):
 
 CASES = (
     Case("text to image", 0, 1),
-    Case("edit, one reference", 1, 1),
-    Case("compose, two references", 2, 1),
-    Case("text to image, eight at once", 0, 8),
+    Case("edit", 1, 1),
+    Case("compose of two", 2, 1),
+    Case("eight at once", 0, 8),
 )
 
 
@@ -103,6 +105,7 @@ class Worker:
         environment = dict(os.environ)
         if side == "reference":
             environment.pop("MKL_CBWR", None)  # a choice of ours (`omnigen2`), not its
+            environment["PYTHONWARNINGS"] = "ignore"  # of what it lacks; the facts say it
         self.side = side
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER), side, str(root), str(model), *placed],
@@ -135,12 +138,18 @@ class Worker:
         name: str = told["missing"]
         if not name:
             raise ValueError(f"{self.side}: its process ended ({self._process.returncode}); it said why")
-        remedy = "the checkout is incomplete" if name.startswith("omnigen2") else f"install {name}"
+        package = DISTRIBUTIONS.get(name, name)
+        own = name.partition(".")[0] == "omnigen2"
+        remedy = "the checkout is incomplete" if own else f"{sys.executable} -m pip install {package}"
         raise ValueError(f"against: the reference cannot be imported without {name}; {remedy}")
 
 
-def compare(reference: Path, settings: Settings) -> tuple[dict[str, Any], Iterator[Compared]]:
+def compare(
+    reference: Path, settings: Settings, on_turn: Callable[[str], None] = lambda case: None
+) -> tuple[dict[str, Any], Iterator[Compared]]:
     """What both run on, and the cases, each measured when it is asked for.
+
+    `on_turn` is told the name of a case whenever both begin with its requests, `settings.rounds` + 1 times.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -162,7 +171,9 @@ def compare(reference: Path, settings: Settings) -> tuple[dict[str, Any], Iterat
     asked = {"width": side, "height": side, "steps": steps, "speed": settings.speed}
     facts = {"model": settings.model, "side": side, "steps": steps, "speed": settings.speed, **facts}
     facts["reference_threads"] = other.facts["threads"]
-    return facts, _cases(ours, other, settings.rounds, [own | asked for own in sampling])
+    for package, found in other.facts["packages"].items():
+        facts[f"reference_{package}"] = "found" if found else "not installed"
+    return facts, _cases(ours, other, settings.rounds, [own | asked for own in sampling], on_turn)
 
 
 def check_reference(folder: Path) -> None:
@@ -170,7 +181,7 @@ def check_reference(folder: Path) -> None:
     if not (folder / REFERENCE).is_file():
         raise ValueError(
             f"against: {folder} holds no reference implementation ({REFERENCE} is missing); "
-            "give the folder of a checkout of github.com/VectorSpaceLab/OmniGen2"
+            "give the folder of a checkout of it: git clone https://github.com/VectorSpaceLab/OmniGen2"
         )
 
 
@@ -179,15 +190,19 @@ def _words(placement: Placement) -> list[str]:
     return [str(getattr(placement, field.name)) for field in fields(placement)]
 
 
-def _cases(ours: Worker, other: Worker, rounds: int, sampling: list[dict[str, Any]]) -> Iterator[Compared]:
+def _cases(
+    ours: Worker, other: Worker, rounds: int, sampling: list[dict[str, Any]], on_turn: Callable[[str], None]
+) -> Iterator[Compared]:
     exact = sampling[0]["speed"] == "exact" and ours.facts["dtype"] == "float32"
     exact = exact and ours.facts["quantize"] == "none"
     try:
         for case in CASES:
-            asked = sampling[case.references]
-            _turn(ours, other, case, asked | {"steps": WARM_UP_STEPS}, 0)
-            turns = [_turn(ours, other, case, asked, number) for number in range(1, rounds + 1)]
-            yield _summary(case, turns, exact)
+            turns: list[Turn] = []
+            for number in range(rounds + 1):
+                on_turn(case.name)
+                asked = sampling[case.references] | ({} if number else {"steps": WARM_UP_STEPS})
+                turns.append(_turn(ours, other, case, asked, number))
+            yield _summary(case, turns[1:], exact)
     finally:
         ours.close()
         other.close()

@@ -18,6 +18,10 @@ from typing import Any, NamedTuple, Protocol, TextIO
 
 from PIL import Image
 
+TURN = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+CHAT = "{% for message in messages %}" + TURN + "{% endfor %}"
+"""What the published model's template makes of a system text and a prompt, for processors that have none."""
+
 
 class Asked(NamedTuple):
     """A picture to be made; `sampling` has the names and values of `omnigen2.params.ReferenceSampling`."""
@@ -75,6 +79,7 @@ class Processor:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
+        tokenizer.chat_template = tokenizer.chat_template or CHAT
 
 
 class Reference:
@@ -93,7 +98,9 @@ class Reference:
         import torch
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
         from transformers import AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
         folder, kind = Path(model), getattr(torch, dtype)
 
@@ -109,7 +116,16 @@ class Reference:
         ).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._dtype = kind
-        self.facts = {"device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+        found = import_module("omnigen2.utils.import_utils")
+        self.facts = {
+            "device": device,
+            "dtype": dtype,
+            "threads": torch.get_num_threads(),
+            "packages": {
+                "flash_attn": found.is_flash_attn_available(),
+                "triton": found.is_triton_available(),
+            },
+        }
 
     def make(self, asked: list[Asked]) -> list[Image.Image]:
         """The pictures, one after another: it takes one request at a time."""
