@@ -38,7 +38,7 @@ WARM_UP_S = 3.0
 
 T = TypeVar("T")
 NewImages = Mapping[str, Shown]
-"""The new images of a call, by id."""
+"""The images that a call made, or an equal one before, by id."""
 
 
 class App:

@@ -17,7 +17,7 @@ from server.hookspecs import AnyTool
 from server.idempotency import Key
 from server.jobs import Job
 from server.references import new_allowed, open_allowed
-from server.renditions import PREVIEW
+from server.renditions import PREVIEW, Rendition
 from server.watching import preview, watch
 from storage import Record, StoredImage, codec
 from storage.errors import InvalidArgument
@@ -35,7 +35,7 @@ ELSEWHERE_S = 1.0
 
 
 class Shown(NamedTuple):
-    """A new image of a call."""
+    """An image that a call made, or an equal one before."""
 
     image: StoredImage
     preview: Picture | None
@@ -59,7 +59,7 @@ class CallContext:
         self.key: Key | None = None
         """The idempotency key of the call."""
         self.shown: dict[str, Shown] = {}
-        """New images by id."""
+        """Images that the call made, or an equal one before, by id."""
         self._cards: dict[str | None, ModelCard] = {}
         timeout_s = caller.timeout_s
         self._deadline = math.inf if timeout_s is None else anyio.current_time() + timeout_s * TIMEOUT_USED
@@ -104,11 +104,13 @@ class CallContext:
     def new_file(self, path: str, field: str, *, replace: bool) -> AbstractContextManager[NewFile]:
         return new_allowed(Path(path), field, self._caller.folders, replace)
 
-    def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
+    def show(self, image: StoredImage, pixels: Image | None, record: Record) -> None:
+        def reduced() -> Rendition:
+            return codec.preview(pixels) if pixels is not None else self.store.preview(image.id)
+
         preview = None
         if self._caller.previews:
-            kept = self._app.renditions.get(image.id, PREVIEW, lambda: codec.preview(pixels))
-            preview = Picture(*kept)
+            preview = Picture(*self._app.renditions.get(image.id, PREVIEW, reduced))
         self.shown[str(image.id)] = Shown(image, preview, record)
 
     async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:

@@ -293,8 +293,11 @@ class Context(Protocol):
         """
         ...
 
-    def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
-        """Pass on a new image, so that its link and preview need no reading. Callable from any thread."""
+    def show(self, image: StoredImage, pixels: Image | None, record: Record) -> None:
+        """Pass on an image of the answer, so that its link needs no reading, nor its preview, with `pixels`.
+
+        Callable from worker threads.
+        """
         ...
 
     async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:

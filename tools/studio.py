@@ -50,6 +50,8 @@ async def _carry_out(recipe: Recipe, context: Context, kind: type[R]) -> R:
             store.refuse_if_read_only()
             return None
         images = [store.get(digest) for digest in record.outputs]
+        for image in images:
+            context.show(image, None, record)
         timings = {"total_ms": _ms_since(started)}
         return kind.of(record, images, timings=timings, cached=True, notes=recipe.notes)
 

@@ -66,7 +66,7 @@ class Studio:
         images = [await self.resolve(reference, field) for field, reference in references.items()]
         return self.card(model), True, tuple(images)
 
-    def show(self, image: StoredImage, pixels: Image, record: Record) -> None:
+    def show(self, image: StoredImage, pixels: Image | None, record: Record) -> None:
         pass
 
     async def progress(self, step: int, steps: int = 0, stage: str = "") -> None:
