@@ -67,8 +67,8 @@ class Fp8Linear(QuantizedLinear):
     """Weights as 8-bit floats (e4m3) with a scale for each output, padded with zeros to whole tiles.
 
     With `dynamic`, each row of the activations is scaled and rounded to 8-bit floats as well, and the product
-    is that of 8-bit floats, summed up in float32. The bits are kept as integers: a library that changes the
-    precision of a module would take them for floats to change.
+    is that of 8-bit floats, summed up as fast as the GPU can. The bits are kept as integers: a library that
+    changes the precision of a module would take them for floats to change.
     """
 
     bits: Tensor
@@ -101,6 +101,7 @@ class Fp8Linear(QuantizedLinear):
             scale_a=scale,
             scale_b=self.scale[None, :],
             out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
         return made[:, : self.out_features].to(x.dtype)
 
