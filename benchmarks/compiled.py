@@ -3,8 +3,8 @@
     python -m benchmarks.compiled
 
 Every golden case runs with blocks compiled as for a GPU, with a cache of its own; it fails where the tests
-would. Then quantised blocks run 20 random companies, compiled and as written; `fp8 x fp8` also rounds the
-activations, as a GPU does that multiplies 8-bit floats.
+would. Then quantised blocks run 20 random companies, most of them with adapters, compiled and as written;
+`fp8 x fp8` also rounds the activations, as a GPU does that multiplies 8-bit floats.
 """
 
 import os
@@ -23,11 +23,11 @@ from torch._dynamo.utils import counters
 from benchmarks.quantize import EXACT, WAYS, Way
 from omnigen2.checkpoints.load import load_transformer
 from omnigen2.memory import quantize
-from omnigen2.network.compiled import CompiledBlocks, compile_blocks
+from omnigen2.network.compiled import compile_blocks
 from omnigen2.network.threads import limited_to
 from tests.omnigen2 import golden
 from tests.omnigen2 import test_golden_requests as cases
-from tests.omnigen2.test_compiled import company
+from tests.omnigen2.test_compiled import adapter, company
 
 COMPANIES = 20
 
@@ -71,15 +71,14 @@ def compare(way: Way) -> None:
             quantize.quantize_block(block, way.kind, transformer.device)
     torch._dynamo.reset()
     counters.clear()
-    blocks = CompiledBlocks()
-    blocks.warm_up(transformer)
-    rng, errors = random.Random(1), []
-    for _ in range(COMPANIES):
-        inputs = company(transformer, rng)
-        transformer.compiled = None
-        written = transformer(*inputs)
-        transformer.compiled = blocks
-        errors.append(golden.error(transformer(*inputs), written))
+    compile_blocks(transformer)
+    compiled, numbered, errors = transformer.compiled, transformer.numbered, []
+    adapters = [adapter(transformer, rank) for rank in (1, 4)]
+    for seed in range(COMPANIES):
+        made: list[Tensor] = []
+        for transformer.compiled, transformer.numbered in ((None, {}), (compiled, numbered)):
+            made.append(transformer(*company(transformer, random.Random(seed), adapters)))
+        errors.append(golden.error(made[1], made[0]))
     print(f"{way.name:9} {graphs()} graphs, relative error at most {max(errors):.1e}", flush=True)
 
 

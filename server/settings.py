@@ -73,8 +73,7 @@ class Settings(BaseSettings):
     """Keep the weights of blocks in 8 bits (`int8`, `fp8`) or 4 (`nf4`), for both parts or for those named:
     `transformer=fp8,language=nf4`. Takes less memory; pictures change a little, and are recorded so."""
     compile: Literal["auto", "never"] = "auto"
-    """`auto` compiles the blocks of the transformer where a GPU computes, once: the code is kept on disk.
-    Pictures with adapters run without it."""
+    """`auto` compiles the blocks of the transformer where a GPU computes, once: the code is kept on disk."""
     replicas: int | None = Field(default=None, ge=1, le=1000)
     """Processes in which a model is loaded, each with a GPU to itself where there are any: `2` serves two
     requests side by side. Needs `omnigen2-mcp[ray]`, as does the next."""

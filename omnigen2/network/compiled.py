@@ -1,9 +1,10 @@
-"""The blocks of the transformer as compiled code: two graphs in all, whatever the company.
+"""The blocks of the transformer as compiled code: three graphs in all, whatever the company.
 
 A block knows tensors and numbers only, and attention is one opaque operator, so that sizes can be symbols:
-one graph serves every block, another the last one, which keeps the rows of pictures. A graph is specialised
-where a size is 1, or where two sizes are equal by chance: the first call is made with sizes that all differ,
-and what has a size of 1 runs as it is written. Compiled code is kept on disk between starts.
+one graph serves every block, another the last one, which keeps the rows of pictures, and a third one every
+block where somebody has adapters (`omnigen2.adapters.apply`). A graph is specialised where a size is 1, or
+where two sizes are equal by chance: the first call is made with sizes that all differ, and what has a size of
+1 runs as it is written. Compiled code is kept on disk between starts.
 """
 
 import logging
@@ -15,6 +16,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from omnigen2.adapters.apply import adapted, number
 from omnigen2.memory.device import is_out_of_memory
 from omnigen2.network.blocks import Block, ModulatedNorm
 from omnigen2.network.threads import ALL, limited_to
@@ -32,22 +34,26 @@ class CompiledBlocks:
     """Runs `Block.compute` by compiled code, and as it is written where that would need one more graph."""
 
     def __init__(self, backend: Backend = "inductor"):
-        self._compute: Any = torch.compile(  # pyright: ignore[reportCallIssue]: its stubs lack the limit
-            Block.compute, dynamic=True, fullgraph=True, backend=backend, recompile_limit=GRAPHS
+        self._compute, self._adapted = (
+            torch.compile(  # pyright: ignore[reportCallIssue]: its stubs lack the limit
+                compute, dynamic=True, fullgraph=True, backend=backend, recompile_limit=GRAPHS
+            )
+            for compute in (Block.compute, _compute_adapted)
         )
 
     def __call__(self, block: Block, *inputs: Any) -> Tensor:
-        """`block.compute(*inputs)`, all of them given but, perhaps, the rows."""
+        """`block.compute(*inputs)`, all of them given but, perhaps, the rows (with adapters, never)."""
         x, _, _, longest, *others = inputs
         one = len(x) == 1 or longest == 1 or len(others[-1]) == 1
         # A thread that loads a model changes the default precision for a while, which is part of a graph.
         if one or torch.get_default_dtype() != torch.float32:
             return block.compute(*inputs)
-        return self._compute(block, *inputs)
+        run: Any = self._adapted if block.attn.to_q._forward_hooks else self._compute
+        return run(block, *inputs)
 
     @torch.inference_mode()
     def warm_up(self, transformer: OmniGen2Transformer2DModel) -> None:
-        """Compile both graphs, or find them on disk."""
+        """Compile the three graphs, or find them on disk."""
         first, last = transformer.layers[0], transformer.layers[-1]
         assert isinstance(first, Block)
         inputs = first_inputs(first, transformer.device, transformer.dtype)
@@ -55,6 +61,13 @@ class CompiledBlocks:
         with transformer.weights, limited_to(ALL):  # the number of threads is part of a graph
             first(*inputs, by=self)
             last(*inputs, rows, by=self)
+            with adapted(transformer, {}, transformer.numbered):
+                first(*inputs, by=self)
+
+
+def _compute_adapted(block: Block, *inputs: Any) -> Tensor:
+    """`Block.compute` again: what is compiled under another name has other graphs, with hooks."""
+    return block.compute(*inputs)
 
 
 def first_inputs(
@@ -76,11 +89,13 @@ def compile_blocks(transformer: OmniGen2Transformer2DModel, backend: Backend = "
     """Let a transformer run its blocks by compiled code, if this machine can compile it."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("omnigen2-mcp") / "compiled"))
     compiled = CompiledBlocks(backend)
+    transformer.numbered = number(transformer, transformer.blocks())
     try:
         compiled.warm_up(transformer)
     except Exception as error:  # compilers fail in any way: there may be none, or the GPU is too new
         if is_out_of_memory(error):
             raise
+        transformer.numbered = {}
         log.warning("The model runs without compiled code: %s", str(error).strip().partition("\n")[0])
     else:
         transformer.compiled = compiled

@@ -9,10 +9,10 @@ Parameter names and shapes are those of the published checkpoint. Loading, savin
 LoRA come from diffusers.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -104,6 +104,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.weights = HERE
         self.compiled: Callable[..., Tensor] | None = None
         """Runs `Block.compute` by compiled code (`omnigen2.network.compiled`)."""
+        self.numbered: Mapping[str, Any] = {}
+        """The layers of compiled blocks by name, as `omnigen2.adapters.apply.adapted` takes them."""
 
     def blocks(self) -> Iterator[Block]:
         """Every block."""
@@ -180,7 +182,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ]
         if stage in ("x_embedder", "noise_refiner"):
             return [length * own for length, own in zip(batch.seen.lengths, once, strict=True)]
-        of_pictures = stage != "layers" or layer.startswith(f"layers.{len(self.layers) - 1}.feed_forward.")
+        end = layer.startswith(f"layers.{len(self.layers) - 1}.feed_forward.") and not self.numbered
+        of_pictures = stage != "layers" or end
         return batch.seen.lengths if of_pictures else batch.joint.lengths
 
     @with_weights
@@ -191,21 +194,23 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         flow time of each picture, 0 = noise, 1 = data. Returns (sum M, p * p * C), M the tokens of the
         picture that a sequence sees.
         """
-        with adapted(self, batch.terms):
+        with adapted(self, batch.terms, self.numbered if batch.terms else {}):
             return self._velocity(tokens, timestep, batch)
 
     def _velocity(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         time = self._embed_time(timestep)
-        # Compiled code knows neither gradients nor the hooks by which adapters act.
-        by = None if batch.terms or torch.is_grad_enabled() else self.compiled
+        by = None if torch.is_grad_enabled() else self.compiled  # compiled code knows no gradients
         if by is not None and len(time) == 1:
             time = time.repeat(2, 1)  # it takes a size of 1 for a constant
         x = self._joint_input(tokens, time, batch, by)
         *layers, last = self.layers
         for block in layers:
             x = self._run(block, by, x, batch.rotation, batch.joint, time, batch.joint_owner)
-        # Nothing reads what else would leave the last layer.
-        x = self._run(last, by, x, batch.rotation, batch.joint, time, batch.joint_owner, batch.seen_rows)
+        inputs = (last, by, x, batch.rotation, batch.joint, time, batch.joint_owner)
+        if batch.terms and self.numbered:  # compiled blocks have one form with adapters, for all layers
+            x = self._run(*inputs).index_select(0, batch.seen_rows)
+        else:  # nothing reads what else would leave the last layer
+            x = self._run(*inputs, batch.seen_rows)
         return self.norm_out(x, time, batch.seen_owner)
 
     def _joint_input(
