@@ -83,14 +83,14 @@ class Cluster:
         """Run a coroutine on the loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
-    def actor(self, name: str, *given: Any) -> Any:
+    def actor(self, name: str, device: str, *given: Any) -> Any:
         """The replica of this name, made with `given` if there is none.
 
-        It has a GPU to itself where the cluster has GPUs. It outlives this server unless Ray does not, is
-        started again wherever there is room when it is lost, and is found by its name.
+        It has a GPU to itself where the cluster has GPUs, unless `device` is `cpu`. It outlives this server
+        unless Ray does not, is started again where there is room when it is lost, and is found by its name.
         """
         ray = self.ray
-        gpus = self.gpus() > 0
+        gpus = self.gpus() > 0 and device != "cpu"
         return (
             ray.remote(Replica)
             .options(

@@ -32,6 +32,7 @@ HEDGE_FACTOR = 4.0
 POLL_S = 1.0
 """Seconds until a replica is looked for again."""
 ORDER = ("encode", "denoise", "write", "decode")
+"""Stages of a task in their order; the others are said of any of them."""
 log = get_logger(__name__)
 
 
@@ -121,7 +122,9 @@ class Delivery:
         attempt = Attempt(self._ticket.task, tokens(self._ticket.task, self._route.limits))
         member.attempts.add(attempt)
         self._ticket.heard = time.monotonic()
-        self._running[asyncio.create_task(self._attempt(member, attempt))] = member
+        running = asyncio.create_task(self._attempt(member, attempt))
+        running.add_done_callback(lambda own: own.cancelled() or own.exception())  # nobody may ask for it
+        self._running[running] = member
 
     async def _some_end(self) -> "set[asyncio.Task[Outcome]]":
         """Wait until an attempt has ended. When nothing is heard for long, begin another one."""
@@ -209,10 +212,12 @@ class Delivery:
             ticket.wants_preview.clear()
         elif ticket.wants_preview.is_set():
             member.actor.want_preview.remote(request)
-        position = (ORDER.index(progress.stage), progress.step)
-        if position >= self._ahead:
+        if progress.stage in ORDER:
+            position = (ORDER.index(progress.stage), progress.step)
+            if position < self._ahead:
+                return
             self._ahead = position
-            ticket.on_progress(progress)
+        ticket.on_progress(progress)
 
 
 def is_lost(ray: Any, error: BaseException) -> bool:

@@ -45,7 +45,8 @@ class RemoteFactory:
         cluster = self._cluster
         if cluster.gpus() and placement.device.startswith("cuda"):
             placement = replace(placement, device="cuda")  # a replica sees one GPU only
-        self._make_room(evict)
+        if placement.device != "cpu":
+            self._make_room(evict)
 
         async def started() -> Keeper:
             keeper = Keeper(cluster, self._factory, model, placement, self._least, cluster.size)

@@ -73,6 +73,7 @@ class Keeper:
         self._cluster = cluster
         self._maker = secrets.token_hex(4)
         self._made_of = (self._maker, factory, model, placement, cluster.threads())
+        self._device = placement.device
         own = hashlib.sha256(repr((model, placement)).encode()).hexdigest()[:8]
         self._base = f"{model.rstrip('/').rpartition('/')[2]}-{own}"
         self._tasks: dict[Member, asyncio.Task[None]] = {}
@@ -106,7 +107,6 @@ class Keeper:
         """A replica failed while it worked: give it nothing until it was found again."""
         if member.state in ("ready", "silent"):
             self._set(member, "lost", "its process, its machine or the connection to it ended")
-            member.adapters.clear()
 
     def has_room(self, task: Task, unplaced: int) -> bool:
         """Whether a replica would begin with one more task than the `unplaced` ones at once. For any thread.
@@ -182,7 +182,7 @@ class Keeper:
 
     async def _meet(self, member: Member) -> str:
         """In what a replica differs from what this server needs; empty if it fits. Raises OutOfMemory."""
-        member.actor = await asyncio.to_thread(self._cluster.actor, member.name, *self._made_of)
+        member.actor = await asyncio.to_thread(self._cluster.actor, member.name, self._device, *self._made_of)
         try:
             there = await asyncio.wait_for(_get(member.actor.software.remote()), PLACE_S)
         except TimeoutError:
@@ -254,6 +254,8 @@ class Keeper:
             say = log.info if state == "ready" else log.warning
             say("replica", name=member.name, state=state, reason=reason)
         member.state, member.reason = state, reason
+        if state == "lost":
+            member.adapters.clear()
         self.members.touch()
 
     # -- how many -------------------------------------------------------------------------------------

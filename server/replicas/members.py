@@ -1,6 +1,6 @@
 """The replicas of one model, as the front sees them: what each has to do, and which one is given a task.
 
-Everything here runs on the cluster's event loop, but for `Members.describe`.
+Everything here runs on the cluster's event loop, but for `Members.describe` and `Members.with_room`.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Member:
         A replica without the adapters of the task counts as if it had to do as much again.
         """
         kind, own, other = type(task), 0.0, 0.0
-        for attempt in self.attempts:
+        for attempt in list(self.attempts):
             if isinstance(attempt.task, kind):
                 own += attempt.tokens_left
             else:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -86,6 +87,7 @@ class Replica:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported; Ray has set it to 1
         self._device = ""
         self._backend: Future[Backend] = Future()
+        self._backend.set_running_or_notify_cancel()  # who waits for it may be cancelled, and it is not
         self._receiver = Receiver()
         self._tasks: dict[str, _Work] = {}
         self._fronts: dict[str, float] = {}
@@ -113,9 +115,15 @@ class Replica:
     async def run(
         self, front: str, request: str, sent: SentTask, wants_preview: bool
     ) -> AsyncGenerator[News]:
-        """Work on a task: its progress, then an `Outcome` or `Failed`. Cancelling this drops the task."""
+        """Work on a task: its progress, then an `Outcome` or `Failed`. Cancelling this drops the task.
+
+        Nothing at all if the model cannot be loaded: `ready` says why.
+        """
         self._see(front)
-        backend = await asyncio.wrap_future(self._backend)
+        try:
+            backend = await asyncio.wrap_future(self._backend)
+        except Exception:
+            return
         try:
             task = await self._receiver.unpack(sent)
         except Exception as error:
@@ -189,8 +197,9 @@ class Replica:
                 if now - self._fronts.get(work.front, 0.0) > SILENT_S:
                     work.ticket.cancel()
             if now - self._last_seen > LEFT_ALONE_S:
-                _end_for_good()
-                return
+                with suppress(Exception):  # Ray does not answer: again, a little later
+                    _end_for_good()
+                    return
 
 
 def _end_for_good() -> None:

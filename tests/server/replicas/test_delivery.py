@@ -19,6 +19,7 @@ from tools.base import ToolError
 
 pytestmark = pytest.mark.anyio
 DONE = Outcome(text="done")
+END = "the stream ends"
 
 
 class RayError(Exception):
@@ -52,6 +53,8 @@ class Actor:
         self.runs += 1
         news, self.news = self.news, self.then.pop(0) if self.then else self.news
         for each in news:
+            if each is END:
+                return
             yield self._said(each)
         yield asyncio.get_running_loop().create_future()
 
@@ -84,6 +87,19 @@ async def test_a_lost_task_moves_to_another_replica() -> None:
     assert await own.outcome(placed) is DONE
     assert [progress.stage for progress in heard] == ["encode", "moved", "encode"]
     assert [member.attempts for member in members] == [set(), set()]
+
+
+async def test_progress_is_reported_in_order_and_a_pause_at_any_time() -> None:
+    steps = [Progress("encode"), Progress("denoise", 1, 4), Progress("paused"), Progress("denoise", 2, 4)]
+    own, _, heard = made(Members(), Actor(*steps, DONE))
+    assert await own.outcome(placed) is DONE
+    assert heard == steps
+
+
+async def test_a_replica_that_cannot_load_its_model_again_is_left_for_another() -> None:
+    own, _, heard = made(Members(), Actor(END), Actor(DONE))
+    assert await own.outcome(placed) is DONE
+    assert heard == [Progress("moved")]
 
 
 async def test_what_a_model_raises_is_no_loss() -> None:

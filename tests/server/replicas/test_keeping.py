@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from server.replicas.cluster import Cluster
 from server.replicas.keeping import Keeper
 from server.replicas.members import Attempt
 from server.replicas.replica import Replica, Software
+from server.replicas.sending import SentTask
 from tests.server.replicas.tasks import image_task
 from tests.server.replicas.test_delivery import RayError, RayTaskError
 
@@ -60,7 +62,7 @@ class Stand:
         errors = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
         self.ray = SimpleNamespace(exceptions=errors, kill=self._kill)
 
-    def actor(self, name: str, maker: str, *_: Any) -> Actor:
+    def actor(self, name: str, device: str, maker: str, *_: Any) -> Actor:
         if name not in self.named:
             self.named[name] = self.actors.pop(0) if self.actors else Actor()
             self.named[name].maker = self.named[name].maker or maker
@@ -192,6 +194,21 @@ async def test_a_replica_ends_with_the_last_server_that_lets_go_of_it(
     assert bool(ended) is ends
     replica._last_seen = time.monotonic() - 10_000  # its thread ends once it is alone
     await until(lambda: ended)
+
+
+async def test_a_task_that_is_cancelled_while_the_model_loads_leaves_the_replica_well() -> None:
+    may_load = threading.Event()
+    loaded = SimpleNamespace(card=CARD, memory_bytes=lambda: 0)
+    factory: Any = SimpleNamespace(load=lambda *_: may_load.wait(10) and loaded)
+    replica = Replica("maker", factory, "nano", Placement(), 1)
+    sent = SentTask(image_task(), ())
+    running = asyncio.ensure_future(anext(replica.run("front", "request", sent, False)))  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    may_load.set()
+    assert (await asyncio.wait_for(replica.ready("front"), 10))["model"] == "nano"
 
 
 def test_replicas_have_the_cores_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
