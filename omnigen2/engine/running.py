@@ -9,13 +9,13 @@ When memory runs out beside others, a task is suspended, or is not begun, until 
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from omnigen2.cost import cost
 from omnigen2.engine.device_memory import DeviceMemory
-from omnigen2.engine.tickets import Tickets, explained
+from omnigen2.engine.tickets import Tickets, explained, too_big
 from omnigen2.memory.device import is_out_of_memory
 from omnigen2.pipeline import Pipeline
 from omnigen2.task import Cancelled, ImageTask, Outcome, TextTask, Ticket
@@ -35,6 +35,11 @@ class Running(ABC):
     """From when its steps, or its text, are timed, by `time.perf_counter`."""
     retrying: bool
     """Whether its last step ran out of memory."""
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether it takes no further step."""
 
     @property
     @abstractmethod
@@ -79,12 +84,19 @@ class RunningTasks(ABC, Generic[K, R]):
         """Whether a task takes part in steps; one that is suspended does not."""
         return bool(self._running)
 
-    @abstractmethod
     def turn(self) -> bool:
         """Let waiting tasks join, go on with the running ones, end those that are done.
 
         Returns False if there was nothing to do.
         """
+        joined = self._let_in()
+        moving = [entry for entry in self._running if not entry.done]
+        if moving:
+            self._step(moving)
+        finished = [entry for entry in self._running if entry.done]
+        for entry in finished:
+            self._finish(entry)
+        return bool(joined or moving or finished)
 
     def clear(self) -> None:
         """Drop all tasks, unanswered; asks nothing of the device, which may have failed."""
@@ -109,6 +121,10 @@ class RunningTasks(ABC, Generic[K, R]):
     @abstractmethod
     def _begun(self, ticket: Ticket, task: K) -> R:
         """Prepare a task. May raise anything."""
+
+    @abstractmethod
+    def _step(self, moving: Sequence[R]) -> None:
+        """Go on with some or all of the tasks that are not done."""
 
     @abstractmethod
     def _outcome(self, entry: R) -> Outcome:
@@ -192,6 +208,22 @@ class RunningTasks(ABC, Generic[K, R]):
         self._remove(entry)
         self._suspended = (*self._suspended, entry)
         self._crowded_at = self._tickets.answered
+
+    def _shrink(self, chosen: Sequence[R]) -> None:
+        """After a step of these ran out of memory: free caches, and suspend the youngest if there are others.
+
+        One that is alone is tried again. If that does not help, less of the model stays on the device.
+        """
+        self._memory.free()
+        youngest = chosen[-1]
+        if len(self._running) > 1 or self._company():
+            self._suspend(youngest)
+        elif not youngest.retrying:
+            youngest.retrying = True
+        elif self._memory.can_lower:
+            self._memory.lower()
+        else:
+            self._fail(youngest, too_big())
 
     def _fail(self, entry: R, error: BaseException) -> None:
         self._suspended = tuple(other for other in self._suspended if other is not entry)

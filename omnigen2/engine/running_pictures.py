@@ -15,7 +15,7 @@ from PIL.Image import Image
 from omnigen2.denoise import Denoiser, Sample
 from omnigen2.engine.device_memory import DeviceMemory
 from omnigen2.engine.running import Running, RunningTasks
-from omnigen2.engine.tickets import Tickets, too_big
+from omnigen2.engine.tickets import Tickets
 from omnigen2.engine.turns import Turns
 from omnigen2.memory.device import is_out_of_memory
 from omnigen2.pipeline import Pipeline
@@ -66,16 +66,6 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
         self._denoiser = Denoiser(pipeline.transformer)
         memory.caches.append(lambda: self._denoiser.forget())
 
-    def turn(self) -> bool:
-        joined = self._let_in()
-        moving = [entry for entry in self._running if not entry.done]
-        if moving:
-            self._step(moving)
-        finished = [entry for entry in self._running if entry.done]
-        for entry in finished:
-            self._finish(entry)
-        return bool(joined or moving or finished)
-
     def clear(self) -> None:
         super().clear()
         self._turns = Turns[_Pictures]()
@@ -115,7 +105,7 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
 
     # -- steps ---
 
-    def _step(self, moving: list[_Pictures]) -> None:
+    def _step(self, moving: Sequence[_Pictures]) -> None:
         chosen = self._chosen(moving)
         started = time.perf_counter()
         try:
@@ -139,7 +129,7 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
             return
         self._shrink(chosen)
 
-    def _chosen(self, moving: list[_Pictures]) -> list[_Pictures]:
+    def _chosen(self, moving: Sequence[_Pictures]) -> Sequence[_Pictures]:
         """Those that make the next step."""
         if self._denoiser.together and _tokens(moving) <= self._room:
             return moving
@@ -151,23 +141,12 @@ class RunningPictures(RunningTasks[ImageTask, _Pictures]):
         return chosen
 
     def _shrink(self, chosen: Sequence[_Pictures]) -> None:
-        """After a step ran out of memory: free caches, and take fewer tasks at once.
-
-        One that was alone is suspended if there are others; otherwise it is tried again. If that does not
-        help, less of the model stays on the device.
-        """
+        """Take fewer tasks at once, if there were several."""
+        if len(chosen) == 1:
+            super()._shrink(chosen)
+            return
         self._memory.free()
-        youngest = chosen[-1]
-        if len(chosen) > 1:
-            self._room = 3 * _tokens(chosen) // 4
-        elif len(self._running) > 1 or self._company():
-            self._suspend(youngest)
-        elif not youngest.retrying:
-            youngest.retrying = True
-        elif self._memory.can_lower:
-            self._memory.lower()
-        else:
-            self._fail(youngest, too_big())
+        self._room = 3 * _tokens(chosen) // 4
 
     def _report(self, entry: _Pictures) -> None:
         """Report the progress of a task, with a preview if one is wanted."""

@@ -1,7 +1,7 @@
 """The text tasks under way: they are begun, written a token at a time, and answered."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from omnigen2.engine.device_memory import DeviceMemory
@@ -27,6 +27,10 @@ class _Writing(Running):
     notes: list[str]
 
     @property
+    def done(self) -> bool:
+        return self.text.done
+
+    @property
     def share_left(self) -> float:
         return 1 - len(self.text.written) / self.text.limit
 
@@ -42,16 +46,6 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
         super().__init__(pipeline, tickets, memory, TEXTS_AT_ONCE, company)
         self._writer = Writer(pipeline.language)
         memory.caches.append(lambda: self._writer.forget())
-
-    def turn(self) -> bool:
-        joined = self._let_in()
-        moving = [entry for entry in self._running if not entry.text.done]
-        if moving and not self._write():
-            self._shrink()
-        finished = [entry for entry in self._running if entry.text.done]
-        for entry in finished:
-            self._finish(entry)
-        return bool(joined or moving or finished)
 
     def clear(self) -> None:
         super().clear()
@@ -90,20 +84,21 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
 
     # -- tokens ---
 
-    def _write(self) -> bool:
-        """Write a token of each text, or more where weights have to come first; False if memory ran out."""
+    def _step(self, moving: Sequence[_Writing]) -> None:
+        """Write a token of each text, or more where weights have to come first."""
         weights = self._pipeline.language.weights
         until = time.perf_counter() + (0.0 if weights is HERE else HOLD_S)
         try:
             with weights:
                 while self._write_token() and time.perf_counter() < until and not self._tickets.closed:
                     self.drop_cancelled()
+            return
         except Exception as error:
-            if is_out_of_memory(error):
-                return False
-            for entry in self._running:
-                self._fail(entry, error)
-        return True
+            if not is_out_of_memory(error):
+                for entry in self._running:
+                    self._fail(entry, error)
+                return
+        self._shrink(self._running)
 
     def _write_token(self) -> bool:
         """Write a token of each text; whether all of them go on."""
@@ -118,20 +113,7 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
                 self._tell(entry)
             except BaseException as error:
                 self._fail(entry, error)
-        return not any(entry.text.done for entry in self._running)
+        return not any(entry.done for entry in self._running)
 
     def _tell(self, entry: _Writing) -> None:
         self._tickets.report(entry.ticket, Progress("write", len(entry.text.written), entry.text.limit))
-
-    def _shrink(self) -> None:
-        """After memory ran out: as for pictures, but the youngest of several is suspended at once."""
-        self._memory.free()
-        youngest = self._running[-1]
-        if len(self._running) > 1 or self._company():
-            self._suspend(youngest)
-        elif not youngest.retrying:
-            youngest.retrying = True
-        elif self._memory.can_lower:
-            self._memory.lower()
-        else:
-            self._fail(youngest, too_big())
