@@ -272,9 +272,12 @@ class Manager:
                 again.resting = backend
             else:
                 self._unload_used(backend)
-        except Exception:
+        except Exception as error:
             log.exception("model %s failed while it made room", name)
-            backend.close()
+            if isinstance(backend, Yielding):
+                backend.give_up(error)
+            else:
+                backend.close()
         threading.Thread(target=self._return, args=(name, again), name=f"return {name}", daemon=True).start()
 
     def _return(self, name: str, resident: Resident) -> None:

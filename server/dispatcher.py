@@ -331,7 +331,7 @@ class Dispatcher:
         future = self._manager.acquire(lane.model)
         if future.done() and future.exception() is None:
             return future.result()
-        lane.loading = future
+        lane.load(future)
         for job in lane.queue.order():
             job.touch()
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._on_loaded, lane, done))
@@ -344,7 +344,7 @@ class Dispatcher:
                 lane.queue.discard(job)
                 job.fail(not_loaded(lane.model, error))
             else:
-                job.load_s = time.monotonic() - job.created
+                job.load_s += lane.loaded_s(job)
         self._pump(lane)
 
     # -- limits ---------------------------------------------------------------------------------------

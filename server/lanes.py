@@ -3,6 +3,7 @@
 What a model reports on its own thread is kept here until the event loop takes it in.
 """
 
+import time
 from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable, Generator
@@ -44,6 +45,7 @@ class Lane:
     running: set[Job] = field(default_factory=set[Job])
     loading: "Future[Backend] | None" = None
     """The model, while it is being loaded."""
+    loading_since: float = 0.0
     entering: Job | None = None
     """The job that the model has room for and has not got yet."""
     retry: TimerHandle | None = None
@@ -102,6 +104,14 @@ class Lane:
         """Where a job stands now."""
         self.catch_up()
         return self._status(job, preview)
+
+    def load(self, model: "Future[Backend]") -> None:
+        """The model is being loaded from now on, once more perhaps."""
+        self.loading, self.loading_since = model, time.monotonic()
+
+    def loaded_s(self, job: Job) -> float:
+        """Seconds for which a waiting job has waited for the model that was just loaded."""
+        return time.monotonic() - max(job.created, self.loading_since)
 
     def is_loading(self, job: Job) -> bool:
         """Whether a job waits for its model to be loaded."""

@@ -58,8 +58,8 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
         started = time.perf_counter()
         text, notes = self._pipeline.begin_text(task), self._pipeline.text_notes(task)
         entry = _Writing(ticket, self._size(task), self._work(task), started, False, text, notes)
-        ticket.task = replace(task, images=())  # they were read, and take memory
         self._tell(entry)
+        ticket.task = replace(task, images=())  # they were read, and take memory
         return entry
 
     def _joined(self, entry: _Writing) -> None:
@@ -98,22 +98,34 @@ class RunningTexts(RunningTasks[TextTask, _Writing]):
                 for entry in self._running:
                     self._fail(entry, error)
                 return
-        self._shrink(self._running)
+        if self._running:
+            self._shrink(self._running)
 
     def _write_token(self) -> bool:
         """Write a token of each text; whether all of them go on."""
-        if not self._running:
-            return False
         started = time.perf_counter()
-        self._writer.step()
+        running = self._running
+        for entries in [running] if self._writer.together else [(entry,) for entry in running]:
+            self._write_next(entries)
         self._step_seconds = time.perf_counter() - started
-        for entry in self._running:
+        return bool(self._running) and not any(entry.done for entry in self._running)
+
+    def _write_next(self, entries: Sequence[_Writing]) -> None:
+        """Write a token of texts that share a forward. Raises only what says that memory ran out."""
+        try:
+            self._writer.step([entry.text for entry in entries])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            for entry in entries:
+                self._fail(entry, error)
+            return
+        for entry in entries:
             entry.retrying = False
             try:
                 self._tell(entry)
             except BaseException as error:
                 self._fail(entry, error)
-        return not any(entry.done for entry in self._running)
 
     def _tell(self, entry: _Writing) -> None:
         self._tickets.report(entry.ticket, Progress("write", len(entry.text.written), entry.text.limit))

@@ -67,9 +67,20 @@ class Residency:
         self.arrange(choice.mode, choice.reason)
 
     def arrange(self, mode: Mode, reason: str = BY_HOST) -> None:
-        """Change to another mode. Whoever calls this must be the only one who computes."""
+        """Change to another mode, or stay in the one before if that fails.
+
+        Whoever calls this must be the only one who computes.
+        """
         if mode not in MODES:
             raise ValueError(f"memory: {mode!r} is unknown; allowed: auto, {', '.join(MODES)}")
+        try:
+            self._set_up(mode)
+        except BaseException:
+            self._set_up(self.choice.mode)
+            raise
+        self.choice = replace(self.choice, mode=mode, reason=reason)
+
+    def _set_up(self, mode: Mode) -> None:
         self._release()
         self._pinned = mode != "resident" and self._can_pin()
         if mode == "resident":
@@ -79,7 +90,6 @@ class Residency:
             self._offload()
         else:
             self._stream()
-        self.choice = replace(self.choice, mode=mode, reason=reason)
 
     @property
     def mode(self) -> Mode:

@@ -153,7 +153,8 @@ class Writer:
         """`together`: whether one forward serves all texts; None is the better choice for the device."""
         self.texts: list[Text] = []
         self._language = language
-        self._together = language.device.type != "cpu" if together is None else together
+        self.together = language.device.type != "cpu" if together is None else together
+        """Whether one forward serves all texts."""
         self._row: dict[Text, int] = {}
         self._shared: _Shared | None = None
 
@@ -186,18 +187,18 @@ class Writer:
             self._shared.forget()
 
     @isolated
-    def step(self) -> None:
-        """Write one more token of every text that is not done.
+    def step(self, chosen: Sequence[Text] | None = None) -> None:
+        """Write one more token of some or all texts, if they are not done.
 
         If it raises, each text has either been given its token or not been touched.
         """
-        moving = [text for text in self.texts if not text.done]
+        moving = [text for text in (self.texts if chosen is None else chosen) if not text.done]
         with self._language.weights:
-            for texts in [moving] if self._together and moving else [[text] for text in moving]:
-                logits = self._all_logits(texts) if self._together else self._logits(texts[0])
+            for texts in [moving] if self.together and moving else [[text] for text in moving]:
+                logits = self._all_logits(texts) if self.together else self._logits(texts[0])
                 each = zip(texts, logits.split(1), strict=True)
-                chosen = [text.choice(text.ids, own) for text, own in each]
-                for text, token in zip(texts, torch.cat(chosen).tolist(), strict=True):
+                tokens = [text.choice(text.ids, own) for text, own in each]
+                for text, token in zip(texts, torch.cat(tokens).tolist(), strict=True):
                     text.add(token)
 
     def _logits(self, text: Text) -> Tensor:

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import omnigen2
 from omnigen2.denoise import Denoiser
 from omnigen2.engine.engine import Engine
 from omnigen2.model import OmniGen2
+from omnigen2.network.writing import Choice, Text
 from omnigen2.params import Decoding
 from omnigen2.task import Cancelled, ImageTask, Outcome, Progress, Task, TextTask, Ticket
 from tests.omnigen2.golden import PIPELINE
@@ -177,6 +180,56 @@ def test_after_a_failure_of_its_own_the_engine_goes_on_with_what_waits(
     assert waiting.future.result(60).pictures
     assert text.future.result(60)
     assert not engine.busy()
+
+
+def test_a_text_that_fails_on_a_cpu_fails_alone(
+    engine: Engine, omnigen: OmniGen2, held: Callable[[], Ticket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Choice.__call__
+
+    def broken(self: Choice, ids: Any, logits: Any) -> Any:
+        if bad and self is bad[0].choice and len(bad[0].written) > 1:
+            raise KeyError("lost")
+        return whole(self, ids, logits)
+
+    bad: list[Text] = []
+    begin_text = omnigen.pipeline.begin_text
+
+    def begun(asked: TextTask) -> Text:
+        text = begin_text(asked)
+        if asked.question == "bad":
+            bad.append(text)
+        return text
+
+    monkeypatch.setattr(Choice, "__call__", broken)
+    monkeypatch.setattr(omnigen.pipeline, "begin_text", begun)
+    good, failing = engine.submit(QUESTION), engine.submit(replace(QUESTION, question="bad"))
+    held().future.result(60)
+    with pytest.raises(KeyError, match="lost"):
+        failing.future.result(60)
+    assert good.future.result(60).text is not None
+
+
+def test_a_text_that_is_cancelled_while_its_weights_cannot_leave_harms_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaving(AbstractContextManager[None]):
+        def __exit__(self, *_: object) -> None:
+            if others and failures:
+                raise failures.pop()
+
+    others, failures = list[Ticket](), [MemoryError("no")]
+
+    def listen(progress: Progress) -> None:
+        if progress.step == 2:
+            others.append(engine.submit(QUESTION))
+            cancelled.cancel()
+
+    monkeypatch.setattr(engine._pipeline.language, "weights", Leaving())
+    cancelled = engine.submit(QUESTION, listen)
+    with pytest.raises(Cancelled):
+        cancelled.future.result(60)
+    assert others[0].future.result(60).text is not None
 
 
 def test_a_failed_task_keeps_nothing_of_the_model_alive(

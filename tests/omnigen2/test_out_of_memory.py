@@ -19,6 +19,7 @@ from omnigen2.params import Decoding
 from omnigen2.task import ImageTask, OutOfMemory, Progress, TextTask
 from tests.omnigen2.golden import PIPELINE
 from tests.omnigen2.test_engine import Gate, task
+from tests.omnigen2.test_model import picture
 
 QUESTION = TextTask("what is this?", (), Decoding(max_tokens=6, temperature=1.0, seed=1))
 LONG_QUESTION = TextTask("what is this?", (), Decoding(max_tokens=40, temperature=1.0, seed=1))
@@ -221,6 +222,22 @@ def test_a_text_that_does_not_fit_beside_pictures_is_written_without_them(
     gate.open.set()
     assert isinstance(text.future.result(60).text, str)
     assert made.future.result(60).pictures
+
+
+def test_a_text_that_waits_again_still_has_its_images(engine: Engine, omnigen: OmniGen2) -> None:
+    asked = TextTask("what is this?", (picture(32, 48),), Decoding(max_tokens=6, temperature=0.0))
+    alone = engine.submit(asked).future.result(60).text
+    gate, refusals = Gate(step=1), [MemoryError("no")] * 2
+    other = engine.submit(task(omnigen, steps=3), gate)
+    assert gate.reached.wait(30)
+
+    def listen(progress: Progress) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    text = engine.submit(asked, listen)
+    gate.open.set()
+    assert other.future.result(60).pictures and text.future.result(60).text == alone and not refusals
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from omnigen2.denoise import Denoiser
 from omnigen2.engine.engine import Engine
 from omnigen2.memory.choice import MODES, MemoryChoice
 from omnigen2.memory.residency import Residency
-from omnigen2.memory.weights import tensors_of
+from omnigen2.memory.weights import Slots, tensors_of
 from omnigen2.model import OmniGen2
 from omnigen2.network.writing import Writer
 from omnigen2.params import Decoding, ReferenceSampling
@@ -225,4 +225,15 @@ def test_weights_that_left_are_gone_and_come_back_as_they_were(mode: str, quanti
     model.leave()
     assert model.pipeline.memory_bytes() < size / 1000
     model.come_back(lambda: False)
+    assert same(everything(model), before)
+
+
+def test_a_mode_that_cannot_be_changed_to_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("offload")
+    before = everything(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "reserve", lambda *_: (_ for _ in ()).throw(MemoryError("no")))
+        with pytest.raises(MemoryError):
+            model.pipeline.residency.arrange("stream")
+    assert model.pipeline.residency.mode == "offload"
     assert same(everything(model), before)

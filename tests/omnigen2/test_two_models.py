@@ -18,6 +18,7 @@ from omnigen2.engine import engine as engine_module
 from omnigen2.engine.engine import Engine
 from omnigen2.factory import Checkpoints, OneModel
 from omnigen2.manager import Manager
+from omnigen2.memory.residency import Residency
 from omnigen2.model import OmniGen2
 from omnigen2.params import Decoding
 from omnigen2.task import Cancelled, Outcome, OutOfMemory, Progress, Task, TextTask, Ticket
@@ -166,6 +167,20 @@ def test_tasks_at_rest_are_told_when_their_model_cannot_come_back(
     second.cancel()
     with pytest.raises(ValueError, match="were changed"):
         first.future.result(60)
+
+
+def test_a_model_that_cannot_make_room_is_unloaded_and_says_why(
+    manager: Manager, folders: list[str], omnigen: OmniGen2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Listener()
+    running = submitted(manager, folders[0], task(omnigen, steps=1000), heard)
+    assert heard.working.wait(60)
+    monkeypatch.setattr(Residency, "leave", lambda self: (_ for _ in ()).throw(MemoryError("the host's")))
+    coming = manager.acquire(folders[1])
+    end_turn(manager, *folders)
+    with pytest.raises(MemoryError, match="host's"):
+        running.future.result(60)
+    assert coming.result(60).card.id == folders[1]
 
 
 def test_tasks_at_rest_end_when_the_models_are_unloaded(

@@ -1,5 +1,6 @@
 """What a model says on its own thread: who is woken for it, and what is known of it later."""
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from omnigen2.params import ReferenceSampling
 from omnigen2.task import ImageTask, Progress
 from server.jobs import Job
 from server.lanes import MAX_PENDING, Lane
+from server.status import progress_line
 from tools.base import Work
 
 UNGUIDED: dict[str, Any] = {"cfg_range": (0.0, 1.0), "speed": "exact"}
@@ -76,3 +78,23 @@ async def test_who_listens_late_misses_nothing() -> None:
         lane.report(job, step(2), 2.0)
         lane.catch_up()
         assert [status.step for _, status in job.history(version)] == [2]
+
+
+async def test_a_job_that_waits_for_memory_says_for_which_model_and_for_how_long() -> None:
+    lane = Lane("tiny", lambda: "/models/large")
+    job = running(lane)
+    job.change(status="queued")
+    job.created -= 100
+    lane.load(Future())
+    assert lane.status(job).stage == "wait for memory: the model large is in use"
+    assert "next in line, wait for memory" in progress_line(lane.status(job))
+    assert 0 <= lane.loaded_s(job) < 50
+
+
+async def test_standing_still_is_no_slow_step() -> None:
+    lane = Lane("tiny")
+    job = running(lane)
+    for progress, when in ((step(1), 1.0), (step(2), 2.0), (Progress("paused"), 2.5), (step(3), 60.0)):
+        lane.report(job, progress, when)
+        assert lane.status(job).line().endswith("s left.") == (when >= 2.0)
+    assert job.step_s == 1.0
