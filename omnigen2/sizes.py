@@ -8,7 +8,10 @@ from omnigen2.params import MIN_SIDE, InvalidTask
 
 Size = tuple[int, int]
 WHOLE_PIXELS = 1024 * 1024
-"""Pixels up to which a picture is encoded and decoded whole, not in strips (`omnigen2.network.strips`)."""
+"""Pixels up to which a picture is encoded and decoded whole (`omnigen2.network.in_place`), not in strips
+(`omnigen2.network.strips`)."""
+CONVOLVED_PIXELS = 1 << 16
+"""Pixels of a whole picture that a convolution computes at once: those of 64 rows of 1024."""
 STRIP_PIXELS = 1 << 17
 """Pixels of a strip: those of 64 rows of 2048."""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from omnigen2.checkpoints.card import Limits
 from omnigen2.checkpoints.headers import TensorInfo
-from omnigen2.sizes import STRIP_PIXELS, WHOLE_PIXELS
+from omnigen2.sizes import CONVOLVED_PIXELS, STRIP_PIXELS, WHOLE_PIXELS
 
 MOST_TOKENS = 24_000
 """Tokens of a step beyond which a large GPU gains nothing, and everybody waits longer for the next step."""
@@ -49,11 +49,12 @@ class Footprint:
             return None
 
     def decode_bytes(self, pixels: int, itemsize: int) -> int:
-        """Of a picture that is decoded: between its last two resolutions there are input, output and two
-        intermediate results; in strips (`omnigen2/network/strips.py`) there is one, and a strip's own.
+        """Of a picture that is decoded: at the full size its first block has its input, half as many channels
+        beside it, and what a convolution computes at once (`omnigen2/network/in_place.py`); in strips
+        (`omnigen2/network/strips.py`) there is one intermediate result, and a strip's own.
         """
         if pixels <= WHOLE_PIXELS:
-            return int(3.75 * self.wide * pixels * itemsize)
+            return int(self.wide * (1.5 * pixels + 3 * CONVOLVED_PIXELS) * itemsize)
         return int(self.wide * (pixels + 5.6 * STRIP_PIXELS) * itemsize)
 
     def request_tokens(self, limits: Limits) -> int:

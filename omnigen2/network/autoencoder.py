@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omnigen2.memory.device import isolated
 from omnigen2.memory.weights import HERE, with_weights
-from omnigen2.network import strips
+from omnigen2.network import in_place, strips
 from omnigen2.params import InvalidTask
 from omnigen2.sizes import WHOLE_PIXELS
 
@@ -64,10 +64,8 @@ class Autoencoder:
         size = self.fit(*image.size, max_pixels, max_side)
         pixels = to_pixels(flatten(image).resize(size, Image.Resampling.LANCZOS))
         pixels = pixels.to(self.vae.device, self.vae.dtype)
-        if size[0] * size[1] > WHOLE_PIXELS:
-            mode = strips.encode(self.vae, pixels[None])
-        else:
-            mode = self.vae.encode(pixels[None]).latent_dist.mode()  # pyright: ignore
+        way = strips if size[0] * size[1] > WHOLE_PIXELS else in_place
+        mode = way.encode(self.vae, pixels[None])
         return (mode[0].float() - self.shift) * self.scale
 
     @isolated
@@ -75,10 +73,8 @@ class Autoencoder:
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
         """The picture of latents (C, h, w), stretched bilinearly to `size` (width, height) if it differs."""
         latents = (latents / self.scale + self.shift).to(self.vae.device, self.vae.dtype)
-        if latents[0].numel() * self.factor**2 > WHOLE_PIXELS:
-            pixels = strips.decode(self.vae, latents[None]).float()
-        else:
-            pixels = self.vae.decode(latents[None]).sample.float()  # pyright: ignore
+        way = strips if latents[0].numel() * self.factor**2 > WHOLE_PIXELS else in_place
+        pixels = way.decode(self.vae, latents[None]).float()
         if size is not None and size != (pixels.shape[-1], pixels.shape[-2]):
             pixels = F.interpolate(pixels, size=(size[1], size[0]), mode="bilinear")
         return to_image(pixels[0])

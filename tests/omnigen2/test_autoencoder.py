@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from omnigen2.checkpoints.load import load_autoencoder
-from omnigen2.network import strips
+from omnigen2.network import in_place, strips
 from omnigen2.network.autoencoder import Autoencoder, flatten, to_image, to_pixels
 from tests.omnigen2.golden import BAR, PIPELINE, STEPS, described, error, needs_steps, tensors
 
@@ -89,6 +89,29 @@ def test_strips_are_the_whole_picture(
         latents = vae.encode(pixels).latent_dist.mode()
         assert error(strips.encode(vae, pixels), latents) < 1e-5
         assert error(strips.decode(vae, latents), vae.decode(latents).sample) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, QUANTISING, {"block_out_channels": (32, 64, 128, 128)}])
+def test_layers_computed_in_place_are_the_librarys(
+    autoencoder: Autoencoder, changes: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = len(changes.get("block_out_channels", "four"))
+    torch.manual_seed(0)
+    vae: Any = AutoencoderKL.from_config({**autoencoder.vae.config, **changes,
+                                          "down_block_types": ("DownEncoderBlock2D",) * levels,
+                                          "up_block_types": ("UpDecoderBlock2D",) * levels})  # fmt: skip
+    vae.to(dtype)
+    pixels = to_pixels(Image.effect_noise((144, 96), 90).convert("RGB"))[None].to(dtype)
+    with torch.inference_mode():
+        latents = vae.encode(pixels).latent_dist.mode()
+        decoded = vae.decode(latents).sample
+        assert torch.equal(in_place.encode(vae, pixels), latents)
+        assert torch.equal(in_place.decode(vae, latents), decoded)
+        monkeypatch.setattr(in_place, "CONVOLVED_PIXELS", 2048)
+        monkeypatch.setattr(in_place, "NORMED", 2048)
+        assert error(in_place.encode(vae, pixels), latents) < 1e-5
+        assert error(in_place.decode(vae, latents), decoded) < 1e-5
 
 
 def test_a_picture_is_in_strips_only_above_a_size(
