@@ -121,7 +121,9 @@ class Pipeline:
             return MOST_TOKENS
         block = next(self.transformer.blocks())
         inner = block.feed_forward.linear_1.out_features
-        each = token_bytes(self.transformer.config["hidden_size"], inner, self.residency.dtype.itemsize)
+        in_fp8 = getattr(block.feed_forward.linear_1, "dynamic", False)
+        hidden, itemsize = self.transformer.config["hidden_size"], self.residency.dtype.itemsize
+        each = token_bytes(hidden, inner, itemsize, in_fp8=in_fp8)
         return token_budget(free_bytes(self.device) - self.residency.coming_bytes, each)
 
     def memory_bytes(self) -> int:

@@ -15,7 +15,7 @@ from omnigen2.memory.choice import BY_HOST, MODES, MemoryChoice, Mode, Need
 from omnigen2.memory.device import pick_device, pick_dtype
 from omnigen2.memory.footprint import Footprint, token_bytes
 from omnigen2.memory.placement import UNQUANTIZED, Kind, Placement, Quantization
-from omnigen2.memory.quantize import is_quantized, quantized_bytes
+from omnigen2.memory.quantize import is_quantized, multiplies_fp8, quantized_bytes
 from omnigen2.task import OutOfMemory
 
 SLOTS = 2
@@ -42,7 +42,8 @@ def needs(
     step = decode = 0
     if footprint := Footprint.of(headers["transformer"], headers["vae"]):
         limits = checkpoint.card.limits
-        each = token_bytes(footprint.hidden, footprint.inner, dtype.itemsize)
+        in_fp8 = quantize.transformer == "fp8" and multiplies_fp8(device)
+        each = token_bytes(footprint.hidden, footprint.inner, dtype.itemsize, in_fp8=in_fp8)
         step = each * footprint.request_tokens(limits)
         decode = footprint.decode_bytes(limits.max_pixels, dtype.itemsize)
     if device.type == "cpu":  # there only quantised weights rest in memory, the others in their files

@@ -68,12 +68,14 @@ class Footprint:
         return 3 * (text + picture) + 2 * reference
 
 
-def token_bytes(hidden: int, inner: int, itemsize: int) -> int:
+def token_bytes(hidden: int, inner: int, itemsize: int, *, in_fp8: bool = False) -> int:
     """Bytes of each token of a denoising step, of values of `itemsize` bytes.
 
-    There is most in a feed-forward layer: two products, and the tokens before, between and after.
+    There is most in a feed-forward layer: two products, and the tokens before, between and after. If it
+    multiplies 8-bit floats (`Fp8Linear`), as it is written: the product, a copy that is padded, one in
+    float32, and one in 8 bits. Compiled, these are never made; but what has adapters runs as it is written.
     """
-    return itemsize * (2 * inner + 5 * hidden)
+    return itemsize * (2 * inner + 5 * hidden) + (inner * (4 + 1) if in_fp8 else 0)
 
 
 def token_budget(free: int, each: int) -> int:

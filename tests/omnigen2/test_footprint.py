@@ -15,6 +15,9 @@ from omnigen2.checkpoints.headers import TensorInfo
 from omnigen2.checkpoints.locate import Checkpoint
 from omnigen2.memory.choice import Mode
 from omnigen2.memory.footprint import MOST_TOKENS, Footprint, token_budget, token_bytes
+from omnigen2.memory.placement import Kind, Quantization
+from omnigen2.memory.quantize import quantized
+from omnigen2.network.blocks import FeedForward
 
 
 def headers(part: str) -> dict[str, TensorInfo]:
@@ -26,15 +29,30 @@ def headers(part: str) -> dict[str, TensorInfo]:
 FULL = {part: headers(part) for part in ("transformer", "vae", "mllm")}
 
 
-@pytest.mark.parametrize("memory", ["resident", "stream"])
+@pytest.mark.parametrize(("memory", "kind"), [("resident", "none"), ("stream", "int8")])
 def test_a_request_takes_what_the_checkpoint_is_said_to_need(
-    memory: Mode, monkeypatch: pytest.MonkeyPatch
+    memory: Mode, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "read_headers", lambda folder: FULL.get(folder.name, {}))
     checkpoint = Checkpoint(Path(), published_card("full"))
-    needed = fit.needed_bytes(checkpoint, torch.bfloat16, memory)
-    counted = count("edit", 1024, memory)
+    needs = fit.needs(checkpoint, torch.bfloat16, torch.device("cuda"), Quantization(kind, kind))
+    needed = needs[memory].device_bytes
+    counted = count("edit", 1024, memory, kind=kind)
     assert needed == pytest.approx(max(work.peak_bytes for work in counted.stages.values()), rel=0.05)
+
+
+def test_a_layer_that_multiplies_8_bit_floats_takes_more_for_each_token() -> None:
+    with counting() as counter, torch.device("meta"), torch.inference_mode():
+        layer = FeedForward(2520, 10240).bfloat16()
+        for name, linear in list(layer.named_children()):
+            layer.set_submodule(name, quantized(linear, "fp8", dynamic=True))  # type: ignore
+        x = torch.empty(1000, 2520, dtype=torch.bfloat16)
+        held = counter.held_bytes
+        with counter.counted() as work:
+            layer(x)
+        others = 5 * 2520 * 2  # the tokens before, between and after
+        expected = 1000 * (token_bytes(2520, 10240, 2, in_fp8=True) - others)
+        assert work.peak_bytes - held == pytest.approx(expected, rel=0.05)
 
 
 def test_pictures_are_decoded_in_the_memory_that_is_said() -> None:
