@@ -1,8 +1,8 @@
 """Pictures to latents and back, with the size rules of the reference, around diffusers' `AutoencoderKL`.
 
 A reference image is reduced (never enlarged) to the pixel budget and the side limit, then to whole patches.
-Its latents are the mode of the posterior: the same picture always gives the same latents. Pictures of
-more than `WHOLE_PIXELS` pass through in strips, to save memory.
+Its latents are the mode of the posterior: the same picture always gives the same latents. Pictures pass
+through layer by layer, those of more than `WHOLE_PIXELS` in strips, to save memory.
 """
 
 import math
