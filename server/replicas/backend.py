@@ -84,7 +84,14 @@ class RemoteBackend:
         return bool(self._tickets)
 
     def stalled_s(self) -> float:
-        """Seconds since there was news of any task; 0.0 without work."""
+        """Seconds since there was news of any task; 0.0 without work.
+
+        Or since there is no replica, where Ray was started with the server: if that broke down, both must be
+        started again.
+        """
+        since = self._members.hopeless_since
+        if since is not None and self._cluster.is_own:
+            return time.monotonic() - since
         heard = [ticket.heard for ticket in list(self._tickets)]
         return time.monotonic() - max(heard) if heard else 0.0
 

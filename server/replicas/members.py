@@ -4,6 +4,7 @@ Everything here runs on the cluster's event loop, but for `Members.describe` and
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -78,6 +79,7 @@ class Members:
         self.all: list[Member] = []
         self.longest_silence = 0.0
         """Most seconds without news of a task that came to its outcome all the same."""
+        self.hopeless_since: float | None = None
         self.changed = asyncio.Event()
         """Set, and replaced by a new one, whenever a replica may have got room."""
 
@@ -94,7 +96,8 @@ class Members:
         return not any(member.state in ("ready", "loading") for member in self)
 
     def touch(self) -> None:
-        """Wake whoever waits for a replica."""
+        """Wake whoever waits for a replica, and note since when there is none."""
+        self.hopeless_since = (self.hopeless_since or time.monotonic()) if self.hopeless else None
         self.changed.set()
         self.changed = asyncio.Event()
 

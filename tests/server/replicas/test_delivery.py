@@ -157,6 +157,23 @@ async def test_a_cancelled_task_is_answered_and_its_stream_ended(when: str) -> N
     assert ray.cancelled == actor.runs and not backend.busy() and members.all[0].attempts == set()
 
 
+async def test_a_server_whose_own_ray_broke_down_says_that_it_stalls() -> None:
+    cluster: Any = SimpleNamespace(ray=FakeRay(), front="front", is_own=True)
+    members = Members()
+    made(members, Actor())
+    keeper: Any = SimpleNamespace(card=SimpleNamespace(limits=Limits()), members=members, lost=placed)
+    backend = RemoteBackend(cluster, keeper)
+    members.touch()
+    assert backend.stalled_s() == 0.0
+    members.all[0].state = "lost"
+    members.touch()
+    await asyncio.sleep(0.01)
+    members.touch()
+    assert backend.stalled_s() >= 0.01
+    cluster.is_own = False  # what is lost may come back
+    assert backend.stalled_s() == 0.0
+
+
 async def test_without_any_replica_a_task_is_refused_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "PATIENCE_S", 0.0)
     monkeypatch.setattr(delivery, "POLL_S", 0.01)
