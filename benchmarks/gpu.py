@@ -3,11 +3,13 @@
     python -m benchmarks.gpu                        # makes a checkpoint of the full size, 15.6 GB
     python -m benchmarks.gpu --folder FOLDER        # takes one, or makes it there
     python -m benchmarks.gpu --part memory          # or speed
+    python -m benchmarks.gpu --against FOLDER       # beside the reference, a checkout of which FOLDER holds
 
 `memory`: for each memory mode and quantisation, an edit: peak of the device, seconds to the first step and
 for each further one, relative error of one forward against `resident` without quantisation, and the peak that
 `benchmarks.plan` foretells. `speed`: 1024 x 1024 in 50 steps with 0 to 3 references; then 1 to 16 requests of
-512 x 512 at once. One JSON object per line; what the time was too short for, or what failed, is said.
+512 x 512 at once. With `--against`, the former by turns with the reference, and what was expected
+(`benchmarks/gpu_beside.py`). One JSON object per line; what there was no time for, or what failed, is said.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import torch
 from PIL import Image
 
 import omnigen2
+from benchmarks import gpu_beside
 from benchmarks.full_size import GB, make, make_task
 from benchmarks.plan import count
 from benchmarks.shapes import Size
@@ -91,12 +94,12 @@ def measure_memory(folder: Path, memory: str, quantize: str, side: int, steps: i
     yield {"case": "edit", "side": side, **facts, "relative_error": error}
 
 
-def measure_speed(folder: Path, side: int, steps: int, until: float) -> Iterator[Facts]:
-    """Requests of 0 to 3 references alone, then many small ones at once, while there is time."""
+def measure_speed(folder: Path, side: int, steps: int, until: float, alone: bool) -> Iterator[Facts]:
+    """Requests of 0 to 3 references if `alone`, then many small ones at once, while there is time."""
     model = load(folder, "resident", "none")
     engine = Engine(model)
     timed(engine, [make_task(model, side, 2, 1)])  # what is done once
-    cases = [(f"{references} references", side, references, 1) for references in range(4)]
+    cases = [(f"{references} references", side, references, 1) for references in range(4) if alone]
     cases += [(f"{company} at once", side // 2, 0, company) for company in COMPANY]
     for name, own, references, company in cases:
         if time.time() > until:
@@ -139,6 +142,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="the checkpoint; made if it is not there")
     parser.add_argument("--part", nargs="+", default=["memory", "speed"], choices=["memory", "speed"])
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of the reference")
     parser.add_argument("--seconds", type=float, default=570, help="after which nothing is begun")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and small pictures")
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
@@ -146,7 +150,10 @@ def main() -> None:
     asked = parser.parse_args()
     side, steps = (64, 3) if asked.tiny else (1024, 50)
     if asked.one and asked.one[0] == "speed":
-        for facts in measure_speed(asked.folder, side, steps, asked.until):
+        for facts in measure_speed(asked.folder, side, steps, asked.until, not asked.against):
+            show(facts)
+    elif asked.one and asked.one[0] == "against":
+        for facts in gpu_beside.measure(asked.folder, asked.against, side, steps, asked.tiny, asked.until):
             show(facts)
     elif asked.one:
         for facts in measure_memory(asked.folder, asked.one[1], asked.one[2], side, min(steps, 6)):
@@ -165,16 +172,18 @@ def everything(asked: argparse.Namespace, folder: Path, side: int) -> None:
     if not folder.exists():
         make(folder, size)
     common = ["--folder", str(folder), *(["--tiny"] if asked.tiny else [])]
-    halfway = time.time() + (until - time.time()) / 2 if "speed" in asked.part else until
+    if asked.against:
+        common += ["--against", str(asked.against)]
+        apart([*common, "--one", "against"], {"part": "against"}, until)
+    if "speed" in asked.part:
+        apart([*common, "--one", "speed"], {"part": "speed"}, until)
     for memory, quantize in itertools.product(MODES, KINDS) if "memory" in asked.part else ():
         facts = {"part": "memory", "memory": memory, "quantize": quantize}
-        if time.time() > halfway:
+        if time.time() > until:
             show(facts | {"not_measured": "the time was over"})
             continue
         facts["planned_peak_gb"] = count("edit", side, memory, size, quantize).told()["peak_gb"]
-        apart([*common, "--one", "memory", memory, quantize], facts, halfway)
-    if "speed" in asked.part:
-        apart([*common, "--one", "speed"], {"part": "speed"}, until)
+        apart([*common, "--one", "memory", memory, quantize], facts, until)
 
 
 if __name__ == "__main__":

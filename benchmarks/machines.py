@@ -22,12 +22,18 @@ class Machine:
     """Rates of a GPU: FLOP/s of products of matrices and of attention, bytes/s of memory and of its link."""
 
     name: str
+    peak: float
+    """FLOP/s of products of bfloat16, by the data sheet."""
     products: float
     attention: float
     memory: float
     link: float
     fp8_products: float = 0.0
     """Of products of 8-bit floats; 0 where there are none."""
+    launch: float = LAUNCH
+    """Seconds of the host for a kernel."""
+    is_host: bool = False
+    """Whether kernels run where they are launched, so that nothing is hidden behind anything."""
 
     def seconds(self, work: Work, in_fp8: int = 0) -> float:
         """Of work whose copies from the host are hidden behind it, as far as they are shorter.
@@ -43,12 +49,15 @@ class Machine:
             + work.attention_flop / self.attention
             + work.elementwise_bytes / self.memory
         )
-        return max(device, LAUNCH * work.kernels, work.copied_bytes / self.link) + SYNC * work.syncs
+        host = self.launch * work.kernels
+        if self.is_host:
+            return device + host
+        return max(device, host, work.copied_bytes / self.link) + SYNC * work.syncs
 
 
 MACHINES = (
-    Machine("H100", 560 * TERA, 350 * TERA, 3000 * GIGA, 50 * GIGA, 1050 * TERA),
-    Machine("H200", 560 * TERA, 350 * TERA, 4300 * GIGA, 50 * GIGA, 1050 * TERA),
-    Machine("A800", 218 * TERA, 190 * TERA, 1800 * GIGA, 25 * GIGA),
-    Machine("4090", 132 * TERA, 140 * TERA, 900 * GIGA, 25 * GIGA, 248 * TERA),
+    Machine("H100", 989 * TERA, 560 * TERA, 350 * TERA, 3000 * GIGA, 50 * GIGA, 1050 * TERA),
+    Machine("H200", 989 * TERA, 560 * TERA, 350 * TERA, 4300 * GIGA, 50 * GIGA, 1050 * TERA),
+    Machine("A800", 312 * TERA, 218 * TERA, 190 * TERA, 1800 * GIGA, 25 * GIGA),
+    Machine("4090", 165 * TERA, 132 * TERA, 140 * TERA, 900 * GIGA, 25 * GIGA, 248 * TERA),
 )

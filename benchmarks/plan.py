@@ -169,19 +169,24 @@ def make_pipeline(
     return Pipeline(transformer, autoencoder, language, published_card("full"), residency)
 
 
-def make_task(pipeline: Pipeline, references: int, side: int) -> ImageTask:
-    """A picture of `side` x `side` pixels with the published defaults, in three steps."""
+def make_task(
+    pipeline: Pipeline, references: int, side: int, tokens: tuple[int, int] = (PROMPT_TOKENS, NEGATIVE_TOKENS)
+) -> ImageTask:
+    """A picture of `side` x `side` pixels with the published defaults, in three steps.
+
+    Its prompt and its negative prompt have so many `tokens`.
+    """
     chosen = pipeline.card.defaults_for(references).model_copy(
         update={
             "width": side,
             "height": side,
             "steps": 3,
             "seed": 0,
-            "negative_prompt": _text(pipeline, NEGATIVE_TOKENS),
+            "negative_prompt": _text(pipeline, tokens[1]),
         }
     )
     images = [Image.new("RGB", (side, side), (n, n, n)) for n in range(references)]
-    return ImageTask(_text(pipeline, PROMPT_TOKENS), tuple(images), chosen)
+    return ImageTask(_text(pipeline, tokens[0]), tuple(images), chosen)
 
 
 def count(
@@ -191,6 +196,7 @@ def count(
     size: Size = "full",
     kind: Kind = "none",
     dtype: torch.dtype = torch.bfloat16,
+    tokens: tuple[int, int] = (PROMPT_TOKENS, NEGATIVE_TOKENS),
 ) -> Case:
     """Run a case, stage by stage."""
     stages: dict[str, Work] = {}
@@ -202,7 +208,7 @@ def count(
             with counter.counted() as stages[name]:
                 return run()
 
-        task = make_task(pipeline, CASES[case], side)
+        task = make_task(pipeline, CASES[case], side, tokens)
         stage("text", lambda: pipeline.caption(task.prompt, limits))
         if task.images:
             stage("encode", lambda: pipeline.encode_references(decoded(task), limits))

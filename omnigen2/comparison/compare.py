@@ -35,6 +35,9 @@ SAME_DB = 25.0
 """Likeness of the pictures below which a comparison in another precision or speed means nothing."""
 
 
+PROMPT = "a red circle beside a blue square, number {}, variant {}"
+
+
 class Case(NamedTuple):
     """A kind of request: how many reference images, how many requests at once."""
 
@@ -158,7 +161,7 @@ def compare(
     """
     check_reference(reference)
     model = locate.find(settings.model).folder
-    ours = Worker("ours", ROOT, model, *_words(settings.placement))
+    ours = Worker("ours", ROOT, model, *placement_words(settings.placement))
     facts = dict(ours.facts)
     try:
         other = Worker("reference", reference.resolve(), model, facts["device"], facts["dtype"])
@@ -185,7 +188,7 @@ def check_reference(folder: Path) -> None:
         )
 
 
-def _words(placement: Placement) -> list[str]:
+def placement_words(placement: Placement) -> list[str]:
     """A placement as the arguments of our worker."""
     return [str(getattr(placement, field.name)) for field in fields(placement)]
 
@@ -212,12 +215,13 @@ def _turn(ours: Worker, other: Worker, case: Case, sampling: dict[str, Any], num
     """One round of a case; who goes first changes. Each has words, pictures and noise of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = [str(_picture(folder, sampling["width"], 10 * number + i)) for i in range(case.references)]
+        side = sampling["width"]
+        images = [str(reference_picture(folder, side, 10 * number + i)) for i in range(case.references)]
 
         def pictures(side: str) -> list[dict[str, Any]]:
             return [
                 {
-                    "prompt": f"a red circle beside a blue square, number {number}, variant {index}",
+                    "prompt": PROMPT.format(number, index),
                     "images": images,
                     "sampling": sampling | {"seed": 100 * number + index},
                     "to": str(folder / f"{side}_{index}.png"),
@@ -239,7 +243,7 @@ def _turn(ours: Worker, other: Worker, case: Case, sampling: dict[str, Any], num
     )
 
 
-def _picture(folder: Path, side: int, number: int) -> Path:
+def reference_picture(folder: Path, side: int, number: int) -> Path:
     """A picture with something in it: waves of colour, others for every number."""
     y, x = np.mgrid[0:side, 0:side] / side
     waves = [np.sin(2 * math.pi * (x * (1 + number % 3) + y * (1 + i) + 0.1 * number)) for i in range(3)]

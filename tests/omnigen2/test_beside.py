@@ -14,7 +14,7 @@ from benchmarks.machines import LAUNCH, SYNC, TERA, Machine
 from benchmarks.plan import count
 from omnigen2.params import ReferenceSampling
 
-MACHINE = Machine("round", products=TERA, attention=TERA, memory=TERA, link=TERA)
+MACHINE = Machine("round", peak=TERA, products=TERA, attention=TERA, memory=TERA, link=TERA)
 CHECKOUT = os.environ.get("REFERENCE_CHECKOUT")
 
 
