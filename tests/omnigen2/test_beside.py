@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import shapes
+from benchmarks import gpu_beside, shapes
 from benchmarks.beside import Beside, Counted, computed_steps, rows
 from benchmarks.counting import GPU, Work, counting
-from benchmarks.machines import LAUNCH, SYNC, TERA, Machine
+from benchmarks.machines import LAUNCH, MACHINES, SYNC, TERA, Machine
 from benchmarks.plan import count
 from omnigen2.params import ReferenceSampling
 
@@ -46,6 +46,18 @@ def test_ratios_are_of_whole_requests() -> None:
     assert expected["reference_s"] == pytest.approx(102)
     assert [expected[f"{name}_s"] for name in ("eager", "compiled", "balanced", "fast")] == [51, 6, 3.9, 2.9]
     assert (expected["eager_ratio"], expected["fast_ratio"]) == (2, pytest.approx(102 / 2.9, abs=0.01))
+
+
+def test_measured_seconds_stand_beside_the_expected_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_beside, "machine_here", lambda: MACHINES[0])
+    work = Work(product_flop=10**14)
+    told = Beside("edit", 64, "SDPA", *[Counted((), work, work)] * 2, {"balanced": 25, "fast": 10}).told()
+    measured = {"ours_s": 10.0, "reference_s": 20.0, "fast_s": 4.0, "ratio": 2.0, "fast_ratio": 5.0}
+    facts = gpu_beside.compared(told, measured, 50)
+    assert (facts["ratio"], facts["ratio_expected"]) == (2, 1)
+    assert (facts["fast_ratio"], facts["fast_ratio_expected"]) == (5, 5)
+    assert facts["ours_utilisation"] == pytest.approx(50 * 1e14 / 10 / MACHINES[0].peak)
+    assert "not_compared" in gpu_beside.compared(told, measured, 3)
 
 
 def test_a_faster_speed_computes_the_steps_of_the_schedule() -> None:
