@@ -43,7 +43,7 @@ RUN groupadd --gid 1000 studio \
     && install --directory --owner studio --group studio /data/store /data/models
 # hadolint ignore=DL3064  # the path of the token file, not a token
 ENV PATH=/opt/omnigen2/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/data \
-    OMNIGEN2_STORE=/data/store OMNIGEN2_MODELS=/data/models \
+    OMNIGEN2_STORE=/data/store OMNIGEN2_MODELS=/data/models XDG_DATA_HOME=/data/store/share \
     OMNIGEN2_TRANSPORT=http OMNIGEN2_HOST=0.0.0.0 OMNIGEN2_TOKEN_FILE=/run/secrets/tokens
 WORKDIR /data
 USER 1000:1000
