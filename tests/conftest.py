@@ -77,6 +77,7 @@ SLOW = {
     "storage/test_processes.py": "eight processes on one store",
     "storage/test_read_only.py": "many stores that are damaged and opened",
     "storage/test_references.py": "thousands of generated texts and records",
+    "storage/test_s3.py": "an S3 server",
     "tools/test_references.py": "thousands of generated texts",
     "tools/test_saving.py": "files of every kind, written and imported again",
 }
