@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import omnigen2
+from omnigen2.adapters.apply import LoadedAdapter, LowRank, adapted, terms
 from omnigen2.checkpoints.fit import needed_bytes
 from omnigen2.checkpoints.locate import find
 from omnigen2.manager import Manager
@@ -15,6 +16,7 @@ from omnigen2.memory.choice import MODES
 from omnigen2.memory.placement import KINDS, Kind, Quantization
 from omnigen2.memory.quantize import FP8, Fp8Linear, QuantizedLinear, quantize, quantized, quantized_bytes
 from omnigen2.model import OmniGen2
+from omnigen2.network import compiled
 from server.http.status import status
 from server.settings import Settings
 from tests.omnigen2.golden import PIPELINE
@@ -87,6 +89,42 @@ def test_a_quantised_model_gives_the_same_in_every_mode(kind: str) -> None:
         assert gone(other) > 50
         assert same(everything(other), wanted), memory
     assert not same(wanted, everything(loaded("none")))
+
+
+@pytest.mark.parametrize("memory", ["resident", "stream"])
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_adapters_change_the_rows_of_quantised_layers_that_use_them(kind: str, memory: str) -> None:
+    transformer = loaded(kind, memory).pipeline.transformer
+    name, place = "layers.0.attn.to_q", 0
+    block, layer = transformer.layers[0], transformer.get_submodule(name)
+    assert isinstance(layer, QuantizedLinear)
+    inside: list[tuple[torch.Tensor, torch.Tensor]] = []
+    inputs = compiled.first_inputs(block, CPU, torch.float32, tokens=compiled.TOKENS)  # type: ignore
+    first, second = (
+        LoadedAdapter({name: LowRank(torch.randn(4, layer.in_features), torch.randn(layer.out_features, 4))})
+        for _ in range(2)
+    )
+    active = [((first, 0.5),), (), ((second, 1.0),), ((first, -1.0), (second, 2.0))]
+    rows = [300, 200, 400, 97]
+    inputs[place].normal_()
+
+    def seen(_: nn.Module, given: tuple[torch.Tensor], made: torch.Tensor) -> None:
+        inside.append((given[0].clone(), made.clone()))
+
+    with torch.inference_mode(), transformer.weights:
+        for added in ({}, terms(active, lambda _: rows)):
+            with adapted(transformer, added):
+                hook = layer.register_forward_hook(seen)
+                block(*inputs)
+                hook.remove()
+    (x, plain), (same_x, changed) = inside
+    wanted = plain.clone()
+    for own, part in zip(active, torch.arange(sum(rows)).split(rows), strict=True):
+        for adapter, weight in own:
+            change = adapter.layers[name]
+            wanted[part] += weight * (x[part] @ change.down.T) @ change.up.T
+    assert torch.equal(x, same_x) and torch.equal(plain[300:500], changed[300:500])
+    assert not torch.allclose(plain, changed) and torch.allclose(changed, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_each_part_can_be_quantised_alone() -> None:
