@@ -8,10 +8,10 @@
 `memory`: for each quantisation and memory mode, an edit by the code as it is written: peak of the device,
 seconds to the first step and for each further one, and relative error of one forward against `resident`
 without quantisation; then the peaks that `benchmarks.plan` foretells. `speed`, compiled: 1024 x 1024 in 50
-steps with 0 to 3 references; then 1 to 16 requests of 512 x 512 at once. With `--against`, the former by turns
-with the reference, and what was expected (`benchmarks/gpu_beside.py`). One JSON object per line, as it comes;
-what the time was too short for, or what failed, is said, and ends nothing else. With `--output FILE` all lines
-are in it at the end.
+steps with 0 to 3 references; then 1 to 16 requests of 512 x 512 at once. With `--against`, the former by
+turns with the reference, and what was expected (`benchmarks/gpu_beside.py`). One JSON object per line, as it
+comes; what the time was too short for, or what failed, is said, and ends nothing else. With `--output FILE`
+all lines are in it at the end.
 """
 
 import argparse

@@ -205,7 +205,7 @@ class Residency:
         slots = Slots(self.device, self._ahead)
         own = [*self._transformer.blocks()]
         others = [*self._language.mllm.model.language_model.layers, *self._language.mllm.model.visual.blocks]
-        blocks = Blocks([*own, *others], slots, self.device, self.dtype)
+        blocks = Blocks([*own, *others], slots, self.device, self.dtype, self._check)
         self._undo.append(blocks.restore)
         if self._pinned:
             for unit in blocks.units:

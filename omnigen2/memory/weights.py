@@ -235,14 +235,25 @@ class Slots:
 class Blocks:
     """Blocks that come when they are called."""
 
-    def __init__(self, blocks: Iterable[nn.Module], slots: Slots, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        slots: Slots,
+        device: torch.device,
+        dtype: torch.dtype,
+        check: Callable[[], None],
+    ):
+        """`check` as for `Part`, before each block: reading a file that was cut short ends the process.
+
+        One that is cut short between this look and the copy still does.
+        """
         self.units: list[Unit] = []
         self._hooks: list[Any] = []
         for block in blocks:
             unit = Unit(tensors_of([block]), device, dtype)
             self.units.append(unit)
             self._hooks += [
-                block.register_forward_pre_hook(partial(_before, slots, unit)),
+                block.register_forward_pre_hook(partial(_before, check, slots, unit)),
                 block.register_forward_hook(partial(_after, slots, unit), always_call=True),
             ]
 
@@ -254,8 +265,9 @@ class Blocks:
             unit.restore()
 
 
-def _before(slots: Slots, unit: Unit, *_: Any) -> None:
+def _before(check: Callable[[], None], slots: Slots, unit: Unit, *_: Any) -> None:
     try:
+        check()
         slots.enter(unit)
     except BaseException:
         slots.forget()

@@ -99,7 +99,7 @@ def flatten(image: Image.Image) -> Image.Image:
 
 def to_pixels(image: Image.Image) -> Tensor:
     """(3, height, width) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(127.5).sub_(1)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

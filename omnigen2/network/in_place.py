@@ -2,9 +2,11 @@
 
 Each layer writes over what is needed no more: a norm takes some groups after others, a convolution strips of
 rows, which it puts where its input was. The functions below consume the values they are given. The results
-are the library's, on a CPU bit for bit: nothing else is computed, and groups and rows depend on no others.
+are the library's: nothing else is computed, and groups and rows depend on no others. Bits are equal wherever
+a convolution rounds strips as it does the whole picture, as on the CPUs where it was tried.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -70,8 +72,8 @@ def _normed(norm: nn.GroupNorm, x: Tensor, into: Tensor | None = None) -> Tensor
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 3 x 3 convolution with zeros around the picture, written over the first channels of `x` if it can."""
     height, width = x.shape[-2:]
-    rows = max(1, CONVOLVED_PIXELS // width)
-    if rows >= height:
+    rows = _rows(height, width)
+    if rows == height:
         return conv(x)
     fits = conv.out_channels <= conv.in_channels
     into = x[:, : conv.out_channels] if fits else x.new_empty(1, conv.out_channels, height, width)
@@ -88,7 +90,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _upsample(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Twice the size, by nearest neighbours and a convolution."""
     height, width = x.shape[-2:]
-    rows = max(1, CONVOLVED_PIXELS // (4 * width))
+    rows = _rows(height, 4 * width)
     made = x.new_empty(1, conv.out_channels, 2 * height, 2 * width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -98,6 +100,12 @@ def _upsample(conv: nn.Conv2d, x: Tensor) -> Tensor:
         strip = F.pad(strip, (0, 0, 1 - above, 1 - below))
         made[:, :, 2 * top : 2 * bottom] = _strip(conv, strip)
     return made
+
+
+def _rows(height: int, pixels: int) -> int:
+    """Rows of a strip, of `pixels` in each row: strips are of about one height."""
+    strips = min(height, math.ceil(height * pixels / CONVOLVED_PIXELS))
+    return math.ceil(height / strips)
 
 
 def _strip(conv: nn.Conv2d, strip: Tensor) -> Tensor:

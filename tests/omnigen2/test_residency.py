@@ -162,6 +162,15 @@ def test_files_that_are_overwritten_while_weights_rest_in_them_are_noticed(tmp_p
         model.generate("a", width=32, height=32, steps=1, seed=1)
 
 
+def test_a_file_that_is_cut_short_while_it_is_used_is_noticed_at_the_next_block(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    model = loaded("stream", folder=folder)
+    file = next((folder / "transformer").glob("*.safetensors"))
+    model.pipeline.transformer.layers[0].register_forward_hook(lambda *_: os.truncate(file, 0))
+    with pytest.raises(OSError, match="overwritten"):
+        model.generate("a", width=32, height=32, steps=1, seed=1)
+
+
 def test_files_that_were_only_touched_are_still_the_same(tmp_path: Path) -> None:
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     model = loaded("stream", folder=folder)
