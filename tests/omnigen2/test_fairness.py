@@ -11,7 +11,7 @@ from omnigen2.denoise import Denoiser, Sample
 from omnigen2.engine.engine import Engine
 from omnigen2.engine.turns import Turns
 from omnigen2.model import OmniGen2
-from omnigen2.network.writing import Writer
+from omnigen2.network.writing import Text, Writer
 from omnigen2.params import Decoding
 from omnigen2.task import Progress, TextTask, Ticket
 from tests.omnigen2.golden import PIPELINE
@@ -33,9 +33,9 @@ class Device:
                 sample.index += 1
             return []
 
-        def write(self: Writer) -> None:
+        def write(self: Writer, chosen: Sequence[Text]) -> None:
             device.idle("texts", device.text_s)
-            for text in self.texts:
+            for text in chosen:
                 text.written.append(0)
 
         monkeypatch.setattr(Denoiser, "step", step)

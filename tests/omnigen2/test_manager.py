@@ -153,7 +153,7 @@ def test_a_model_too_big_for_the_device_is_refused_with_numbers(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "free_bytes", lambda device: 10)
-    with pytest.raises(OutOfMemory, match=r"needs 0\.3 GB on cpu.*such as nano"):
+    with pytest.raises(OutOfMemory, match=r"needs 0\.1 GB on cpu.*such as nano"):
         manager.acquire().result(60)
 
 

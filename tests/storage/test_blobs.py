@@ -87,7 +87,7 @@ def test_a_url_opens_the_store_in_a_folder(tmp_path: Path):
     for url in ((tmp_path / "with space").as_uri(), str(tmp_path / "with space")):
         with open_store(url) as store:
             assert store.path == tmp_path / "with space"
-    with pytest.raises(InvalidArgument, match="nonsense://x/blobs names no object store"):
+    with pytest.raises(InvalidArgument, match="nonsense://x/ names no object store"):
         open_store("nonsense://x")
 
 
