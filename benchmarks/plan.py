@@ -107,15 +107,22 @@ class Case:
         """What a step takes if each block is compiled, and how long it takes on some GPUs: computed."""
         compiled = self.compiled_step()
         in_fp8 = self.blocks.product_flop if self.quantize == "fp8" else 0
-        machines = [m for m in MACHINES if m.fp8_products or not in_fp8]
-        steps = {m.name: m.seconds(self.stages["step"], in_fp8) for m in machines}
-        fast = {m.name: m.seconds(compiled, in_fp8) for m in machines}
+
+        def seconds(step: Work, steps: int, digits: int) -> dict[str, float | None]:
+            return {
+                own.name: round(steps * own.seconds(step, in_fp8), digits)
+                if own.fp8_products or not in_fp8
+                else None  # it cannot multiply such values
+                for own in MACHINES
+            }
+
+        written = self.stages["step"]
         return {
             "compiled_elementwise_gb": _gb(compiled.elementwise_bytes),
             "compiled_kernels": compiled.kernels,
-            **{f"{name}_step_s": round(seconds, 4) for name, seconds in steps.items()},
-            **{f"{name}_50_steps_s": round(50 * seconds, 2) for name, seconds in steps.items()},
-            **{f"{name}_compiled_50_steps_s": round(50 * seconds, 2) for name, seconds in fast.items()},
+            **{f"{name}_step_s": took for name, took in seconds(written, 1, 4).items()},
+            **{f"{name}_50_steps_s": took for name, took in seconds(written, 50, 2).items()},
+            **{f"{name}_compiled_50_steps_s": took for name, took in seconds(compiled, 50, 2).items()},
         }
 
 
@@ -245,7 +252,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         if not number:
             yield f"| {' | '.join(name.replace('_', ' ') for name in shown)} |"
             yield f"|{'---|' * 4}{'---:|' * (len(shown) - 4)}"
-        yield f"| {' | '.join(map(str, shown.values()))} |"
+        yield f"| {' | '.join('' if value is None else str(value) for value in shown.values())} |"
 
 
 def main() -> None:

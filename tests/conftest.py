@@ -72,6 +72,7 @@ SLOW = {
     "storage/test_faults.py": "a fault in every operation on files",
     "storage/test_hostile_records.py": "many stores that are damaged and opened",
     "storage/test_ingest.py": "thousands of hostile files",
+    "storage/test_lease.py": "leases that run out",
     "storage/test_maintenance.py": "thousands of foreign files",
     "storage/test_permissions.py": "processes under other umasks",
     "storage/test_processes.py": "eight processes on one store",
