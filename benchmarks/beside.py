@@ -230,6 +230,8 @@ def table(rows: list[Beside]) -> Iterator[str]:
             told = _told(counted)
             values = [*told["step"].values(), told["request"]["tflop"], told["peak_gb"]]
             yield f"| {row.case} | {name} | {' | '.join(map(str, values))} |"
+        if len(sides) > 1 and (step := _told(row.ours).get("compiled_step")):
+            yield f"| {row.case} | ours, compiled | {' | '.join(map(str, step.values()))} | | |"
     yield ""
     yield f"| case | reference with | GPU | reference | eager | compiled | {' | '.join(SPEEDS)} |"
     yield f"|---|---|---|{'---:|' * (3 + len(SPEEDS))}"

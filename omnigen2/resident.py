@@ -19,7 +19,10 @@ GAP_S = 1.0
 
 @dataclass(eq=False)
 class Resident:
+    """One model of a `Manager`, from when it is asked for. Times are those of `time.monotonic`."""
+
     backend: "Future[Backend]" = field(default_factory=Future)
+    """The loaded model, or why it could not be loaded."""
     last_used: float = field(default_factory=time.monotonic)
     stale: bool = False
     """Whether its weights are others than those on disk now."""
@@ -36,6 +39,7 @@ class Resident:
 
     @property
     def ready(self) -> bool:
+        """Whether it is loaded."""
         return self.backend.done() and self.backend.exception() is None
 
     @property

@@ -26,6 +26,7 @@ class Source:
 
     @property
     def device(self) -> torch.device:
+        """The device on which it computes."""
         return pick_device(self.placement.device)
 
     @property

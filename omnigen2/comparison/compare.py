@@ -33,9 +33,8 @@ SAME_LEVELS = 2
 """Levels of 255 by which exact pictures in float32 may differ: both compute the same, up to rounding."""
 SAME_DB = 25.0
 """Likeness of the pictures below which a comparison in another precision or speed means nothing."""
-
-
 PROMPT = "a red circle beside a blue square, number {}, variant {}"
+"""The words of a request: of a round, and of one of those at once."""
 
 
 class Case(NamedTuple):

@@ -73,7 +73,7 @@ def token_bytes(hidden: int, inner: int, itemsize: int, *, in_fp8: bool = False)
 
     There is most in a feed-forward layer: two products, and the tokens before, between and after. If it
     multiplies 8-bit floats (`Fp8Linear`), as it is written: the product, a copy that is padded, one in
-    float32, and one in 8 bits. Compiled, these are never made; but what has adapters runs as it is written.
+    float32, and one in 8 bits. Compiled, these are never made, which is not counted on.
     """
     return itemsize * (2 * inner + 5 * hidden) + (inner * (4 + 1) if in_fp8 else 0)
 

@@ -127,21 +127,9 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(channels, eps)
         self.ffn_norm2 = RMSNorm(channels, eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Tensor,
-        bounds: Tensor,
-        longest: int,
-        time: Tensor | None = None,
-        owner: Tensor | None = None,
-        rows: Tensor | None = None,
-        *,
-        by: Callable[..., Tensor] | None = None,
-    ) -> Tensor:
-        """As `compute`, by its compiled form if there is one: hooks of the block run around it."""
-        others = () if time is None else (time, owner) if rows is None else (time, owner, rows)
-        return (by or Block.compute)(self, x, rotation, bounds, longest, *others)
+    def forward(self, *inputs: Any, by: Callable[..., Tensor] | None = None) -> Tensor:
+        """`compute(*inputs)`, by its compiled form if there is one: hooks of the block run around it."""
+        return (by or Block.compute)(self, *inputs)
 
     def compute(
         self,
